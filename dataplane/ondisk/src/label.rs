@@ -1,0 +1,100 @@
+//! The pool label: what a device says about the pool it belongs to.
+
+use crate::page::PageHeader;
+use crate::{DEVICES_MAX, SHARDS_MAX, page};
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// One device in the label's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct DeviceRow {
+    /// Identity of the device within the pool.
+    pub uuid: [u8; 16],
+    /// Size used, in 4 KiB blocks, both labels included.
+    pub size_blocks: U64,
+    /// Blocks of this device that each shard owns.
+    pub slice_blocks: U64,
+}
+
+/// Feature flags in three grades, as in ext4: what an older program may do with a pool whose flags
+/// it does not know.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
+#[repr(C)]
+pub struct FeatureFlags {
+    /// Unknown bit set: do not open.
+    pub incompatible: U64,
+    /// Unknown bit set: open read-only.
+    pub read_only_compatible: U64,
+    /// Unknown bit set: ignore.
+    pub compatible: U64,
+}
+
+/// The label at block 0 and at the last block of every device.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct PoolLabel {
+    /// Kind [`page::PageKind::PoolLabel`].
+    pub header: PageHeader,
+    /// Name of the pool, UTF-8, padded with zeros.
+    pub name: [u8; 64],
+    /// Feature flags.
+    pub features: FeatureFlags,
+    /// When the pool was made, nanoseconds since the Unix epoch.
+    pub created_ns: U64,
+    /// Raised by one each time the labels are rewritten.
+    pub sequence: U64,
+    /// Devices in the pool.
+    pub device_count: U16,
+    /// This device's row in `devices`.
+    pub device_index: U16,
+    /// Shards in the pool, fixed when the pool is made.
+    pub shard_count: U16,
+    /// Zero.
+    pub reserved_a: U16,
+    /// Pages of each shard's log ring.
+    pub log_pages: U32,
+    /// Zero.
+    pub reserved_b: U32,
+    /// The devices, `device_count` of them.
+    pub devices: [DeviceRow; DEVICES_MAX],
+    /// Zero.
+    pub reserved: [u8; 1896],
+}
+
+const _: () = assert!(size_of::<PoolLabel>() == page::PAGE_BYTES);
+
+impl PoolLabel {
+    /// Reads a label and checks every field.
+    ///
+    /// # Errors
+    /// [`page::Damage`] that names what is wrong.
+    pub fn parse(bytes: &[u8]) -> Result<Self, page::Damage> {
+        page::verify(bytes, page::PageKind::PoolLabel, None)?;
+        let label = Self::read_from_bytes(bytes).expect("verified to be a whole page");
+        let devices = usize::from(label.device_count.get());
+        if devices == 0 || devices > DEVICES_MAX {
+            return Err(page::Damage::Field("device_count"));
+        }
+        if usize::from(label.device_index.get()) >= devices {
+            return Err(page::Damage::Field("device_index"));
+        }
+        if label.shard_count.get() == 0 || label.shard_count.get() > SHARDS_MAX {
+            return Err(page::Damage::Field("shard_count"));
+        }
+        if label.features.incompatible.get() != 0 {
+            return Err(page::Damage::Field("features.incompatible"));
+        }
+        crate::layout::Layout::of(&label)?;
+        Ok(label)
+    }
+
+    /// The pool's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        let end = self.name.iter().position(|&b| b == 0).unwrap_or(self.name.len());
+        core::str::from_utf8(&self.name[..end]).unwrap_or("?")
+    }
+}

@@ -1,0 +1,282 @@
+//! Commands from the control plane to one shard, and what a shard tells in return.
+
+use crate::ids::{ShardIndex, SnapshotId, TimeStamp, VolumeId};
+use crate::request::RequestError;
+
+/// The sender's own mark on a command; comes back with its event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+/// A command to a shard. Every command is answered by exactly one event that carries its ticket;
+/// `Cut` may be followed by one more ([`EventKind::HoldExpired`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ShardCommand {
+    /// The shard gets its share of a new volume; answered when durable. Idempotent.
+    CreateVolume {
+        /// The volume.
+        volume: VolumeId,
+        /// Blocks of this shard's share.
+        share_blocks: u64,
+    },
+    /// The share gets a new size; blocks beyond it are discarded; answered when durable. Idempotent.
+    ResizeVolume {
+        /// The volume.
+        volume: VolumeId,
+        /// Blocks of this shard's share.
+        share_blocks: u64,
+    },
+    /// The share and all its intermediate snapshots are to be freed in the background; answered when the
+    /// intent is durable. Idempotent.
+    DeleteVolume {
+        /// The volume.
+        volume: VolumeId,
+    },
+    /// Reserve what a cut needs. Answered by `Prepared` or `Refused`.
+    Prepare {
+        /// The snapshot to be.
+        snapshot: SnapshotId,
+        /// Its volumes on this shard.
+        volumes: Vec<VolumeId>,
+    },
+    /// Freeze the maps now, between two requests, and hold the answers that depend on anything newer, until
+    /// `Release`, `Abort` or the deadline. Answered by `Taken` at once.
+    Cut {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// Its time stamp.
+        time_stamp: TimeStamp,
+        /// Monotonic time at which the shard aborts and releases by itself.
+        deadline_ns: u64,
+    },
+    /// Let the held answers go. Answered by `Released` with the figures of the hold.
+    Release {
+        /// The snapshot.
+        snapshot: SnapshotId,
+    },
+    /// Make the intermediate snapshot durable. Answered by `Durable`, or `Refused` if it was aborted.
+    Persist {
+        /// The snapshot.
+        snapshot: SnapshotId,
+    },
+    /// The snapshot is not to be: drop the frozen maps, release. Answered by `Aborted`, whatever the state.
+    Abort {
+        /// The snapshot.
+        snapshot: SnapshotId,
+    },
+    /// Free an intermediate snapshot in the background; answered when the intent is durable. Idempotent.
+    DeleteSnapshot {
+        /// The volume.
+        volume: VolumeId,
+        /// The snapshot.
+        snapshot: SnapshotId,
+    },
+    /// Store a catalog row (shard 0); answered when durable.
+    CatalogPut {
+        /// Key, at most 255 bytes.
+        key: Vec<u8>,
+        /// Value, at most 3072 bytes.
+        value: Vec<u8>,
+    },
+    /// Remove a catalog row (shard 0); answered when durable. Idempotent.
+    CatalogDelete {
+        /// Key.
+        key: Vec<u8>,
+    },
+    /// Make a checkpoint now; answered when it is durable and the log is empty behind it.
+    Checkpoint,
+    /// Answered by `Status`.
+    Status,
+    /// Answered by `Snapshots`: the shard's intermediate snapshots of this volume.
+    ListSnapshots {
+        /// The volume.
+        volume: VolumeId,
+    },
+}
+
+/// What a shard tells the control plane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardEvent {
+    /// The shard.
+    pub shard: ShardIndex,
+    /// The ticket of the command, or `None` if nobody asked.
+    pub ticket: Option<Ticket>,
+    /// What happened.
+    pub kind: EventKind,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// Done, and durable.
+    Done,
+    /// Not done.
+    Failed(RequestError),
+    /// Ready to cut.
+    Prepared,
+    /// Will not cut; `reason` says why.
+    Refused {
+        /// Why.
+        reason: RefusedReason,
+    },
+    /// The maps are frozen, answers are held.
+    Taken,
+    /// The answers went out.
+    Released(HoldFigures),
+    /// The intermediate snapshot is durable.
+    Durable,
+    /// No trace is left, or will be left.
+    Aborted,
+    /// The deadline passed: the shard aborted and released by itself.
+    HoldExpired {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// The figures of the hold.
+        figures: HoldFigures,
+    },
+    /// Figures of the shard.
+    Status(Box<ShardStatus>),
+    /// Intermediate snapshots of a volume, oldest first.
+    Snapshots(Vec<IntermediateSnapshotStatus>),
+    /// Something an operator should know.
+    Notice(Notice),
+}
+
+/// Why a shard will not cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusedReason {
+    /// A volume is not there.
+    NoSuchVolume(VolumeId),
+    /// Another cut of the volume is going on.
+    Busy,
+    /// No space for the metadata.
+    NoSpace,
+    /// The shard stopped writing after a device error.
+    ShardStopped,
+    /// The snapshot was aborted before (deadline).
+    Aborted,
+}
+
+/// The price of one cut on one shard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HoldFigures {
+    /// From the cut to the release.
+    pub hold_ns: u64,
+    /// Answers held.
+    pub answers_held: u64,
+    /// The longest that one answer was held.
+    pub answer_held_ns_max: u64,
+}
+
+/// Something an operator should know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// A block or page did not match its checksum.
+    Corrupt {
+        /// Where.
+        address: crate::ids::DeviceAddress,
+    },
+    /// The shard stopped writing.
+    Stopped {
+        /// Which operation failed.
+        operation: &'static str,
+        /// How.
+        error: crate::ports::DeviceError,
+    },
+    /// An intermediate snapshot is gone and its space is free.
+    SnapshotFreed {
+        /// The volume.
+        volume: VolumeId,
+        /// The snapshot.
+        snapshot: SnapshotId,
+    },
+    /// A volume's share is gone and its space is free.
+    VolumeFreed {
+        /// The volume.
+        volume: VolumeId,
+    },
+}
+
+/// An intermediate snapshot, as told by its shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IntermediateSnapshotStatus {
+    /// The overall snapshot.
+    pub snapshot: SnapshotId,
+    /// The last epoch it holds.
+    pub epoch: u32,
+    /// Its time stamp.
+    pub time_stamp: TimeStamp,
+    /// Blocks mapped by the point-in-time copy.
+    pub mapped_blocks: u64,
+    /// The change log behind it (what was written after it, up to the next snapshot or now): blocks.
+    pub changed_blocks: u64,
+    /// First change after it, nanoseconds since the Unix epoch, 0 if none.
+    pub first_change_ns: u64,
+    /// Last change after it.
+    pub last_change_ns: u64,
+    /// To be freed.
+    pub deleting: bool,
+}
+
+/// Figures of a shard.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ShardStatus {
+    /// Blocks that can hold data or map pages.
+    pub total_blocks: u64,
+    /// Blocks in use.
+    pub used_blocks: u64,
+    /// Blocks that come free with the next checkpoint.
+    pub pending_blocks: u64,
+    /// Parts read.
+    pub reads: u64,
+    /// Parts written.
+    pub writes: u64,
+    /// Parts discarded.
+    pub discards: u64,
+    /// Flushes.
+    pub flushes: u64,
+    /// Bytes read for clients.
+    pub read_bytes: u64,
+    /// Bytes written for clients.
+    pub written_bytes: u64,
+    /// Write operations sent to the devices for data: several small writes may go as one.
+    pub device_writes: u64,
+    /// Read operations sent to the devices for data.
+    pub device_reads: u64,
+    /// Log pages written.
+    pub log_pages: u64,
+    /// Bytes of the log ring in use.
+    pub log_used_bytes: u64,
+    /// Bytes of the log ring.
+    pub log_bytes: u64,
+    /// Checkpoints made.
+    pub checkpoints: u64,
+    /// Map pages read from the devices.
+    pub map_misses: u64,
+    /// Map pages in memory.
+    pub map_pages_cached: u64,
+    /// Checksum mismatches seen.
+    pub corrupt_blocks: u64,
+    /// Device errors seen.
+    pub device_errors: u64,
+    /// Whether the shard stopped writing.
+    pub stopped: bool,
+    /// Requests being worked on.
+    pub in_flight: u64,
+    /// Per volume: share and mapped blocks.
+    pub volumes: Vec<VolumeShareStatus>,
+}
+
+/// One volume's share on a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VolumeShareStatus {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Size of the share.
+    pub share_blocks: u64,
+    /// Blocks mapped by the live map.
+    pub mapped_blocks: u64,
+    /// Current epoch.
+    pub epoch: u32,
+    /// Intermediate snapshots, those to be freed included.
+    pub snapshots: u64,
+}

@@ -1,0 +1,26 @@
+//! What happens to a request between "it arrived" and "the device did it".
+//!
+//! Everything here is pure: no system call, no clock, no thread, no randomness. Time comes in as
+//! [`Now`], device operations go out through [`ports::BlockDevice`], answers through an [`Outbox`].
+//! The poll loop drives these types with io_uring, the simulator drives the very same types with a
+//! simulated device and a seed.
+
+pub mod command;
+pub mod host_view;
+pub mod ids;
+pub mod ports;
+pub mod request;
+
+pub use command::{ShardCommand, ShardEvent, Ticket};
+pub use ids::{
+    BlockIndex, DeviceAddress, DeviceIndex, Epoch, Now, ShardIndex, ShareBlock, SnapshotId, TimeStamp,
+    VolumeId, VolumeOffset,
+};
+pub use request::{RequestError, RequestKind, ShardAnswer, ShardRequest, Token, View};
+
+/// Size of a block, in bytes.
+pub const BLOCK_BYTES: usize = stillpoint_ondisk::BLOCK_BYTES;
+/// Bytes of one part of a request at most: what one [`ports::Buffer`] holds.
+pub const PART_BYTES_MAX: usize = 1 << 20;
+/// Blocks of one part of a request at most.
+pub const PART_BLOCKS_MAX: u32 = (PART_BYTES_MAX / BLOCK_BYTES) as u32;
