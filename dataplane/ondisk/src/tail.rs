@@ -5,11 +5,12 @@
 //! | header page | segment 0 | segment 1 |
 //! ```
 //! Records are appended to one segment; when its records have been written to the log ring the segment
-//! is started anew, while the other one fills. A segment has no length field: its records run from its
-//! start up to the first that is not sound or whose LSN is not one more than the one before.
+//! is started anew, while the other one fills. A segment starts with a [`SegmentHeader`] that says where
+//! in the log its first record belongs; a segment that does not fit the log is ignored. It has no length
+//! field: its records run up to the first that is not sound or whose LSN is not one more than the one before.
 
 use crate::page::{self, Damage, PageHeader, PageKind};
-use zerocopy::little_endian::{U16, U32};
+use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Bytes of one segment.
@@ -67,5 +68,41 @@ impl TailHeader {
             return Err(Damage::Field("segment_bytes"));
         }
         Ok(())
+    }
+}
+
+/// The start of a segment: the place in the log at which its records go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct SegmentHeader {
+    /// CRC32C of the rest of this header.
+    pub crc32c: U32,
+    /// CRC32C of the log page before `sequence`.
+    pub previous_crc32c: U32,
+    /// Sequence of the log page that the segment's first record will go to.
+    pub sequence: U64,
+    /// LSN of the segment's first record.
+    pub first_lsn: U64,
+}
+
+impl SegmentHeader {
+    /// A header with its CRC.
+    #[must_use]
+    pub fn new(sequence: u64, previous_crc32c: u32, first_lsn: u64) -> Self {
+        let mut header = Self {
+            crc32c: 0.into(),
+            previous_crc32c: previous_crc32c.into(),
+            sequence: sequence.into(),
+            first_lsn: first_lsn.into(),
+        };
+        header.crc32c = crate::crc32c(&header.as_bytes()[4..]).into();
+        header
+    }
+
+    /// The header at the start of a segment, if there is a sound one.
+    #[must_use]
+    pub fn parse(segment: &[u8]) -> Option<Self> {
+        let (header, _) = Self::read_from_prefix(segment).ok()?;
+        (header.crc32c.get() == crate::crc32c(&header.as_bytes()[4..])).then_some(header)
     }
 }
