@@ -1,0 +1,371 @@
+//! The messages between the control plane and the poll loops.
+//!
+//! The control plane is ordinary async code on a thread of its own; a poll loop owns everything that is on the path
+//! of a request and shares nothing. They meet only here: a bounded mailbox per processor (messages in,
+//! answers by one-shot channels) and one channel of notices back. A poll loop takes a message between two
+//! turns, so nothing here is on the path of a request.
+//!
+//! ```text
+//! control plane                                   processor p
+//!   OpenPool on every processor, wait for all      opens its shards, tells what it recovered
+//!   Exports(table), wait for all                   sessions may now open these exports
+//!   Shard / CreateSnapshot / Status ...            answers when done
+//!   Exports(table without the pool), wait for all  ends the sessions of what is gone
+//!   ClosePool on every processor                   finishes, makes a checkpoint, closes its devices
+//!   Stop                                           the thread ends
+//! ```
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+use stillpoint_coordinator::{OverallSnapshot, SnapshotError, SnapshotRequest};
+use stillpoint_ondisk::layout::Layout;
+use stillpoint_processor::command::{EventKind, IntermediateSnapshotStatus, Notice, VolumeShareStatus};
+use stillpoint_processor::host_view::HostView;
+use stillpoint_processor::{ShardCommand, ShardIndex};
+use tokio::sync::{mpsc, oneshot};
+
+/// Messages that may wait in one mailbox.
+pub const MAILBOX_MAX: usize = 1024;
+/// Notices that may wait for the control plane; further ones are dropped and counted.
+pub const NOTICES_MAX: usize = 4096;
+
+/// A pool that is open, by the number of its place; places are used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PoolIndex(pub u16);
+
+/// A processor, by the number of its poll loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProcessorIndex(pub u16);
+
+/// A message to a poll loop.
+#[derive(Debug)]
+pub enum ToProcessor {
+    /// Open the shards of a pool that this processor is to own, and its own handles on the devices. Every
+    /// processor gets this for every pool, even if it owns none of its shards: its sessions send requests
+    /// to the owners.
+    OpenPool {
+        /// The pool's place; free until now.
+        pool: PoolIndex,
+        /// What to open.
+        part: Box<PoolPart>,
+        /// Answered when the shards are open; requests are taken from then on.
+        reply: oneshot::Sender<Result<Vec<RecoveredShard>, OpenPoolError>>,
+    },
+    /// Finish the requests, make a checkpoint of every shard, close the devices. No export refers to the pool
+    /// any more.
+    ClosePool {
+        /// The pool.
+        pool: PoolIndex,
+        /// Answered when all is closed; `Err` says what could not be made durable by the checkpoint (the log
+        /// still has it).
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    /// A command to a shard that this processor owns.
+    Shard {
+        /// The pool.
+        pool: PoolIndex,
+        /// The shard.
+        shard: ShardIndex,
+        /// The command; never one of those that belong to the coordinator.
+        command: ShardCommand,
+        /// The event that answers it; never `Notice`.
+        reply: oneshot::Sender<EventKind>,
+    },
+    /// Take a snapshot. Processor 0 runs the coordinator of every pool.
+    CreateSnapshot {
+        /// The pool.
+        pool: PoolIndex,
+        /// The snapshot.
+        request: SnapshotRequest,
+        /// Answered when the commit record is durable, or when it is clear that it never will be.
+        reply: oneshot::Sender<Result<OverallSnapshot, SnapshotError>>,
+    },
+    /// From now on these are the exports.
+    Exports {
+        /// The whole table.
+        table: Arc<ExportTable>,
+        /// Answered when every session of an export that is gone (or shows something else now) has ended
+        /// and none of its requests is in flight.
+        reply: oneshot::Sender<()>,
+    },
+    /// Accept connections from this listener. Every processor gets a handle on the same socket; the kernel
+    /// spreads the connections.
+    Listen {
+        /// The listener; every connection speaks NBD.
+        listener: Listener,
+    },
+    /// Accept no further connections.
+    Unlisten,
+    /// Tell the figures of the processor.
+    Status {
+        /// The figures.
+        reply: oneshot::Sender<ProcessorStatus>,
+    },
+    /// End the thread. All pools are closed, all sessions are ended first.
+    Stop {
+        /// Answered just before the thread ends.
+        reply: oneshot::Sender<()>,
+    },
+}
+
+/// A listening socket of the NBD server.
+#[derive(Debug)]
+pub enum Listener {
+    /// A unix socket.
+    Unix(UnixListener),
+    /// A TCP socket.
+    Tcp(TcpListener),
+}
+
+impl Listener {
+    /// Another handle on the same socket.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn try_clone(&self) -> std::io::Result<Self> {
+        Ok(match self {
+            Self::Unix(listener) => Self::Unix(listener.try_clone()?),
+            Self::Tcp(listener) => Self::Tcp(listener.try_clone()?),
+        })
+    }
+}
+
+/// What one processor opens of a pool.
+#[derive(Clone, Debug)]
+pub struct PoolPart {
+    /// Name of the pool, for messages.
+    pub name: String,
+    /// Where things lie; the devices' labels have been read and agree with it.
+    pub layout: Layout,
+    /// Path of each device, in label order.
+    pub devices: Vec<PathBuf>,
+    /// The shards that this processor owns.
+    pub shards: Vec<ShardIndex>,
+    /// The owner of every shard: element `i` owns shard `i`.
+    pub owners: Vec<ProcessorIndex>,
+    /// How to open them.
+    pub options: PoolOptions,
+}
+
+/// How a pool is opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolOptions {
+    /// Map pages kept in memory, over all shards of the pool, in bytes.
+    pub map_cache_bytes: u64,
+    /// Directory on tmpfs for the log tails; `None`: there is no log tail, records go to the log before the
+    /// acknowledgement.
+    pub tail_directory: Option<PathBuf>,
+}
+
+/// What a shard brought back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecoveredShard {
+    /// The shard.
+    pub shard: ShardIndex,
+    /// Its shares of volumes.
+    pub volumes: Vec<VolumeShareStatus>,
+    /// Its intermediate snapshots, per volume.
+    pub snapshots: Vec<(stillpoint_processor::VolumeId, Vec<IntermediateSnapshotStatus>)>,
+    /// The catalog rows, on shard 0; empty elsewhere.
+    pub catalog: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Log records replayed from the devices.
+    pub log_records: u64,
+    /// Log records replayed from the log tail.
+    pub tail_records: u64,
+    /// How long it took.
+    pub recovery_ns: u64,
+    /// What an operator should know about the recovery, in words.
+    pub remarks: Vec<String>,
+}
+
+/// Why a processor did not open its part of a pool. Nothing of it is open then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenPoolError {
+    /// The shard, or `None` if it was a device.
+    pub shard: Option<ShardIndex>,
+    /// The device, if it was one.
+    pub device: Option<PathBuf>,
+    /// What happened, in words.
+    pub message: String,
+}
+
+impl fmt::Display for OpenPoolError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(device) = &self.device {
+            write!(f, "device {}: ", device.display())?;
+        }
+        if let Some(shard) = self.shard {
+            write!(f, "shard {}: ", shard.0)?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for OpenPoolError {}
+
+/// One export: a volume or a snapshot under a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Export {
+    /// Its name, as clients ask for it.
+    pub name: String,
+    /// The pool.
+    pub pool: PoolIndex,
+    /// What a session sees, and whether it may write.
+    pub host_view: HostView,
+    /// A line about it, for clients that ask.
+    pub description: String,
+}
+
+/// All exports of the appliance, by name. A table is never changed: a new one replaces it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExportTable {
+    exports: BTreeMap<String, Export>,
+}
+
+impl ExportTable {
+    /// A table of these exports; of two with one name the later one stays.
+    #[must_use]
+    pub fn new(exports: impl IntoIterator<Item = Export>) -> Self {
+        Self {
+            exports: exports
+                .into_iter()
+                .map(|export| (export.name.clone(), export))
+                .collect(),
+        }
+    }
+
+    /// The export of this name; the empty name means the only export, if there is only one.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<&Export> {
+        if name.is_empty() && self.exports.len() == 1 {
+            return self.exports.values().next();
+        }
+        self.exports.get(name)
+    }
+
+    /// All exports, by name.
+    pub fn iter(&self) -> impl Iterator<Item = &Export> {
+        self.exports.values()
+    }
+}
+
+/// Figures of one processor.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProcessorStatus {
+    /// The core that the thread is pinned to.
+    pub core: Option<u32>,
+    /// NBD sessions.
+    pub sessions: u64,
+    /// Requests of its sessions since the start.
+    pub requests: u64,
+    /// Parts done for the sessions of other processors since the start.
+    pub forwarded: u64,
+    /// Turns of the poll loop.
+    pub turns: u64,
+    /// Times it went to sleep.
+    pub sleeps: u64,
+    /// System calls that submitted or waited.
+    pub ring_enters: u64,
+    /// Buffers that sessions and shards hold right now, in bytes.
+    pub buffer_bytes_used: u64,
+    /// Memory for buffers, in bytes.
+    pub buffer_bytes: u64,
+    /// What kind of memory the buffers have ("huge pages", "transparent huge pages", "plain").
+    pub buffer_memory: &'static str,
+}
+
+/// Something that a shard told without being asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardNotice {
+    /// The pool.
+    pub pool: PoolIndex,
+    /// The shard.
+    pub shard: ShardIndex,
+    /// What.
+    pub notice: Notice,
+}
+
+/// Where poll loops put notices.
+pub type NoticeSender = mpsc::Sender<ShardNotice>;
+
+/// Wakes a poll loop that may sleep.
+pub trait Wake: Send + Sync {
+    /// Makes the poll loop look into its mailbox soon. Never blocks.
+    fn wake(&self);
+}
+
+/// The control plane's end of a processor's mailbox.
+#[derive(Clone)]
+pub struct Mailbox {
+    sender: Sender<ToProcessor>,
+    wake: Arc<dyn Wake>,
+}
+
+impl fmt::Debug for Mailbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mailbox")
+            .field("waiting", &self.sender.len())
+            .finish()
+    }
+}
+
+/// Why a message was not taken or not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MailboxError {
+    /// [`MAILBOX_MAX`] messages are waiting already.
+    Full,
+    /// The poll loop has ended.
+    Ended,
+}
+
+impl fmt::Display for MailboxError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full => write!(f, "{MAILBOX_MAX} messages are waiting for this processor already"),
+            Self::Ended => f.write_str("the processor's poll loop has ended"),
+        }
+    }
+}
+
+impl std::error::Error for MailboxError {}
+
+/// A mailbox: the control plane's end and the poll loop's.
+#[must_use]
+pub fn mailbox(wake: Arc<dyn Wake>) -> (Mailbox, Receiver<ToProcessor>) {
+    let (sender, receiver) = crossbeam_channel::bounded(MAILBOX_MAX);
+    (Mailbox { sender, wake }, receiver)
+}
+
+impl Mailbox {
+    /// Puts a message in and wakes the poll loop.
+    ///
+    /// # Errors
+    /// [`MailboxError`]; the message is dropped, and its reply channel with it.
+    pub fn send(&self, message: ToProcessor) -> Result<(), MailboxError> {
+        self.sender.try_send(message).map_err(|error| match error {
+            TrySendError::Full(_) => MailboxError::Full,
+            TrySendError::Disconnected(_) => MailboxError::Ended,
+        })?;
+        self.wake.wake();
+        Ok(())
+    }
+
+    /// Puts in the message that `message` makes of a reply channel, and waits for the reply.
+    ///
+    /// # Errors
+    /// [`MailboxError::Ended`] also if the poll loop ended before it answered.
+    pub async fn ask<R>(
+        &self,
+        message: impl FnOnce(oneshot::Sender<R>) -> ToProcessor,
+    ) -> Result<R, MailboxError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(message(reply))?;
+        answer.await.map_err(|_| MailboxError::Ended)
+    }
+}
