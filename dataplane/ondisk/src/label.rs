@@ -85,7 +85,11 @@ impl PoolLabel {
             return Err(page::Damage::Field("shard_count"));
         }
         if label.features.incompatible.get() != 0 {
-            return Err(page::Damage::Field("features.incompatible"));
+            return Err(page::Damage::Feature("incompatible"));
+        }
+        // Version 1 cannot open a pool read-only, so the middle grade is refused as well: safe, if strict.
+        if label.features.read_only_compatible.get() != 0 {
+            return Err(page::Damage::Feature("read-only compatible"));
         }
         crate::layout::Layout::of(&label)?;
         Ok(label)

@@ -24,6 +24,8 @@ pub mod map_page;
 pub mod page;
 pub mod record;
 pub mod tail;
+#[cfg(test)]
+mod tests;
 
 pub use checksum::crc32c;
 pub use page::{Damage, PAGE_BYTES, PageHeader, PageKind};

@@ -78,6 +78,8 @@ pub enum Damage {
     Place,
     /// A field holds a value that no version writes.
     Field(&'static str),
+    /// A feature flag is set that this version does not know and must not ignore.
+    Feature(&'static str),
 }
 
 impl fmt::Display for Damage {
@@ -95,6 +97,10 @@ impl fmt::Display for Damage {
             Self::Pool => write!(f, "page of another pool"),
             Self::Place => write!(f, "page of another place or time"),
             Self::Field(name) => write!(f, "impossible value in field {name}"),
+            Self::Feature(grade) => write!(
+                f,
+                "the pool uses {grade} features that this program does not know: use a newer program"
+            ),
         }
     }
 }

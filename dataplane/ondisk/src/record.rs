@@ -37,38 +37,38 @@ pub struct RecordHeader {
 
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-struct WriteBody {
-    volume: U32,
-    birth: U32,
-    first: U64,
-    address: U64,
+pub(crate) struct WriteBody {
+    pub(crate) volume: U32,
+    pub(crate) birth: U32,
+    pub(crate) first: U64,
+    pub(crate) address: U64,
     // followed by one U32 per block: its CRC32C
 }
 
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-struct DiscardBody {
-    volume: U32,
-    birth: U32,
-    first: U64,
-    count: U64,
+pub(crate) struct DiscardBody {
+    pub(crate) volume: U32,
+    pub(crate) birth: U32,
+    pub(crate) first: U64,
+    pub(crate) count: U64,
 }
 
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-struct VolumeBody {
-    volume: U32,
-    family: U32,
-    share_blocks: U64,
+pub(crate) struct VolumeBody {
+    pub(crate) volume: U32,
+    pub(crate) family: U32,
+    pub(crate) share_blocks: U64,
 }
 
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-struct CutBody {
-    volume: U32,
-    epoch: U32,
-    snapshot: U64,
-    time_stamp_ns: U64,
+pub(crate) struct CutBody {
+    pub(crate) volume: U32,
+    pub(crate) epoch: U32,
+    pub(crate) snapshot: U64,
+    pub(crate) time_stamp_ns: U64,
 }
 
 /// A log record. Blocks are positions in the shard's share of the volume.

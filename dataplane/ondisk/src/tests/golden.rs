@@ -1,0 +1,82 @@
+//! Pools that users have today must open tomorrow: today's code writes exactly the bytes of `golden/*.bin`
+//! and reads them back. A change of these files is a change of the format and needs a new version.
+//!
+//! `STILLPOINT_WRITE_GOLDEN=1 cargo test -p stillpoint-ondisk` writes them anew.
+
+use std::path::PathBuf;
+
+use zerocopy::FromBytes;
+
+use super::samples;
+use crate::directory::{DirectoryPage, RowKind, SnapshotRow, VolumeRow};
+use crate::log::LogPage;
+use crate::record::Record;
+
+fn golden(name: &str) -> Vec<u8> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("golden/{name}.bin"));
+    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+#[test]
+fn todays_code_writes_exactly_the_golden_bytes() {
+    for sample in samples::pages() {
+        if std::env::var_os("STILLPOINT_WRITE_GOLDEN").is_some() {
+            let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("golden/{}.bin", sample.name));
+            std::fs::write(&path, &sample.bytes).expect("the source tree is writable");
+        }
+        let expected = golden(sample.name);
+        let difference = (0..expected.len()).find(|&i| sample.bytes.get(i) != expected.get(i));
+        assert_eq!(
+            difference, None,
+            "{}.bin differs at this byte: a new format version?",
+            sample.name
+        );
+        assert_eq!(sample.bytes.len(), expected.len(), "{}.bin", sample.name);
+    }
+}
+
+#[test]
+fn todays_code_reads_the_golden_bytes() {
+    for sample in samples::pages() {
+        assert_eq!(
+            (sample.parse)(&golden(sample.name)),
+            Ok(()),
+            "{}.bin",
+            sample.name
+        );
+    }
+}
+
+#[test]
+fn the_golden_log_page_holds_every_kind_of_record_in_order() {
+    let bytes = golden("log");
+    let page = LogPage::ref_from_bytes(&bytes).expect("a page");
+    let mut rest = &page.payload[..usize::from(page.used_bytes.get())];
+    for (lsn, expected) in (samples::FIRST_LSN..).zip(samples::records()) {
+        let (found_lsn, found, length_bytes) = Record::decode(rest).expect("a sound record");
+        assert_eq!((found_lsn, found), (lsn, expected));
+        rest = &rest[length_bytes..];
+    }
+    assert!(rest.is_empty());
+}
+
+#[test]
+fn the_golden_directory_page_holds_every_kind_of_row_with_its_values() {
+    let bytes = golden("directory");
+    let page = DirectoryPage::ref_from_bytes(&bytes).expect("a page");
+    let rows = page.rows().expect("sound rows");
+    let kinds: Vec<_> = rows.iter().map(|row| row.kind).collect();
+    assert_eq!(kinds, [RowKind::Volume, RowKind::Snapshot, RowKind::Catalog]);
+    assert_eq!(
+        VolumeRow::read_from_bytes(rows[0].value),
+        Ok(samples::volume_row())
+    );
+    assert_eq!(
+        SnapshotRow::read_from_bytes(rows[1].value),
+        Ok(samples::snapshot_row())
+    );
+    assert_eq!(
+        (rows[2].key, rows[2].value),
+        (&b"volume/data"[..], &b"{\"id\":10}"[..])
+    );
+}

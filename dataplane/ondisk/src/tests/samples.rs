@@ -1,0 +1,301 @@
+//! One sample of every structure, with a different value in every field, so that swapped fields show.
+
+use zerocopy::IntoBytes;
+use zerocopy::little_endian::U32;
+
+use crate::bitmap::{BLOCKS_PER_PAGE, BitmapPage, WORDS_PER_PAGE};
+use crate::directory::{self, DirectoryPage, Row, RowKind, SnapshotRow, VolumeRow};
+use crate::header::{DIRECTORY_INDEX_MAX, ShardHeader};
+use crate::label::{DeviceRow, FeatureFlags, PoolLabel};
+use crate::log::{self, LogPage};
+use crate::map_page::{ENTRIES, MapEntry, MapPage, MapPageIdentity};
+use crate::page::{self, Damage, PageHeader, PageKind};
+use crate::record::Record;
+use crate::tail::{SEGMENT_BYTES, TailHeader};
+use crate::{DEVICES_MAX, PAGE_BYTES};
+
+pub const POOL: [u8; 16] = *b"pool-uuid-000001";
+pub const BOOT: [u8; 16] = *b"boot-uuid-000002";
+pub const SHARD: u16 = 3;
+pub const GENERATION: u64 = 0x0102_0304_0506_0708;
+
+/// A structure's name, its bytes, and how a reader accepts it.
+pub struct Sample {
+    pub name: &'static str,
+    pub bytes: Vec<u8>,
+    pub parse: fn(&[u8]) -> Result<(), Damage>,
+}
+
+/// Every kind of sealed page.
+pub fn pages() -> Vec<Sample> {
+    fn sample(name: &'static str, page: &[u8], parse: fn(&[u8]) -> Result<(), Damage>) -> Sample {
+        let mut bytes = page.to_vec();
+        page::seal(&mut bytes);
+        Sample { name, bytes, parse }
+    }
+    vec![
+        sample("label", label().as_bytes(), |b| PoolLabel::parse(b).map(drop)),
+        sample("header", header().as_bytes(), |b| {
+            ShardHeader::parse(b, POOL, SHARD).map(drop)
+        }),
+        sample("bitmap", bitmap().as_bytes(), |b| {
+            BitmapPage::parse(b, POOL, SHARD, 1, 7).map(drop)
+        }),
+        sample("log", log_page().as_bytes(), |b| {
+            LogPage::parse(b, POOL, SHARD, 900, 0xC0FF_EE00).map(drop)
+        }),
+        sample("map", map_page().as_bytes(), |b| {
+            MapPage::parse(b, POOL, &map_identity()).map(drop)
+        }),
+        sample("directory", directory_page().as_bytes(), |b| {
+            DirectoryPage::parse(b, POOL, SHARD, 5, GENERATION as u32)?
+                .rows()
+                .map(drop)
+        }),
+        sample("tail", TailHeader::new(POOL, BOOT, SHARD).as_bytes(), |b| {
+            TailHeader::check(b, POOL, BOOT, SHARD)
+        }),
+    ]
+}
+
+pub fn label() -> PoolLabel {
+    let mut name = [0; 64];
+    name[..6].copy_from_slice("größ".as_bytes());
+    let mut devices = [DeviceRow {
+        uuid: [0; 16],
+        size_blocks: 0.into(),
+        slice_blocks: 0.into(),
+    }; DEVICES_MAX];
+    for (row, size_blocks) in devices.iter_mut().zip([65_536u64, 131_072]) {
+        row.uuid = [size_blocks.leading_zeros() as u8; 16];
+        row.size_blocks = size_blocks.into();
+        row.slice_blocks = ((size_blocks - 257) / 4).into();
+    }
+    PoolLabel {
+        header: PageHeader::new(PageKind::PoolLabel, POOL),
+        name,
+        features: FeatureFlags {
+            incompatible: 0.into(),
+            read_only_compatible: 0.into(),
+            compatible: 0x8000_0000_0000_0001.into(),
+        },
+        created_ns: 1_700_000_000_000_000_001.into(),
+        sequence: 11.into(),
+        device_count: 2.into(),
+        device_index: 1.into(),
+        shard_count: 4.into(),
+        reserved_a: 0.into(),
+        log_pages: 255.into(),
+        reserved_b: 0.into(),
+        devices,
+        reserved: [0; 1896],
+    }
+}
+
+pub fn header() -> ShardHeader {
+    let mut directory_index = [MapEntry::default(); DIRECTORY_INDEX_MAX];
+    directory_index[0] = MapEntry::new(0x0100_0000_1000, 41, 0);
+    directory_index[1] = MapEntry::new(0x0000_0000_2000, 42, 0);
+    ShardHeader {
+        header: PageHeader::new(PageKind::ShardHeader, POOL),
+        generation: GENERATION.into(),
+        shard: SHARD.into(),
+        directory_index_count: 2.into(),
+        directory_pages: 257.into(),
+        log_sequence: 901.into(),
+        log_lsn: 70_001.into(),
+        log_previous_crc32c: 0xC0FF_EE00.into(),
+        reserved_a: 0.into(),
+        written_ns: 1_700_000_000_000_000_002.into(),
+        reserved_b: [0; 128],
+        directory_index,
+        reserved_c: [0; 48],
+    }
+}
+
+pub fn bitmap() -> BitmapPage {
+    let mut words = [zerocopy::little_endian::U64::from(0); WORDS_PER_PAGE];
+    for block in [0, 1, 63, 64, 1000, BLOCKS_PER_PAGE - 1] {
+        words[block / 64].set(words[block / 64].get() | 1 << (block % 64));
+    }
+    BitmapPage {
+        header: PageHeader::new(PageKind::Bitmap, POOL),
+        generation: GENERATION.into(),
+        index: 7.into(),
+        shard: SHARD.into(),
+        device: 1.into(),
+        used_blocks: 6.into(),
+        reserved: [0; 8],
+        words,
+    }
+}
+
+/// Two CRCs for the write record.
+pub static CRCS: [U32; 2] = [U32::from_bytes([1, 2, 3, 4]), U32::from_bytes([5, 6, 7, 8])];
+
+/// One record of every kind, with consecutive LSNs from [`FIRST_LSN`].
+pub fn records() -> Vec<Record<'static>> {
+    vec![
+        Record::VolumeCreate {
+            volume: 10,
+            family: 9,
+            share_blocks: 4096,
+        },
+        Record::Write {
+            volume: 10,
+            birth: 20,
+            first: 30,
+            address: 0x0100_0000_0028,
+            crcs: &CRCS,
+        },
+        Record::Discard {
+            volume: 10,
+            birth: 21,
+            first: 31,
+            count: 41,
+        },
+        Record::VolumeResize {
+            volume: 10,
+            share_blocks: 8192,
+        },
+        Record::Cut {
+            volume: 10,
+            epoch: 22,
+            snapshot: 50,
+            time_stamp_ns: 1_700_000_000_000_000_003,
+        },
+        Record::SnapshotDelete {
+            volume: 10,
+            snapshot: 50,
+        },
+        Record::CatalogPut {
+            key: b"volume/data",
+            value: b"{\"id\":10}",
+        },
+        Record::CatalogDelete { key: b"volume/data" },
+        Record::VolumeDelete { volume: 10 },
+    ]
+}
+
+pub const FIRST_LSN: u64 = 70_001;
+
+pub fn log_page() -> LogPage {
+    let mut payload = [0; log::PAYLOAD_BYTES];
+    let mut used = 0;
+    for (lsn, record) in (FIRST_LSN..).zip(records()) {
+        used += record.encode(lsn, &mut payload[used..]);
+    }
+    LogPage {
+        header: PageHeader::new(PageKind::Log, POOL),
+        sequence: 900.into(),
+        first_lsn: FIRST_LSN.into(),
+        durable_lsn: 69_999.into(),
+        previous_crc32c: 0xC0FF_EE00.into(),
+        shard: SHARD.into(),
+        used_bytes: (used as u16).into(),
+        payload,
+    }
+}
+
+pub fn map_identity() -> MapPageIdentity {
+    MapPageIdentity {
+        shard: SHARD,
+        volume: 10,
+        level: 1,
+        index: 12,
+        generation: GENERATION as u32,
+    }
+}
+
+pub fn map_page() -> MapPage {
+    let mut entries = [MapEntry::default(); ENTRIES];
+    entries[0] = MapEntry::new(0x0000_0000_1001, 0x1111_1111, 1);
+    entries[1] = MapEntry::new(0, 0, 2);
+    entries[255] = MapEntry::new(0xFFFF_FFFF_FFFF, u32::MAX, u32::MAX);
+    MapPage {
+        header: PageHeader::new(PageKind::Map, POOL),
+        index: 12.into(),
+        generation: GENERATION.into(),
+        volume: 10.into(),
+        birth: 13.into(),
+        shard: SHARD.into(),
+        level: 1,
+        reserved_a: [0; 5],
+        entries,
+        reserved_b: [0; 192],
+    }
+}
+
+pub fn volume_row() -> VolumeRow {
+    VolumeRow {
+        family: 9.into(),
+        epoch: 22.into(),
+        root: MapEntry::new(0x0100_0000_3000, 77, 22),
+        root_level: 2,
+        state: 1,
+        reserved: [0; 7],
+        share_blocks: 101.into(),
+        mapped_blocks: 102.into(),
+        cursor_leaf: 103.into(),
+        changed_blocks: 104.into(),
+        first_change_ns: 105.into(),
+        last_change_ns: 106.into(),
+    }
+}
+
+pub fn snapshot_row() -> SnapshotRow {
+    SnapshotRow {
+        epoch: 21.into(),
+        root: MapEntry::new(0x0100_0000_4000, 78, 21),
+        root_level: 1,
+        state: 1,
+        reserved: [0; 3],
+        share_blocks: 201.into(),
+        mapped_blocks: 202.into(),
+        cursor_leaf: 203.into(),
+        time_stamp_ns: 204.into(),
+        changed_blocks: 205.into(),
+        first_change_ns: 206.into(),
+        last_change_ns: 207.into(),
+    }
+}
+
+pub fn directory_page() -> DirectoryPage {
+    let (volume, snapshot) = (volume_row(), snapshot_row());
+    let rows = [
+        Row {
+            kind: RowKind::Volume,
+            key: &10u32.to_le_bytes(),
+            value: volume.as_bytes(),
+        },
+        Row {
+            kind: RowKind::Snapshot,
+            key: &[10, 0, 0, 0, 50, 0, 0, 0, 0, 0, 0, 0],
+            value: snapshot.as_bytes(),
+        },
+        Row {
+            kind: RowKind::Catalog,
+            key: b"volume/data",
+            value: b"{\"id\":10}",
+        },
+    ];
+    let mut payload = [0; directory::PAYLOAD_BYTES];
+    let used = rows
+        .iter()
+        .fold(0, |used, row| used + row.encode(&mut payload[used..]));
+    DirectoryPage {
+        header: PageHeader::new(PageKind::Directory, POOL),
+        generation: GENERATION.into(),
+        index: 5.into(),
+        shard: SHARD.into(),
+        used_bytes: (used as u16).into(),
+        reserved: [0; 16],
+        payload,
+    }
+}
+
+#[test]
+fn samples_are_whole_pages_of_the_size_that_the_tail_file_expects() {
+    assert!(pages().iter().all(|sample| sample.bytes.len() == PAGE_BYTES));
+    assert_eq!(SEGMENT_BYTES % PAGE_BYTES, 0);
+}
