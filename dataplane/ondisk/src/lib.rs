@@ -12,8 +12,10 @@
 //! | map page | anywhere in the shard's data area | [`map_page`] |
 //! | directory page | anywhere in the shard's data area | [`directory`] |
 //! | log tail | a file on tmpfs, not on a device | [`tail`] |
+//! | catalog row | in directory pages of shard 0, as key and value | [`catalog`] |
 
 pub mod bitmap;
+pub mod catalog;
 pub mod checksum;
 pub mod directory;
 pub mod header;

@@ -1,0 +1,365 @@
+//! The catalog: what the control plane knows of a pool, as rows that shard 0 keeps in its directory.
+//!
+//! A key is one letter and a number, big-endian, so that rows of a kind lie together and in order. A value is a
+//! fixed head, then tables, then a name; it fills its bytes exactly.
+//!
+//! | key | value |
+//! |---|---|
+//! | `C` | [`CounterRow`]: numbers not used yet |
+//! | `E`, export u32 | [`ExportHead`], name |
+//! | `F`, snapshot u64, first shard u16 | [`FiguresHead`], [`HoldRow`] per shard: what a snapshot cost |
+//! | `S`, snapshot u64 | [`SnapshotHead`], [`SnapshotVolumeRow`] per volume, name: the commit record |
+//! | `V`, volume u32 | [`VolumeHead`], name |
+//!
+//! The `F` rows of a snapshot are logged before its `S` row. One without the other is left over from a
+//! snapshot that was never committed and is removed when the pool is opened.
+
+use crate::page::Damage;
+use crate::record::CATALOG_VALUE_BYTES_MAX;
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// The version of these structures. A higher one is refused.
+pub const VERSION: u16 = 1;
+/// Volumes of one overall snapshot (consistency group) at most.
+pub const GROUP_MAX: usize = 64;
+/// Shards in one `F` row at most.
+pub const FIGURES_MAX: usize = 64;
+/// Bytes of the name of a volume or of a snapshot at most.
+pub const NAME_BYTES_MAX: usize = 128;
+/// Bytes of the name of an export at most: `volume@snapshot` always fits.
+pub const EXPORT_NAME_BYTES_MAX: usize = 2 * NAME_BYTES_MAX + 1;
+
+/// Numbers that were never given out. Written before the first of them is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct CounterRow {
+    /// [`VERSION`].
+    pub version: U16,
+    /// Zero.
+    pub reserved: [u8; 2],
+    /// Volumes from this number on were never made.
+    pub next_volume: U32,
+    /// Exports from this number on were never made.
+    pub next_export: U32,
+    /// Snapshots from this number on were never asked for.
+    pub next_snapshot: U64,
+}
+
+/// A virtual volume; the name follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct VolumeHead {
+    /// [`VERSION`].
+    pub version: U16,
+    /// Bytes of the name.
+    pub name_bytes: U16,
+    /// Shard of object 0.
+    pub rotation: U16,
+    /// Zero.
+    pub reserved: [u8; 2],
+    /// Logical block size in bytes: 512 or 4096.
+    pub block_bytes: U32,
+    /// Blocks (of 4 KiB) of one object, a power of two.
+    pub object_blocks: U32,
+    /// Size in bytes, a multiple of the logical block size.
+    pub size_bytes: U64,
+    /// When it was made, nanoseconds since the Unix epoch.
+    pub created_ns: U64,
+}
+
+/// An overall snapshot; its volumes and its name follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct SnapshotHead {
+    /// [`VERSION`].
+    pub version: U16,
+    /// Bytes of the name.
+    pub name_bytes: U16,
+    /// Volumes.
+    pub volume_count: U16,
+    /// Shards that took part: all of the pool.
+    pub shard_count: U16,
+    /// The time stamp, nanoseconds since the Unix epoch.
+    pub time_stamp_ns: U64,
+    /// From the command to the last intermediate snapshot being durable.
+    pub durable_ns: U64,
+}
+
+/// One volume of an overall snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct SnapshotVolumeRow {
+    /// The volume.
+    pub volume: U32,
+    /// Zero.
+    pub reserved: [u8; 4],
+    /// Its size in bytes when the snapshot was taken.
+    pub size_bytes: U64,
+}
+
+/// What a snapshot cost on some consecutive shards; a [`HoldRow`] for each follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct FiguresHead {
+    /// [`VERSION`].
+    pub version: U16,
+    /// Shards.
+    pub count: U16,
+    /// Zero.
+    pub reserved: [u8; 4],
+}
+
+/// What a snapshot cost on one shard.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
+#[repr(C)]
+pub struct HoldRow {
+    /// From the cut to the release.
+    pub hold_ns: U64,
+    /// Answers held.
+    pub answers_held: U64,
+    /// The longest that one answer was held.
+    pub answer_held_ns_max: U64,
+}
+
+/// A volume or snapshot offered under a name; the name follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct ExportHead {
+    /// [`VERSION`].
+    pub version: U16,
+    /// Bytes of the name.
+    pub name_bytes: U16,
+    /// The volume.
+    pub volume: U32,
+    /// The snapshot, 0 for the volume as it is.
+    pub snapshot: U64,
+    /// 1 if writes are refused.
+    pub read_only: u8,
+    /// Zero.
+    pub reserved: [u8; 7],
+    /// When it was made, nanoseconds since the Unix epoch.
+    pub created_ns: U64,
+}
+
+const _: () = assert!(
+    size_of::<SnapshotHead>() + GROUP_MAX * size_of::<SnapshotVolumeRow>() + NAME_BYTES_MAX
+        <= CATALOG_VALUE_BYTES_MAX
+);
+const _: () =
+    assert!(size_of::<FiguresHead>() + FIGURES_MAX * size_of::<HoldRow>() <= CATALOG_VALUE_BYTES_MAX);
+
+/// The key of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Key {
+    /// The counters.
+    Counters,
+    /// An export.
+    Export(u32),
+    /// Figures of a snapshot.
+    Figures {
+        /// The snapshot.
+        snapshot: u64,
+        /// The first shard that the row is about.
+        first_shard: u16,
+    },
+    /// A snapshot.
+    Snapshot(u64),
+    /// A volume.
+    Volume(u32),
+}
+
+impl Key {
+    /// The bytes of the key.
+    #[must_use]
+    pub fn encode(self) -> Vec<u8> {
+        match self {
+            Self::Counters => vec![b'C'],
+            Self::Export(export) => [&b"E"[..], &export.to_be_bytes()].concat(),
+            Self::Figures {
+                snapshot,
+                first_shard,
+            } => [&b"F"[..], &snapshot.to_be_bytes(), &first_shard.to_be_bytes()].concat(),
+            Self::Snapshot(snapshot) => [&b"S"[..], &snapshot.to_be_bytes()].concat(),
+            Self::Volume(volume) => [&b"V"[..], &volume.to_be_bytes()].concat(),
+        }
+    }
+
+    /// Reads a key.
+    ///
+    /// # Errors
+    /// [`Damage::Field`] if no version writes such a key.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Damage> {
+        const BAD: Damage = Damage::Field("catalog key");
+        let (&kind, rest) = bytes.split_first().ok_or(BAD)?;
+        let key = match (kind, rest.len()) {
+            (b'C', 0) => Self::Counters,
+            (b'E', 4) => Self::Export(u32::from_be_bytes(rest.try_into().map_err(|_| BAD)?)),
+            (b'F', 10) => Self::Figures {
+                snapshot: u64::from_be_bytes(rest[..8].try_into().map_err(|_| BAD)?),
+                first_shard: u16::from_be_bytes(rest[8..].try_into().map_err(|_| BAD)?),
+            },
+            (b'S', 8) => Self::Snapshot(u64::from_be_bytes(rest.try_into().map_err(|_| BAD)?)),
+            (b'V', 4) => Self::Volume(u32::from_be_bytes(rest.try_into().map_err(|_| BAD)?)),
+            _ => return Err(BAD),
+        };
+        Ok(key)
+    }
+}
+
+/// A value as it was read: its head, its table, its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Value<'a> {
+    /// Under [`Key::Counters`].
+    Counters(CounterRow),
+    /// Under [`Key::Export`].
+    Export(ExportHead, &'a str),
+    /// Under [`Key::Figures`].
+    Figures(&'a [HoldRow]),
+    /// Under [`Key::Snapshot`].
+    Snapshot(SnapshotHead, &'a [SnapshotVolumeRow], &'a str),
+    /// Under [`Key::Volume`].
+    Volume(VolumeHead, &'a str),
+}
+
+impl<'a> Value<'a> {
+    /// Reads the value under `key` and checks that it can be.
+    ///
+    /// # Errors
+    /// [`Damage::Version`] if a newer program wrote it, [`Damage::Field`] naming what is wrong.
+    pub fn decode(key: Key, bytes: &'a [u8]) -> Result<Self, Damage> {
+        match bytes.get(..2).map(|v| u16::from_le_bytes([v[0], v[1]])) {
+            Some(VERSION) => {}
+            Some(version) if version > VERSION => return Err(Damage::Version(version)),
+            _ => return Err(Damage::Field("catalog value version")),
+        }
+        Ok(match key {
+            Key::Counters => {
+                let (row, rest) = head::<CounterRow>(bytes)?;
+                if !rest.is_empty() {
+                    return Err(Damage::Field("catalog value length"));
+                }
+                Self::Counters(row)
+            }
+            Key::Export(_) => {
+                let (row, rest) = head::<ExportHead>(bytes)?;
+                let name = name(rest, row.name_bytes, EXPORT_NAME_BYTES_MAX)?;
+                if row.read_only > 1 {
+                    return Err(Damage::Field("read_only"));
+                }
+                Self::Export(row, name)
+            }
+            Key::Figures { .. } => {
+                let (row, rest) = head::<FiguresHead>(bytes)?;
+                let (rows, rest) = table::<HoldRow>(rest, row.count, FIGURES_MAX)?;
+                if !rest.is_empty() {
+                    return Err(Damage::Field("catalog value length"));
+                }
+                Self::Figures(rows)
+            }
+            Key::Snapshot(_) => {
+                let (row, rest) = head::<SnapshotHead>(bytes)?;
+                let (volumes, rest) = table::<SnapshotVolumeRow>(rest, row.volume_count, GROUP_MAX)?;
+                let name = name(rest, row.name_bytes, NAME_BYTES_MAX)?;
+                Self::Snapshot(row, volumes, name)
+            }
+            Key::Volume(_) => {
+                let (row, rest) = head::<VolumeHead>(bytes)?;
+                let name = name(rest, row.name_bytes, NAME_BYTES_MAX)?;
+                check_volume(&row)?;
+                Self::Volume(row, name)
+            }
+        })
+    }
+
+    /// The bytes of the value; lengths in its head are set here.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let version = VERSION.into();
+        let length = |bytes: usize| U16::from(u16::try_from(bytes).expect("limits are below 64 Ki"));
+        match *self {
+            Self::Counters(row) => CounterRow { version, ..row }.as_bytes().to_vec(),
+            Self::Export(row, name) => {
+                let name_bytes = length(name.len());
+                let row = ExportHead {
+                    version,
+                    name_bytes,
+                    ..row
+                };
+                [row.as_bytes(), name.as_bytes()].concat()
+            }
+            Self::Figures(rows) => {
+                assert!(!rows.is_empty() && rows.len() <= FIGURES_MAX);
+                let count = length(rows.len());
+                let row = FiguresHead {
+                    version,
+                    count,
+                    reserved: [0; 4],
+                };
+                [row.as_bytes(), rows.as_bytes()].concat()
+            }
+            Self::Snapshot(row, volumes, name) => {
+                assert!(!volumes.is_empty() && volumes.len() <= GROUP_MAX);
+                let (name_bytes, volume_count) = (length(name.len()), length(volumes.len()));
+                let row = SnapshotHead {
+                    version,
+                    name_bytes,
+                    volume_count,
+                    ..row
+                };
+                [row.as_bytes(), volumes.as_bytes(), name.as_bytes()].concat()
+            }
+            Self::Volume(row, name) => {
+                let name_bytes = length(name.len());
+                let row = VolumeHead {
+                    version,
+                    name_bytes,
+                    ..row
+                };
+                [row.as_bytes(), name.as_bytes()].concat()
+            }
+        }
+    }
+}
+
+fn check_volume(row: &VolumeHead) -> Result<(), Damage> {
+    let block_bytes = row.block_bytes.get();
+    if block_bytes != 512 && block_bytes != 4096 {
+        return Err(Damage::Field("block_bytes"));
+    }
+    if row.object_blocks.get() < 256 || !row.object_blocks.get().is_power_of_two() {
+        return Err(Damage::Field("object_blocks"));
+    }
+    if row.size_bytes.get() == 0 || !row.size_bytes.get().is_multiple_of(block_bytes.into()) {
+        return Err(Damage::Field("size_bytes"));
+    }
+    Ok(())
+}
+
+fn head<T: FromBytes + KnownLayout + Immutable>(bytes: &[u8]) -> Result<(T, &[u8]), Damage> {
+    T::read_from_prefix(bytes).map_err(|_| Damage::Field("catalog value length"))
+}
+
+fn table<T: FromBytes + KnownLayout + Immutable + Unaligned>(
+    bytes: &[u8],
+    count: U16,
+    count_max: usize,
+) -> Result<(&[T], &[u8]), Damage> {
+    let count = usize::from(count.get());
+    if count == 0 || count > count_max {
+        return Err(Damage::Field("catalog table length"));
+    }
+    <[T]>::ref_from_prefix_with_elems(bytes, count).map_err(|_| Damage::Field("catalog value length"))
+}
+
+fn name(bytes: &[u8], length: U16, length_max: usize) -> Result<&str, Damage> {
+    if bytes.is_empty() || bytes.len() != usize::from(length.get()) || bytes.len() > length_max {
+        return Err(Damage::Field("name_bytes"));
+    }
+    core::str::from_utf8(bytes).map_err(|_| Damage::Field("name"))
+}
+
+#[cfg(test)]
+mod tests;

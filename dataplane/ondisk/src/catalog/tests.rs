@@ -1,0 +1,178 @@
+//! Laws of the catalog's bytes.
+
+use super::*;
+use proptest::prelude::*;
+
+fn volume() -> VolumeHead {
+    VolumeHead {
+        version: VERSION.into(),
+        name_bytes: 5.into(),
+        rotation: 3.into(),
+        reserved: [0; 2],
+        block_bytes: 512.into(),
+        object_blocks: 16384.into(),
+        size_bytes: (10u64 << 30).into(),
+        created_ns: 0x1122_3344_5566_7788u64.into(),
+    }
+}
+
+fn snapshot() -> SnapshotHead {
+    SnapshotHead {
+        version: VERSION.into(),
+        name_bytes: 3.into(),
+        volume_count: 2.into(),
+        shard_count: 4.into(),
+        time_stamp_ns: 7u64.into(),
+        durable_ns: 9u64.into(),
+    }
+}
+
+fn group() -> [SnapshotVolumeRow; 2] {
+    [1u32, 2].map(|volume| SnapshotVolumeRow {
+        volume: volume.into(),
+        reserved: [0; 4],
+        size_bytes: (u64::from(volume) << 20).into(),
+    })
+}
+
+fn hold() -> HoldRow {
+    HoldRow {
+        hold_ns: 100u64.into(),
+        answers_held: 20u64.into(),
+        answer_held_ns_max: 3u64.into(),
+    }
+}
+
+fn samples() -> Vec<(Key, Vec<u8>)> {
+    let counters = CounterRow {
+        version: VERSION.into(),
+        reserved: [0; 2],
+        next_volume: 2.into(),
+        next_export: 3.into(),
+        next_snapshot: 257u64.into(),
+    };
+    let export = ExportHead {
+        version: VERSION.into(),
+        name_bytes: 7.into(),
+        volume: 1.into(),
+        snapshot: 6u64.into(),
+        read_only: 1,
+        reserved: [0; 7],
+        created_ns: 5u64.into(),
+    };
+    let figures = Key::Figures {
+        snapshot: 6,
+        first_shard: 64,
+    };
+    vec![
+        (Key::Counters, Value::Counters(counters).encode()),
+        (Key::Export(9), Value::Export(export, "vol@abc").encode()),
+        (figures, Value::Figures(&[hold(), hold()]).encode()),
+        (
+            Key::Snapshot(6),
+            Value::Snapshot(snapshot(), &group(), "abc").encode(),
+        ),
+        (Key::Volume(1), Value::Volume(volume(), "vol-a").encode()),
+    ]
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn these_bytes_are_version_1() {
+    let expected = [
+        ("43", "0100000002000000030000000101000000000000"),
+        (
+            "4500000009",
+            "0100070001000000060000000000000001000000000000000500000000000000766f6c40616263",
+        ),
+        (
+            "4600000000000000060040",
+            "0100020000000000640000000000000014000000000000000300000000000000640000000000000014000000000000000300000000000000",
+        ),
+        (
+            "530000000000000006",
+            "0100030002000400070000000000000009000000000000000100000000000000000010000000000002000000000000000000200000000000616263",
+        ),
+        (
+            "5600000001",
+            "0100050003000000000200000040000000000080020000008877665544332211766f6c2d61",
+        ),
+    ];
+    for ((key, value), (key_hex, value_hex)) in samples().iter().zip(expected) {
+        assert_eq!(hex(&key.encode()), key_hex);
+        assert_eq!(hex(value), value_hex, "{key:?}");
+    }
+}
+
+#[test]
+fn what_was_encoded_is_decoded() {
+    for (key, bytes) in samples() {
+        assert_eq!(Key::decode(&key.encode()), Ok(key));
+        let value = Value::decode(key, &bytes).expect("just encoded");
+        assert_eq!(value.encode(), bytes);
+    }
+}
+
+#[test]
+fn keys_of_a_kind_are_in_the_order_of_their_numbers() {
+    let numbers = [0u64, 1, 255, 256, 65_535, 1 << 32, u64::MAX];
+    assert!(numbers.map(|n| Key::Snapshot(n).encode()).is_sorted());
+}
+
+#[test]
+fn a_value_cut_short_or_too_long_is_refused() {
+    for (key, bytes) in samples() {
+        for length in 0..bytes.len() {
+            assert!(
+                Value::decode(key, &bytes[..length]).is_err(),
+                "{key:?} cut at {length}"
+            );
+        }
+        let mut longer = bytes.clone();
+        longer.push(0);
+        assert!(Value::decode(key, &longer).is_err(), "{key:?} and one byte");
+    }
+}
+
+#[test]
+fn a_newer_version_is_refused_as_newer() {
+    for (key, mut bytes) in samples() {
+        bytes[0] = 2;
+        assert_eq!(Value::decode(key, &bytes), Err(Damage::Version(2)));
+    }
+}
+
+#[test]
+fn a_volume_that_cannot_be_is_refused() {
+    let bad = |change: fn(&mut VolumeHead)| {
+        let mut row = volume();
+        change(&mut row);
+        let bytes = Value::Volume(row, "a").encode();
+        assert!(Value::decode(Key::Volume(1), &bytes).is_err());
+    };
+    bad(|row| row.block_bytes = 1024.into());
+    bad(|row| row.object_blocks = 255.into());
+    bad(|row| row.object_blocks = 300.into());
+    bad(|row| row.size_bytes = 0u64.into());
+    bad(|row| row.size_bytes = 513u64.into());
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_refused_or_mean_exactly_themselves(
+        key in prop::collection::vec(any::<u8>(), 0..12),
+        mut value in prop::collection::vec(any::<u8>(), 2..200),
+    ) {
+        value[0] = 1;
+        value[1] = 0;
+        let keys = samples().into_iter().map(|(key, _)| key).chain(Key::decode(&key).ok());
+        for key in keys {
+            if let Ok(decoded) = Value::decode(key, &value) {
+                prop_assert_eq!(decoded.encode(), value.clone());
+            }
+        }
+    }
+}
