@@ -12,7 +12,7 @@ use crate::log::LogPage;
 use crate::map_page::{MapEntry, MapPage};
 use crate::page::{PageHeader, PageKind, VERSION};
 use crate::record::{CutBody, DiscardBody, RecordHeader, VolumeBody, WriteBody};
-use crate::tail::{FILE_BYTES, SEGMENT_BYTES, TailHeader};
+use crate::tail::{FILE_BYTES, SEGMENT_BYTES, SegmentHeader, TailHeader};
 use crate::{layout, tests::samples};
 
 /// A row of a table: offset, size, field.
@@ -197,6 +197,12 @@ fn structures() -> Vec<(&'static str, usize, Vec<Field>)> {
             reserved_a,
             segment_bytes,
             reserved
+        }),
+        structure!(SegmentHeader {
+            crc32c,
+            previous_crc32c,
+            sequence,
+            first_lsn
         }),
     ]
 }

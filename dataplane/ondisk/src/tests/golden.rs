@@ -5,12 +5,13 @@
 
 use std::path::PathBuf;
 
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::samples;
 use crate::directory::{DirectoryPage, RowKind, SnapshotRow, VolumeRow};
 use crate::log::LogPage;
 use crate::record::Record;
+use crate::tail::SegmentHeader;
 
 fn golden(name: &str) -> Vec<u8> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("golden/{name}.bin"));
@@ -19,19 +20,22 @@ fn golden(name: &str) -> Vec<u8> {
 
 #[test]
 fn todays_code_writes_exactly_the_golden_bytes() {
-    for sample in samples::pages() {
+    let pages = samples::pages()
+        .into_iter()
+        .map(|sample| (sample.name, sample.bytes));
+    let segment = ("segment", samples::segment_header().as_bytes().to_vec());
+    for (name, bytes) in pages.chain([segment]) {
         if std::env::var_os("STILLPOINT_WRITE_GOLDEN").is_some() {
-            let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("golden/{}.bin", sample.name));
-            std::fs::write(&path, &sample.bytes).expect("the source tree is writable");
+            let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("golden/{name}.bin"));
+            std::fs::write(&path, &bytes).expect("the source tree is writable");
         }
-        let expected = golden(sample.name);
-        let difference = (0..expected.len()).find(|&i| sample.bytes.get(i) != expected.get(i));
+        let expected = golden(name);
+        let difference = (0..expected.len()).find(|&i| bytes.get(i) != expected.get(i));
         assert_eq!(
             difference, None,
-            "{}.bin differs at this byte: a new format version?",
-            sample.name
+            "{name}.bin differs at this byte: a new format version?"
         );
-        assert_eq!(sample.bytes.len(), expected.len(), "{}.bin", sample.name);
+        assert_eq!(bytes.len(), expected.len(), "{name}.bin");
     }
 }
 
@@ -45,6 +49,8 @@ fn todays_code_reads_the_golden_bytes() {
             sample.name
         );
     }
+    let segment = SegmentHeader::parse(&golden("segment"));
+    assert_eq!(segment, Some(samples::segment_header()));
 }
 
 #[test]

@@ -11,6 +11,7 @@ use crate::directory::{self, DirectoryPage, Row, RowKind};
 use crate::label::PoolLabel;
 use crate::page::{self, Damage, PAGE_BYTES, PageHeader};
 use crate::record::{CATALOG_KEY_BYTES_MAX, CATALOG_VALUE_BYTES_MAX, Record, WRITE_BLOCKS_MAX};
+use crate::tail::SegmentHeader;
 
 /// A record that owns what [`Record`] borrows.
 #[derive(Clone, Debug)]
@@ -204,6 +205,19 @@ fn every_single_byte_flip_of_every_sealed_page_is_refused() {
                     sample.name
                 );
             }
+        }
+    }
+}
+
+#[test]
+fn every_single_byte_flip_of_a_segment_header_is_refused() {
+    let header = samples::segment_header();
+    for at in 0..size_of::<SegmentHeader>() {
+        for flip in 1..=255 {
+            let mut bytes = header.as_bytes().to_vec();
+            assert!(SegmentHeader::parse(&bytes[..at]).is_none());
+            bytes[at] ^= flip;
+            assert_eq!(SegmentHeader::parse(&bytes), None, "byte {at}");
         }
     }
 }

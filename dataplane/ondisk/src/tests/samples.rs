@@ -11,7 +11,7 @@ use crate::log::{self, LogPage};
 use crate::map_page::{ENTRIES, MapEntry, MapPage, MapPageIdentity};
 use crate::page::{self, Damage, PageHeader, PageKind};
 use crate::record::Record;
-use crate::tail::{SEGMENT_BYTES, TailHeader};
+use crate::tail::{SEGMENT_BYTES, SegmentHeader, TailHeader};
 use crate::{DEVICES_MAX, PAGE_BYTES};
 
 pub const POOL: [u8; 16] = *b"pool-uuid-000001";
@@ -56,6 +56,11 @@ pub fn pages() -> Vec<Sample> {
             TailHeader::check(b, POOL, BOOT, SHARD)
         }),
     ]
+}
+
+/// The start of a segment of the log tail.
+pub fn segment_header() -> SegmentHeader {
+    SegmentHeader::new(901, 0xC0FF_EE00, FIRST_LSN)
 }
 
 pub fn label() -> PoolLabel {
