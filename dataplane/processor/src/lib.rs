@@ -8,8 +8,11 @@
 pub mod command;
 pub mod host_view;
 pub mod ids;
+pub mod index;
+pub mod map;
 pub mod ports;
 pub mod request;
+pub mod space;
 
 pub use command::{ShardCommand, ShardEvent, Ticket};
 pub use ids::{
