@@ -25,7 +25,7 @@ pub struct SnapshotRequest {
     pub snapshot: SnapshotId,
     /// Its name: the part after the `@`.
     pub name: String,
-    /// Its volumes, each once, at least one, at most 32.
+    /// Its volumes, each once, at least one, at most [`stillpoint_ondisk::catalog::GROUP_MAX`].
     pub volumes: Vec<SnapshotVolume>,
     /// Shards of the pool; all of them take part, a shard without objects with an empty share.
     pub shard_count: u16,
