@@ -1,1 +1,17 @@
-//! Placeholder.
+//! The machine: the only unsafe code and the only system calls of Stillpoint.
+//!
+//! | module | what it wraps |
+//! |---|---|
+//! | [`ring`] | one io_uring per poll loop: devices, sockets and wake-ups in one submission per turn |
+//! | [`device`] | files and block devices as a [`stillpoint_processor::ports::BlockDevice`] |
+//! | [`buffers`] | page-aligned memory for devices and sockets, one arena per processor |
+//!
+//! Memory that the kernel may still touch is owned by these types until its completion arrived; what is
+//! still in flight when one of them is dropped is leaked rather than freed.
+
+// Operations cross the port boxed: moving them on must not copy them.
+#![allow(clippy::vec_box)]
+
+pub mod buffers;
+pub mod device;
+pub mod ring;

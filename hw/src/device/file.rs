@@ -1,0 +1,298 @@
+//! Opening one file or block device, for this process alone.
+
+use core::fmt;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use stillpoint_processor::BLOCK_BYTES;
+
+/// What a device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// A plain file.
+    File,
+    /// A block device.
+    Block,
+}
+
+/// A file or block device, opened to read and write, and claimed.
+#[derive(Debug)]
+pub struct DeviceFile {
+    file: File,
+    path: PathBuf,
+    kind: DeviceKind,
+    size_bytes: u64,
+    direct: bool,
+}
+
+/// A device could not be opened.
+#[derive(Debug)]
+pub struct DeviceFileError {
+    /// The device.
+    pub path: PathBuf,
+    /// What is wrong.
+    pub problem: Problem,
+}
+
+/// What is wrong with a device.
+#[derive(Debug)]
+pub enum Problem {
+    /// It cannot be opened.
+    Open(io::Error),
+    /// It is there already.
+    Exists,
+    /// It is neither a plain file nor a block device.
+    NotADevice,
+    /// Somebody has it: another daemon, a mount, a volume manager.
+    InUse {
+        /// The process that holds it, if known.
+        holder: Option<String>,
+    },
+    /// It could not be made as large as asked.
+    Size {
+        /// Bytes asked for.
+        size_bytes: u64,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Its sectors are larger than a block.
+    SectorSize(u64),
+}
+
+impl fmt::Display for DeviceFileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.display();
+        match &self.problem {
+            Problem::Open(error) => write!(f, "cannot open {path}: {error}"),
+            Problem::Exists => write!(f, "{path} exists already; choose another name or remove it"),
+            Problem::NotADevice => write!(f, "{path} is neither a plain file nor a block device"),
+            Problem::InUse { holder: Some(holder) } => {
+                write!(f, "{path} is in use by {holder}; stop that first")
+            }
+            Problem::InUse { holder: None } => {
+                write!(
+                    f,
+                    "{path} is in use (another daemon, a mount or a volume manager); stop that first"
+                )
+            }
+            Problem::Size { size_bytes, source } => {
+                write!(f, "{path} cannot be made {size_bytes} bytes large: {source}")
+            }
+            Problem::SectorSize(bytes) => {
+                write!(
+                    f,
+                    "{path} has sectors of {bytes} bytes; at most {BLOCK_BYTES} are supported"
+                )
+            }
+        }
+    }
+}
+
+impl std::error::Error for DeviceFileError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &self.problem {
+            Problem::Open(source) | Problem::Size { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+impl DeviceFile {
+    /// Opens and claims an existing file or block device.
+    ///
+    /// A block device is claimed as a mount claims it (`O_EXCL`), a file by an exclusive lock (`flock`).
+    /// Both end with the process, however it ends.
+    ///
+    /// # Errors
+    /// [`DeviceFileError`].
+    pub fn open(path: &Path) -> Result<Self, DeviceFileError> {
+        open(path).map_err(|problem| DeviceFileError {
+            path: path.to_owned(),
+            problem,
+        })
+    }
+
+    /// Makes a sparse file of `size_bytes` and claims it.
+    ///
+    /// # Errors
+    /// [`DeviceFileError`], if the file exists already among others.
+    pub fn create(path: &Path, size_bytes: u64) -> Result<Self, DeviceFileError> {
+        let named = |problem| DeviceFileError {
+            path: path.to_owned(),
+            problem,
+        };
+        let made = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path);
+        let file = made.map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => named(Problem::Exists),
+            _ => named(Problem::Open(error)),
+        })?;
+        if let Err(source) = file.set_len(size_bytes) {
+            // Nothing of use was made; if it cannot be removed, the message still names it.
+            let _ = std::fs::remove_file(path);
+            return Err(named(Problem::Size { size_bytes, source }));
+        }
+        drop(file);
+        Self::open(path)
+    }
+
+    /// Its path, as given.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it is.
+    #[must_use]
+    pub fn kind(&self) -> DeviceKind {
+        self.kind
+    }
+
+    /// Its size in bytes.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// Its size in whole blocks of 4096 bytes.
+    #[must_use]
+    pub fn size_blocks(&self) -> u64 {
+        self.size_bytes / BLOCK_BYTES as u64
+    }
+
+    /// Whether transfers go past the page cache (O_DIRECT). Some file systems cannot.
+    #[must_use]
+    pub fn is_direct(&self) -> bool {
+        self.direct
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+}
+
+impl AsRawFd for DeviceFile {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+fn open(path: &Path) -> Result<DeviceFile, Problem> {
+    let metadata = std::fs::metadata(path).map_err(Problem::Open)?;
+    let kind = if metadata.file_type().is_block_device() {
+        DeviceKind::Block
+    } else if metadata.is_file() {
+        DeviceKind::File
+    } else {
+        return Err(Problem::NotADevice);
+    };
+    let (file, direct) = open_direct(path, kind)?;
+    if kind == DeviceKind::File {
+        claim(&file, &metadata)?;
+    }
+    let size_bytes = match kind {
+        DeviceKind::File => file.metadata().map_err(Problem::Open)?.len(),
+        DeviceKind::Block => block_device_bytes(&file)?,
+    };
+    Ok(DeviceFile {
+        file,
+        path: path.to_owned(),
+        kind,
+        size_bytes,
+        direct,
+    })
+}
+
+/// Opens with O_DIRECT where that works with blocks of 4096 bytes, else without.
+fn open_direct(path: &Path, kind: DeviceKind) -> Result<(File, bool), Problem> {
+    let exclusive = match kind {
+        DeviceKind::Block => libc::O_EXCL,
+        DeviceKind::File => 0,
+    };
+    let attempt = |flags| {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(exclusive | flags)
+            .open(path)
+    };
+    let in_use = |error: io::Error| match error.raw_os_error() {
+        Some(libc::EBUSY) => Problem::InUse { holder: None },
+        _ => Problem::Open(error),
+    };
+    match attempt(libc::O_DIRECT) {
+        Ok(file) if reads_a_block(&file) => Ok((file, true)),
+        Ok(file) => {
+            drop(file); // a block device must be given up before it can be claimed again
+            attempt(0).map(|file| (file, false)).map_err(in_use)
+        }
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            attempt(0).map(|file| (file, false)).map_err(in_use)
+        }
+        Err(error) => Err(in_use(error)),
+    }
+}
+
+#[repr(align(4096))]
+struct AlignedBlock([u8; BLOCK_BYTES]);
+
+/// Whether the file accepts a read of one aligned block: some accept O_DIRECT and then want more than that.
+fn reads_a_block(file: &File) -> bool {
+    let mut block = Box::new(AlignedBlock([0; BLOCK_BYTES]));
+    file.read_at(&mut block.0, 0)
+        .map_or_else(|error| error.raw_os_error() != Some(libc::EINVAL), |_| true)
+}
+
+fn claim(file: &File, metadata: &std::fs::Metadata) -> Result<(), Problem> {
+    match file.try_lock() {
+        Ok(()) => Ok(()),
+        Err(std::fs::TryLockError::WouldBlock) => Err(Problem::InUse {
+            holder: holder(metadata),
+        }),
+        Err(std::fs::TryLockError::Error(error)) => Err(Problem::Open(error)),
+    }
+}
+
+/// Who holds the lock on a file, as /proc/locks tells it.
+fn holder(metadata: &std::fs::Metadata) -> Option<String> {
+    let place = format!(
+        "{:02x}:{:02x}:{}",
+        libc::major(metadata.dev()),
+        libc::minor(metadata.dev()),
+        metadata.ino()
+    );
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    let line = locks
+        .lines()
+        .find(|line| line.split_whitespace().any(|word| word == place))?;
+    let process: u32 = line.split_whitespace().nth(4)?.parse().ok()?;
+    if process == std::process::id() {
+        return Some("this very process: it was named twice".to_owned());
+    }
+    let name = std::fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
+    Some(format!("process {process} ({})", name.trim()))
+}
+
+fn block_device_bytes(file: &File) -> Result<u64, Problem> {
+    const BLKGETSIZE64: libc::Ioctl = 0x8008_1272_u32 as libc::Ioctl;
+    const BLKSSZGET: libc::Ioctl = 0x1268;
+    let mut size_bytes = 0u64;
+    // SAFETY: BLKGETSIZE64 writes one u64 to its argument.
+    if unsafe { libc::ioctl(file.as_raw_fd(), BLKGETSIZE64, &raw mut size_bytes) } != 0 {
+        return Err(Problem::Open(io::Error::last_os_error()));
+    }
+    let mut sector_bytes: libc::c_int = 0;
+    // SAFETY: BLKSSZGET writes one int to its argument.
+    if unsafe { libc::ioctl(file.as_raw_fd(), BLKSSZGET, &raw mut sector_bytes) } != 0 {
+        return Err(Problem::Open(io::Error::last_os_error()));
+    }
+    if sector_bytes as usize > BLOCK_BYTES {
+        return Err(Problem::SectorSize(sector_bytes as u64));
+    }
+    Ok(size_bytes)
+}
