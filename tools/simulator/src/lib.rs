@@ -1,1 +1,4 @@
-//! Placeholder.
+//! The shipping data plane and coordinator over simulated devices, messages and time, replayed from a seed.
+
+pub mod device;
+pub mod random;
