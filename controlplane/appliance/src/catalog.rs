@@ -1,0 +1,305 @@
+//! The catalog of one pool, in memory: what the rows on shard 0 say, with lookups by name.
+//!
+//! The rows are the truth. Every change is first made durable as a row ([`Change`]) and then made here, so
+//! that a crash between two steps leaves something that [`reconcile`] can mend when the pool is opened.
+
+mod reconcile;
+mod rows;
+
+pub use reconcile::{Mending, reconcile};
+pub use rows::Change;
+
+use std::collections::BTreeMap;
+
+use crate::error::{Error, Result};
+use stillpoint_coordinator::OverallSnapshot;
+use stillpoint_processor::host_view::{HostView, Placement};
+use stillpoint_processor::{BLOCK_BYTES, ShardIndex, SnapshotId, View, VolumeId};
+
+/// Numbers that are reserved at a time, so that not every new thing writes the counters.
+const VOLUMES_RESERVED: u32 = 16;
+const EXPORTS_RESERVED: u32 = 16;
+const SNAPSHOTS_RESERVED: u64 = 256;
+
+/// A virtual volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// Its number.
+    pub id: VolumeId,
+    /// Its name, unique in the pool.
+    pub name: String,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Logical block size in bytes: 512 or 4096.
+    pub block_bytes: u32,
+    /// Blocks (of 4 KiB) of one object.
+    pub object_blocks: u32,
+    /// Shard of object 0.
+    pub rotation: u16,
+    /// When it was made, nanoseconds since the Unix epoch.
+    pub created_ns: u64,
+}
+
+impl Volume {
+    /// How its objects are spread over the shards of its pool.
+    #[must_use]
+    pub fn placement(&self, shard_count: u16) -> Placement {
+        Placement {
+            shard_count,
+            rotation: self.rotation,
+            object_blocks: self.object_blocks,
+        }
+    }
+
+    /// Blocks of `shard`'s share.
+    #[must_use]
+    pub fn share_blocks(&self, shard: ShardIndex, shard_count: u16) -> u64 {
+        let blocks = self.size_bytes.div_ceil(BLOCK_BYTES as u64);
+        self.placement(shard_count).share_blocks(shard, blocks)
+    }
+}
+
+/// An export: a volume or a snapshot under a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportRow {
+    /// Its number.
+    pub id: u32,
+    /// Its name, unique in the appliance.
+    pub name: String,
+    /// What it shows.
+    pub view: View,
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// When it was made, nanoseconds since the Unix epoch.
+    pub created_ns: u64,
+}
+
+/// Numbers not used yet, and how far they are reserved on the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    next_volume: u32,
+    next_export: u32,
+    next_snapshot: u64,
+    reserved_volume: u32,
+    reserved_export: u32,
+    reserved_snapshot: u64,
+}
+
+/// The catalog of one pool.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Catalog {
+    /// Shards of the pool.
+    pub shard_count: u16,
+    counters: Counters,
+    volumes: BTreeMap<VolumeId, Volume>,
+    snapshots: BTreeMap<SnapshotId, OverallSnapshot>,
+    exports: BTreeMap<u32, ExportRow>,
+    /// Names of snapshots that are being taken.
+    pending: Vec<(VolumeId, String)>,
+}
+
+impl Catalog {
+    /// All volumes, by number.
+    pub fn volumes(&self) -> impl Iterator<Item = &Volume> {
+        self.volumes.values()
+    }
+
+    /// All overall snapshots, oldest first.
+    pub fn snapshots(&self) -> impl Iterator<Item = &OverallSnapshot> {
+        self.snapshots.values()
+    }
+
+    /// All exports, by number.
+    pub fn exports(&self) -> impl Iterator<Item = &ExportRow> {
+        self.exports.values()
+    }
+
+    /// The volume of this number.
+    #[must_use]
+    pub fn volume_by_id(&self, id: VolumeId) -> Option<&Volume> {
+        self.volumes.get(&id)
+    }
+
+    /// The volume of this name.
+    #[must_use]
+    pub fn volume(&self, name: &str) -> Option<&Volume> {
+        self.volumes.values().find(|volume| volume.name == name)
+    }
+
+    /// The snapshots of a volume, oldest first.
+    pub fn snapshots_of(&self, volume: VolumeId) -> impl Iterator<Item = &OverallSnapshot> {
+        self.snapshots
+            .values()
+            .filter(move |snapshot| has_volume(snapshot, volume))
+    }
+
+    /// The snapshot of a volume by its name.
+    #[must_use]
+    pub fn snapshot(&self, volume: VolumeId, name: &str) -> Option<&OverallSnapshot> {
+        self.snapshots_of(volume).find(|snapshot| snapshot.name == name)
+    }
+
+    /// The snapshot of this number.
+    #[must_use]
+    pub fn snapshot_by_id(&self, id: SnapshotId) -> Option<&OverallSnapshot> {
+        self.snapshots.get(&id)
+    }
+
+    /// The export of this name.
+    #[must_use]
+    pub fn export(&self, name: &str) -> Option<&ExportRow> {
+        self.exports.values().find(|export| export.name == name)
+    }
+
+    /// `volume` or `volume@snapshot`, as this view is written.
+    #[must_use]
+    pub fn view_name(&self, view: View) -> String {
+        let volume = self
+            .volumes
+            .get(&view.volume)
+            .map_or("?", |volume| volume.name.as_str());
+        match view.snapshot {
+            None => volume.to_owned(),
+            Some(id) => {
+                let snapshot = self
+                    .snapshots
+                    .get(&id)
+                    .map_or("?", |snapshot| snapshot.name.as_str());
+                format!("{volume}@{snapshot}")
+            }
+        }
+    }
+
+    /// What a session of this view sees; `None` if it is not there.
+    #[must_use]
+    pub fn host_view(&self, view: View, read_only: bool) -> Option<HostView> {
+        let volume = self.volumes.get(&view.volume)?;
+        let size_bytes = match view.snapshot {
+            None => volume.size_bytes,
+            Some(id) => {
+                let snapshot = self.snapshots.get(&id)?;
+                snapshot
+                    .volumes
+                    .iter()
+                    .find(|of| of.volume == volume.id)?
+                    .size_bytes
+            }
+        };
+        Some(HostView {
+            view,
+            placement: volume.placement(self.shard_count),
+            size_bytes,
+            block_bytes: volume.block_bytes,
+            read_only: read_only || view.snapshot.is_some(),
+        })
+    }
+
+    /// Keeps the name of a snapshot of these volumes free for the one that is being taken.
+    ///
+    /// # Errors
+    /// Conflict if one of the volumes has or is getting a snapshot of this name.
+    pub fn reserve_snapshot_name(&mut self, volumes: &[VolumeId], name: &str) -> Result<()> {
+        for &volume in volumes {
+            let shown = self.view_name(View {
+                volume,
+                snapshot: None,
+            });
+            if self.snapshot(volume, name).is_some() {
+                return Err(Error::conflict(format!("{shown}@{name} exists already"))
+                    .hint("choose another name, or delete that snapshot first"));
+            }
+            if self
+                .pending
+                .iter()
+                .any(|(of, taken)| *of == volume && taken == name)
+            {
+                return Err(Error::conflict(format!("{shown}@{name} is being taken already")));
+            }
+        }
+        self.pending
+            .extend(volumes.iter().map(|&volume| (volume, name.to_owned())));
+        Ok(())
+    }
+
+    /// Gives a reserved name free.
+    pub fn free_snapshot_name(&mut self, volumes: &[VolumeId], name: &str) {
+        self.pending
+            .retain(|(volume, taken)| taken != name || !volumes.contains(volume));
+    }
+
+    /// A number for a new volume, and the change that has to be durable before it is used, if any.
+    pub fn next_volume(&mut self) -> (VolumeId, Option<Change>) {
+        let id = self.counters.next_volume.max(1);
+        self.counters.next_volume = id + 1;
+        let stale = id >= self.counters.reserved_volume;
+        if stale {
+            self.counters.reserved_volume = id + VOLUMES_RESERVED;
+        }
+        (VolumeId(id), self.counters_if(stale))
+    }
+
+    /// A number for a new export, and the change that has to be durable before it is used, if any.
+    pub fn next_export(&mut self) -> (u32, Option<Change>) {
+        let id = self.counters.next_export.max(1);
+        self.counters.next_export = id + 1;
+        let stale = id >= self.counters.reserved_export;
+        if stale {
+            self.counters.reserved_export = id + EXPORTS_RESERVED;
+        }
+        (id, self.counters_if(stale))
+    }
+
+    /// A number for a new snapshot, and the change that has to be durable before it is used, if any.
+    pub fn next_snapshot(&mut self) -> (SnapshotId, Option<Change>) {
+        let id = self.counters.next_snapshot.max(1);
+        self.counters.next_snapshot = id + 1;
+        let stale = id >= self.counters.reserved_snapshot;
+        if stale {
+            self.counters.reserved_snapshot = id + SNAPSHOTS_RESERVED;
+        }
+        (SnapshotId(id), self.counters_if(stale))
+    }
+
+    fn counters_if(&self, stale: bool) -> Option<Change> {
+        stale.then(|| Change::put_counters(&self.counters))
+    }
+
+    /// A volume that is new, or changed.
+    pub fn put_volume(&mut self, volume: Volume) {
+        self.volumes.insert(volume.id, volume);
+    }
+
+    /// A volume that is gone. Its snapshots and exports have to be gone.
+    pub fn remove_volume(&mut self, id: VolumeId) {
+        self.volumes.remove(&id);
+    }
+
+    /// A snapshot that is new, or changed.
+    pub fn put_snapshot(&mut self, snapshot: OverallSnapshot) {
+        self.snapshots.insert(snapshot.snapshot, snapshot);
+    }
+
+    /// A snapshot that is gone.
+    pub fn remove_snapshot(&mut self, id: SnapshotId) {
+        self.snapshots.remove(&id);
+    }
+
+    /// An export that is new.
+    pub fn put_export(&mut self, export: ExportRow) {
+        self.exports.insert(export.id, export);
+    }
+
+    /// An export that is gone.
+    pub fn remove_export(&mut self, id: u32) {
+        self.exports.remove(&id);
+    }
+}
+
+/// Whether a snapshot has this volume.
+#[must_use]
+pub fn has_volume(snapshot: &OverallSnapshot, volume: VolumeId) -> bool {
+    snapshot.volumes.iter().any(|of| of.volume == volume)
+}
+
+#[cfg(test)]
+mod tests;

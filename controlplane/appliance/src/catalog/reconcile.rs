@@ -1,0 +1,132 @@
+//! What a crash between two steps left behind, and how it is mended when the pool is opened.
+//!
+//! | found | because | mended by |
+//! |---|---|---|
+//! | a share of a volume that is not in the catalog | crash during delete (or a create that was undone) | deleting it |
+//! | no share of a volume that is in the catalog | crash during create | creating it |
+//! | a share of another size | crash during resize | resizing it |
+//! | an intermediate snapshot that is not in the catalog (I8) | crash before the commit record, or during delete | deleting it |
+//! | no intermediate snapshot of one that is in the catalog | damage: no order of steps leads here | a remark |
+//! | a snapshot of a volume that is not in the catalog | crash during delete of the volume | taking the volume out of it |
+//! | an export of something that is not in the catalog | crash during delete | deleting it |
+
+use super::{Catalog, Change, Volume};
+use crate::mailbox::RecoveredShard;
+use stillpoint_processor::{ShardCommand, ShardIndex, VolumeId};
+
+/// What has to be done before the pool is served.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mending {
+    /// Changes of the catalog, in order; made in memory already.
+    pub changes: Vec<Change>,
+    /// Commands to shards, in any order over shards, in order for each shard.
+    pub commands: Vec<(ShardIndex, ShardCommand)>,
+    /// What an operator should know.
+    pub remarks: Vec<String>,
+}
+
+/// Compares the catalog with what the shards brought back, mends the catalog in memory, and says what else
+/// has to be done. Doing it twice is harmless.
+pub fn reconcile(catalog: &mut Catalog, shards: &[RecoveredShard]) -> Mending {
+    let mut mending = Mending::default();
+    mend_catalog(catalog, &mut mending);
+    for shard in shards {
+        mend_volumes(catalog, shard, &mut mending);
+        mend_snapshots(catalog, shard, &mut mending);
+    }
+    mending
+}
+
+fn mend_catalog(catalog: &mut Catalog, mending: &mut Mending) {
+    let volumes: Vec<VolumeId> = catalog.volumes().map(|volume| volume.id).collect();
+    for snapshot in catalog.snapshots().cloned().collect::<Vec<_>>() {
+        let mut mended = snapshot.clone();
+        mended.volumes.retain(|of| volumes.contains(&of.volume));
+        if mended.volumes.is_empty() {
+            mending.changes.extend(Change::delete_snapshot(&snapshot));
+            catalog.remove_snapshot(snapshot.snapshot);
+        } else if mended != snapshot {
+            mending.changes.push(Change::put_snapshot(&mended));
+            catalog.put_snapshot(mended);
+        }
+    }
+    for export in catalog.exports().cloned().collect::<Vec<_>>() {
+        if catalog.host_view(export.view, true).is_none() {
+            mending.changes.push(Change::delete_export(export.id));
+            mending.remarks.push(format!(
+                "export {} showed something that is gone: removed",
+                export.name
+            ));
+            catalog.remove_export(export.id);
+        }
+    }
+}
+
+fn mend_volumes(catalog: &Catalog, shard: &RecoveredShard, mending: &mut Mending) {
+    let mut give = |command| mending.commands.push((shard.shard, command));
+    for share in &shard.volumes {
+        let volume = share.volume;
+        match catalog.volume_by_id(volume) {
+            None => give(ShardCommand::DeleteVolume { volume }),
+            Some(row) => {
+                let share_blocks = row.share_blocks(shard.shard, catalog.shard_count);
+                if share_blocks != share.share_blocks {
+                    give(ShardCommand::ResizeVolume { volume, share_blocks });
+                }
+            }
+        }
+    }
+    let has_share = |volume: &&Volume| shard.volumes.iter().any(|share| share.volume == volume.id);
+    for row in catalog.volumes().filter(|volume| !has_share(volume)) {
+        let share_blocks = row.share_blocks(shard.shard, catalog.shard_count);
+        give(ShardCommand::CreateVolume {
+            volume: row.id,
+            share_blocks,
+        });
+    }
+}
+
+fn mend_snapshots(catalog: &Catalog, shard: &RecoveredShard, mending: &mut Mending) {
+    let committed = |volume: VolumeId, id| {
+        catalog
+            .snapshot_by_id(id)
+            .is_some_and(|snapshot| super::has_volume(snapshot, volume))
+    };
+    for (volume, found) in &shard.snapshots {
+        let volume = *volume;
+        if catalog.volume_by_id(volume).is_none() {
+            continue; // goes with its volume
+        }
+        for share in found
+            .iter()
+            .filter(|share| !share.deleting && !committed(volume, share.snapshot))
+        {
+            let delete = ShardCommand::DeleteSnapshot {
+                volume,
+                snapshot: share.snapshot,
+            };
+            mending.commands.push((shard.shard, delete));
+        }
+    }
+    for snapshot in catalog.snapshots() {
+        for of in &snapshot.volumes {
+            let whole = shard.snapshots.iter().any(|(volume, found)| {
+                *volume == of.volume
+                    && found
+                        .iter()
+                        .any(|share| share.snapshot == snapshot.snapshot && !share.deleting)
+            });
+            if !whole {
+                let name = catalog.view_name(stillpoint_processor::View {
+                    volume: of.volume,
+                    snapshot: Some(snapshot.snapshot),
+                });
+                mending.remarks.push(format!(
+                    "snapshot {name} is damaged: shard {} has no intermediate snapshot of it; \
+                     what that shard held of it cannot be read",
+                    shard.shard.0
+                ));
+            }
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! From rows to the catalog and back.
+
+use std::collections::BTreeMap;
+
+use super::{Catalog, Counters, ExportRow, Volume};
+use crate::error::{Error, Result};
+use stillpoint_coordinator::{OverallSnapshot, SnapshotVolume};
+use stillpoint_ondisk::catalog::{
+    CounterRow, ExportHead, Key, SnapshotHead, SnapshotVolumeRow, VERSION, Value, VolumeHead,
+};
+use stillpoint_processor::command::HoldFigures;
+use stillpoint_processor::{ShardCommand, SnapshotId, TimeStamp, View, VolumeId};
+
+/// One change of one row, to be made durable by shard 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The row is this now.
+    Put {
+        /// Which row.
+        key: Vec<u8>,
+        /// Its value.
+        value: Vec<u8>,
+    },
+    /// The row is gone.
+    Delete {
+        /// Which row.
+        key: Vec<u8>,
+    },
+}
+
+impl Change {
+    fn put(key: Key, value: Value<'_>) -> Self {
+        Self::Put {
+            key: key.encode(),
+            value: value.encode(),
+        }
+    }
+
+    fn delete(key: Key) -> Self {
+        Self::Delete { key: key.encode() }
+    }
+
+    pub(super) fn put_counters(counters: &Counters) -> Self {
+        let row = CounterRow {
+            version: VERSION.into(),
+            reserved: [0; 2],
+            next_volume: counters.reserved_volume.into(),
+            next_export: counters.reserved_export.into(),
+            next_snapshot: counters.reserved_snapshot.into(),
+        };
+        Self::put(Key::Counters, Value::Counters(row))
+    }
+
+    /// This volume is in the catalog.
+    #[must_use]
+    pub fn put_volume(volume: &Volume) -> Self {
+        let head = VolumeHead {
+            version: VERSION.into(),
+            name_bytes: 0.into(),
+            rotation: volume.rotation.into(),
+            reserved: [0; 2],
+            block_bytes: volume.block_bytes.into(),
+            object_blocks: volume.object_blocks.into(),
+            size_bytes: volume.size_bytes.into(),
+            created_ns: volume.created_ns.into(),
+        };
+        Self::put(Key::Volume(volume.id.0), Value::Volume(head, &volume.name))
+    }
+
+    /// This volume is not in the catalog.
+    #[must_use]
+    pub fn delete_volume(id: VolumeId) -> Self {
+        Self::delete(Key::Volume(id.0))
+    }
+
+    /// This snapshot is in the catalog (only to take a volume out of it: new ones are put by the coordinator).
+    #[must_use]
+    pub fn put_snapshot(snapshot: &OverallSnapshot) -> Self {
+        let volumes: Vec<SnapshotVolumeRow> = snapshot
+            .volumes
+            .iter()
+            .map(|of| SnapshotVolumeRow {
+                volume: of.volume.0.into(),
+                reserved: [0; 4],
+                size_bytes: of.size_bytes.into(),
+            })
+            .collect();
+        let head = SnapshotHead {
+            version: VERSION.into(),
+            name_bytes: 0.into(),
+            volume_count: 0.into(),
+            shard_count: (snapshot.holds.len() as u16).into(),
+            time_stamp_ns: snapshot.time_stamp.0.into(),
+            durable_ns: snapshot.durable_ns.into(),
+        };
+        Self::put(
+            Key::Snapshot(snapshot.snapshot.0),
+            Value::Snapshot(head, &volumes, &snapshot.name),
+        )
+    }
+
+    /// This snapshot is not in the catalog: its commit record first, then its figures.
+    #[must_use]
+    pub fn delete_snapshot(snapshot: &OverallSnapshot) -> Vec<Self> {
+        let id = snapshot.snapshot.0;
+        let figures = (0..snapshot.holds.len())
+            .step_by(stillpoint_ondisk::catalog::FIGURES_MAX)
+            .map(|first| {
+                Self::delete(Key::Figures {
+                    snapshot: id,
+                    first_shard: first as u16,
+                })
+            });
+        [Self::delete(Key::Snapshot(id))]
+            .into_iter()
+            .chain(figures)
+            .collect()
+    }
+
+    /// This export is in the catalog.
+    #[must_use]
+    pub fn put_export(export: &ExportRow) -> Self {
+        let head = ExportHead {
+            version: VERSION.into(),
+            name_bytes: 0.into(),
+            volume: export.view.volume.0.into(),
+            snapshot: export.view.snapshot.map_or(0, |snapshot| snapshot.0).into(),
+            read_only: export.read_only.into(),
+            reserved: [0; 7],
+            created_ns: export.created_ns.into(),
+        };
+        Self::put(Key::Export(export.id), Value::Export(head, &export.name))
+    }
+
+    /// This export is not in the catalog.
+    #[must_use]
+    pub fn delete_export(id: u32) -> Self {
+        Self::delete(Key::Export(id))
+    }
+
+    /// The command for shard 0.
+    #[must_use]
+    pub fn command(self) -> ShardCommand {
+        match self {
+            Self::Put { key, value } => ShardCommand::CatalogPut { key, value },
+            Self::Delete { key } => ShardCommand::CatalogDelete { key },
+        }
+    }
+}
+
+impl Catalog {
+    /// The catalog that these rows make, and what is left over in them from snapshots that were never committed.
+    ///
+    /// # Errors
+    /// Failure, if a row cannot be read: a catalog is not opened in part.
+    pub fn load(rows: &BTreeMap<Vec<u8>, Vec<u8>>, shard_count: u16) -> Result<(Self, Vec<Change>)> {
+        let mut catalog = Self {
+            shard_count,
+            ..Self::default()
+        };
+        let mut figures = Vec::new();
+        for (key_bytes, bytes) in rows {
+            let unreadable = |damage: stillpoint_ondisk::Damage| {
+                Error::failure(format!(
+                    "catalog row {:?}: {damage}",
+                    key_bytes.escape_ascii().to_string()
+                ))
+                .hint("nothing was changed; a newer program may be needed")
+            };
+            let key = Key::decode(key_bytes).map_err(unreadable)?;
+            match Value::decode(key, bytes).map_err(unreadable)? {
+                Value::Counters(row) => catalog.counters = counters(row),
+                Value::Export(head, name) => {
+                    let Key::Export(id) = key else {
+                        unreachable!("decoded by its key")
+                    };
+                    catalog.put_export(export(id, &head, name));
+                }
+                Value::Figures(rows) => {
+                    let Key::Figures {
+                        snapshot,
+                        first_shard,
+                    } = key
+                    else {
+                        unreachable!("decoded by its key")
+                    };
+                    figures.push((SnapshotId(snapshot), first_shard, rows));
+                }
+                Value::Snapshot(head, volumes, name) => {
+                    let Key::Snapshot(id) = key else {
+                        unreachable!("decoded by its key")
+                    };
+                    catalog.put_snapshot(snapshot(id, &head, volumes, name));
+                }
+                Value::Volume(head, name) => {
+                    let Key::Volume(id) = key else {
+                        unreachable!("decoded by its key")
+                    };
+                    catalog.put_volume(volume(id, &head, name));
+                }
+            }
+        }
+        catalog.check_numbers()?;
+        let mut left_over = Vec::new();
+        for (id, first_shard, rows) in figures {
+            match catalog.snapshots.get_mut(&id) {
+                Some(snapshot) => {
+                    let holds = snapshot.holds.iter_mut().skip(usize::from(first_shard));
+                    for (hold, row) in holds.zip(rows) {
+                        *hold = HoldFigures {
+                            hold_ns: row.hold_ns.get(),
+                            answers_held: row.answers_held.get(),
+                            answer_held_ns_max: row.answer_held_ns_max.get(),
+                        };
+                    }
+                }
+                None => left_over.push(Change::delete(Key::Figures {
+                    snapshot: id.0,
+                    first_shard,
+                })),
+            }
+        }
+        Ok((catalog, left_over))
+    }
+
+    /// A number that is in use and not reserved would be given out twice.
+    fn check_numbers(&self) -> Result<()> {
+        let volume = self
+            .volumes
+            .keys()
+            .last()
+            .is_some_and(|id| id.0 >= self.counters.next_volume);
+        let snapshot = self
+            .snapshots
+            .keys()
+            .last()
+            .is_some_and(|id| id.0 >= self.counters.next_snapshot);
+        let export = self
+            .exports
+            .keys()
+            .last()
+            .is_some_and(|&id| id >= self.counters.next_export);
+        if volume || snapshot || export {
+            return Err(Error::failure(
+                "the catalog uses numbers that its counters have not given out",
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn counters(row: CounterRow) -> Counters {
+    let (volume, export) = (row.next_volume.get(), row.next_export.get());
+    let snapshot = row.next_snapshot.get();
+    Counters {
+        next_volume: volume,
+        next_export: export,
+        next_snapshot: snapshot,
+        reserved_volume: volume,
+        reserved_export: export,
+        reserved_snapshot: snapshot,
+    }
+}
+
+fn volume(id: u32, head: &VolumeHead, name: &str) -> Volume {
+    Volume {
+        id: VolumeId(id),
+        name: name.to_owned(),
+        size_bytes: head.size_bytes.get(),
+        block_bytes: head.block_bytes.get(),
+        object_blocks: head.object_blocks.get(),
+        rotation: head.rotation.get(),
+        created_ns: head.created_ns.get(),
+    }
+}
+
+fn export(id: u32, head: &ExportHead, name: &str) -> ExportRow {
+    let snapshot = head.snapshot.get();
+    ExportRow {
+        id,
+        name: name.to_owned(),
+        view: View {
+            volume: VolumeId(head.volume.get()),
+            snapshot: (snapshot != 0).then_some(SnapshotId(snapshot)),
+        },
+        read_only: head.read_only != 0,
+        created_ns: head.created_ns.get(),
+    }
+}
+
+fn snapshot(id: u64, head: &SnapshotHead, volumes: &[SnapshotVolumeRow], name: &str) -> OverallSnapshot {
+    OverallSnapshot {
+        snapshot: SnapshotId(id),
+        name: name.to_owned(),
+        time_stamp: TimeStamp(head.time_stamp_ns.get()),
+        volumes: volumes
+            .iter()
+            .map(|of| SnapshotVolume {
+                volume: VolumeId(of.volume.get()),
+                size_bytes: of.size_bytes.get(),
+            })
+            .collect(),
+        holds: vec![HoldFigures::default(); usize::from(head.shard_count.get())],
+        durable_ns: head.durable_ns.get(),
+    }
+}
