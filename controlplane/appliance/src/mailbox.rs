@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use stillpoint_coordinator::{OverallSnapshot, SnapshotError, SnapshotRequest};
+use stillpoint_hw::device::PoolFiles;
 use stillpoint_ondisk::layout::Layout;
 use stillpoint_processor::command::{EventKind, IntermediateSnapshotStatus, Notice, VolumeShareStatus};
 use stillpoint_processor::host_view::HostView;
@@ -90,8 +91,8 @@ pub enum ToProcessor {
     Exports {
         /// The whole table.
         table: Arc<ExportTable>,
-        /// Answered when every session of an export that is gone (or shows something else now) has ended
-        /// and none of its requests is in flight.
+        /// Answered when every session that the table no longer [allows](ExportTable::allows) has ended and none
+        /// of its requests is in flight.
         reply: oneshot::Sender<()>,
     },
     /// Accept connections from this listener. Every processor gets a handle on the same socket; the kernel
@@ -143,8 +144,8 @@ pub struct PoolPart {
     pub name: String,
     /// Where things lie; the devices' labels have been read and agree with it.
     pub layout: Layout,
-    /// Path of each device, in label order.
-    pub devices: Vec<PathBuf>,
+    /// The devices, claimed by the control plane, in label order.
+    pub files: Arc<PoolFiles>,
     /// The shards that this processor owns.
     pub shards: Vec<ShardIndex>,
     /// The owner of every shard: element `i` owns shard `i`.
@@ -247,6 +248,19 @@ impl ExportTable {
             return self.exports.values().next();
         }
         self.exports.get(name)
+    }
+
+    /// Whether a session of `old` may go on under this table: its export is still there and shows the same view in
+    /// the same place, not smaller and not for reading only all of a sudden. (A session keeps the size it
+    /// began with; a larger one is seen by those that connect anew.)
+    #[must_use]
+    pub fn allows(&self, old: &Export) -> bool {
+        self.exports.get(&old.name).is_some_and(|new| {
+            new.pool == old.pool
+                && new.host_view.view == old.host_view.view
+                && new.host_view.size_bytes >= old.host_view.size_bytes
+                && (old.host_view.read_only || !new.host_view.read_only)
+        })
     }
 
     /// All exports, by name.
