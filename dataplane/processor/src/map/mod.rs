@@ -17,12 +17,25 @@
 //! - An operation that fails ([`MapError`]) leaves every tree with the content it had.
 //! - Dirty pages are never evicted; some frames are kept for clean pages, so that lookups always get on.
 
+mod cache;
+mod discard;
+mod frames;
+mod hints;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+pub use cache::PageCache;
+pub use frames::CAPACITY_PAGES_MIN;
+
 use crate::ids::{DeviceAddress, Epoch, VolumeId};
 use crate::space::Space;
-use stillpoint_ondisk::map_page::{ENTRIES, MapEntry, MapPage, MapPageIdentity};
+use stillpoint_ondisk::map_page::{ENTRIES, LEVEL_MAX, MapEntry, MapPage, MapPageIdentity};
 
 /// Bits of a block number that one level decodes.
 const LEVEL_BITS: u32 = ENTRIES.trailing_zeros();
+/// Pages on the way from a root to a leaf at most.
+const PATH_PAGES_MAX: usize = LEVEL_MAX as usize + 1;
 
 const _: () = assert!(size_of::<MapPage>() == crate::BLOCK_BYTES && ENTRIES == 1 << LEVEL_BITS);
 
