@@ -5,21 +5,35 @@
 //! The poll loop drives these types with io_uring, the simulator drives the very same types with a
 //! simulated device and a seed.
 
+pub mod change_log;
 pub mod command;
+pub mod directory;
+pub mod format;
+pub mod hold;
 pub mod host_view;
 pub mod ids;
 pub mod index;
+pub mod intermediate_snapshot;
+pub mod log;
 pub mod map;
+pub mod object;
+pub mod outbox;
 pub mod ports;
+pub mod processor;
 pub mod request;
+pub mod shard;
 pub mod space;
+pub mod virtual_volume;
 
 pub use command::{ShardCommand, ShardEvent, Ticket};
 pub use ids::{
     BlockIndex, DeviceAddress, DeviceIndex, Epoch, Now, ShardIndex, ShareBlock, SnapshotId, TimeStamp,
     VolumeId, VolumeOffset,
 };
+pub use outbox::Outbox;
+pub use processor::Processor;
 pub use request::{RequestError, RequestKind, ShardAnswer, ShardRequest, Token, View};
+pub use shard::{OpenError, RecoveryReport, Shard, ShardOptions};
 
 /// Size of a block, in bytes.
 pub const BLOCK_BYTES: usize = stillpoint_ondisk::BLOCK_BYTES;

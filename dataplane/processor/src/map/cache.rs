@@ -149,6 +149,12 @@ impl PageCache {
         self.frames.closed_pages()
     }
 
+    /// Pages that may be in memory.
+    #[must_use]
+    pub fn capacity_pages(&self) -> usize {
+        self.frames.capacity()
+    }
+
     /// Pages in memory.
     #[must_use]
     pub fn cached_pages(&self) -> usize {

@@ -99,6 +99,10 @@ impl Frames {
         self.capacity = capacity;
     }
 
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     #[inline]
     pub fn page(&self, frame: u32) -> &MapPage {
         &self.slabs[frame as usize / SLAB_PAGES][frame as usize % SLAB_PAGES]

@@ -435,6 +435,12 @@ impl Space {
         self.total_blocks - self.free_blocks - self.used_blocks - self.pending_blocks
     }
 
+    /// Blocks that [`Purpose::Data`] may reserve once everything that was freed is free.
+    #[must_use]
+    pub fn data_room_to_come(&self) -> u64 {
+        (self.free_blocks() + self.pending_blocks()).saturating_sub(self.metadata_reserve_blocks)
+    }
+
     /// Blocks that [`Purpose::Data`] may still reserve.
     #[must_use]
     pub fn data_room(&self) -> u64 {

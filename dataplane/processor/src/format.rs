@@ -1,0 +1,175 @@
+//! Making a pool: empty bitmaps, empty logs, shard headers, and last the labels that make it a pool.
+
+use core::fmt;
+
+use stillpoint_ondisk::header::ShardHeader;
+use stillpoint_ondisk::label::{DeviceRow, FeatureFlags, PoolLabel};
+use stillpoint_ondisk::layout::Layout;
+use stillpoint_ondisk::page::{self, Damage, PAGE_BYTES, PageHeader, PageKind};
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::BLOCK_BYTES;
+use crate::ids::{DeviceIndex, ShardIndex};
+use crate::ports::{DeviceError, OpenDevice};
+use crate::space::Space;
+
+/// Generation of a shard header that was just made.
+const FIRST_GENERATION: u64 = 1;
+/// Bytes of a pool's name at most.
+pub const NAME_BYTES_MAX: usize = 63;
+
+/// What a new pool is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolSpec {
+    /// Identity, random.
+    pub pool: [u8; 16],
+    /// Name, at most [`NAME_BYTES_MAX`] bytes.
+    pub name: String,
+    /// Shards, fixed for the life of the pool.
+    pub shard_count: u16,
+    /// When it is made, nanoseconds since the Unix epoch.
+    pub created_ns: u64,
+    /// Identity (random) and size in 4 KiB blocks of each device.
+    pub devices: Vec<([u8; 16], u64)>,
+}
+
+/// Why a pool was not made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FormatError {
+    /// The devices do not allow this pool.
+    Layout(Damage),
+    /// The name is too long or empty.
+    Name,
+    /// A device failed.
+    Device {
+        /// The device's position.
+        device: usize,
+        /// How.
+        error: DeviceError,
+    },
+}
+
+impl fmt::Display for FormatError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Layout(Damage::Field("size_blocks" | "slice_blocks" | "log_pages")) => write!(
+                f,
+                "a device is too small: each needs {} MiB per shard and 2 MiB; use fewer shards or larger devices",
+                (stillpoint_ondisk::layout::SLICE_BLOCKS_MIN * BLOCK_BYTES as u64) >> 20
+            ),
+            Self::Layout(damage) => write!(f, "the pool cannot be laid out: {damage}"),
+            Self::Name => write!(f, "the pool's name must have 1 to {NAME_BYTES_MAX} bytes"),
+            Self::Device { device, error } => write!(f, "device {device}: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for FormatError {}
+
+/// Makes a pool on these devices. What was on them is lost. The labels are written last, so that a pool exists whole
+/// or not at all.
+///
+/// # Errors
+/// [`FormatError`]; then the devices hold no pool.
+pub fn make_pool(device: &mut impl OpenDevice, spec: &PoolSpec) -> Result<Layout, FormatError> {
+    if spec.name.is_empty() || spec.name.len() > NAME_BYTES_MAX {
+        return Err(FormatError::Name);
+    }
+    let sizes: Vec<u64> = spec.devices.iter().map(|(_, blocks)| *blocks).collect();
+    let layout = Layout::plan(spec.pool, spec.shard_count, &sizes).map_err(FormatError::Layout)?;
+    let mut writer = Writer { device };
+    for index in 0..sizes.len() {
+        writer.write(index, 0, &[0; PAGE_BYTES])?;
+        writer.write(index, layout.label_copy_block(index), &[0; PAGE_BYTES])?;
+    }
+    for shard in 0..spec.shard_count {
+        make_shard(&mut writer, &layout, ShardIndex(shard))?;
+    }
+    writer.flush_all(sizes.len())?;
+    for index in 0..sizes.len() {
+        let label = label_of(spec, &layout, index);
+        writer.write(index, layout.label_copy_block(index), label.as_bytes())?;
+        writer.write(index, 0, label.as_bytes())?;
+    }
+    writer.flush_all(sizes.len())?;
+    Ok(layout)
+}
+
+struct Writer<'a, D> {
+    device: &'a mut D,
+}
+
+impl<D: OpenDevice> Writer<'_, D> {
+    fn write(&mut self, device: usize, block: u64, bytes: &[u8]) -> Result<(), FormatError> {
+        self.device
+            .write(DeviceIndex(device as u8), block * BLOCK_BYTES as u64, bytes)
+            .map_err(|error| FormatError::Device { device, error })
+    }
+
+    fn flush_all(&mut self, devices: usize) -> Result<(), FormatError> {
+        for device in 0..devices {
+            self.device
+                .flush(DeviceIndex(device as u8))
+                .map_err(|error| FormatError::Device { device, error })?;
+        }
+        Ok(())
+    }
+}
+
+fn make_shard<D: OpenDevice>(
+    writer: &mut Writer<'_, D>,
+    layout: &Layout,
+    shard: ShardIndex,
+) -> Result<(), FormatError> {
+    let home = layout.home(shard.0);
+    let mut space = Space::new(layout, shard);
+    space.begin_checkpoint();
+    let mut page = [0; PAGE_BYTES];
+    while let Some((device, index, slot)) = space.next_image(FIRST_GENERATION, &mut page) {
+        let block = layout.bitmap_block(shard.0, usize::from(device.0), index, u64::from(slot));
+        writer.write(home, block, &page)?;
+    }
+    writer.write(home, layout.log_start_block(shard.0), &[0; PAGE_BYTES])?;
+    let mut header = ShardHeader::new_zeroed();
+    header.header = PageHeader::new(PageKind::ShardHeader, layout.pool);
+    header.generation = FIRST_GENERATION.into();
+    header.shard = shard.0.into();
+    header.log_lsn = 1.into();
+    page::seal(header.as_mut_bytes());
+    writer.write(
+        home,
+        layout.header_block(shard.0, 1 - FIRST_GENERATION % 2),
+        &[0; PAGE_BYTES],
+    )?;
+    writer.write(
+        home,
+        layout.header_block(shard.0, FIRST_GENERATION % 2),
+        header.as_bytes(),
+    )
+}
+
+fn label_of(spec: &PoolSpec, layout: &Layout, index: usize) -> Box<PoolLabel> {
+    let mut label = Box::new(PoolLabel::new_zeroed());
+    label.header = PageHeader::new(PageKind::PoolLabel, spec.pool);
+    label.name[..spec.name.len()].copy_from_slice(spec.name.as_bytes());
+    label.features = FeatureFlags::default();
+    label.created_ns = spec.created_ns.into();
+    label.sequence = 1.into();
+    label.device_count = (spec.devices.len() as u16).into();
+    label.device_index = (index as u16).into();
+    label.shard_count = spec.shard_count.into();
+    label.log_pages = layout.log_pages.into();
+    for (row, ((uuid, size_blocks), device)) in label
+        .devices
+        .iter_mut()
+        .zip(spec.devices.iter().zip(&layout.devices))
+    {
+        *row = DeviceRow {
+            uuid: *uuid,
+            size_blocks: (*size_blocks).into(),
+            slice_blocks: device.slice_blocks.into(),
+        };
+    }
+    page::seal(label.as_mut_bytes());
+    label
+}

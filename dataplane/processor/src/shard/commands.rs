@@ -1,0 +1,136 @@
+//! Commands of the control plane, in the order in which they come.
+
+use super::Shard;
+use crate::command::{EventKind, ShardCommand, Ticket};
+use crate::ids::VolumeId;
+use crate::ports::LogTail;
+use crate::request::RequestError;
+use crate::virtual_volume::VirtualVolume;
+use stillpoint_ondisk::directory::RowKind;
+use stillpoint_ondisk::record::{CATALOG_KEY_BYTES_MAX, CATALOG_VALUE_BYTES_MAX, RECORD_BYTES_MAX, Record};
+
+/// Commands run per turn.
+const COMMANDS_PER_TURN: usize = 64;
+
+impl<T: LogTail> Shard<T> {
+    pub(super) fn run_commands(&mut self) {
+        for _ in 0..COMMANDS_PER_TURN {
+            let Some((ticket, command)) = self.commands.pop_front() else {
+                return;
+            };
+            self.progress = true;
+            if !self.run_command(ticket, &command) {
+                self.commands.push_front((ticket, command));
+                return;
+            }
+        }
+    }
+
+    /// False if it has to wait for room in the log.
+    fn run_command(&mut self, ticket: Ticket, command: &ShardCommand) -> bool {
+        match command {
+            ShardCommand::Prepare { snapshot, volumes } => self.prepare(ticket, *snapshot, volumes),
+            ShardCommand::Cut {
+                snapshot,
+                time_stamp,
+                deadline_ns,
+            } => {
+                return self.cut(ticket, *snapshot, *time_stamp, *deadline_ns);
+            }
+            ShardCommand::Release { snapshot } => self.release(ticket, *snapshot),
+            ShardCommand::Persist { snapshot } => self.persist(ticket, *snapshot),
+            ShardCommand::Abort { snapshot } => return self.abort(ticket, *snapshot),
+            ShardCommand::Checkpoint if self.stopped.is_some() => self.refuse(ticket),
+            ShardCommand::Checkpoint => self.checkpoint.ask(ticket),
+            ShardCommand::Status => {
+                let status = Box::new(self.status());
+                self.event(Some(ticket), EventKind::Status(status));
+            }
+            ShardCommand::ListSnapshots { volume } => {
+                let list = self
+                    .volumes
+                    .get(volume)
+                    .map(VirtualVolume::snapshot_statuses)
+                    .unwrap_or_default();
+                self.event(Some(ticket), EventKind::Snapshots(list));
+            }
+            logged => return self.run_logged(ticket, logged),
+        }
+        true
+    }
+
+    fn refuse(&mut self, ticket: Ticket) {
+        self.event(Some(ticket), EventKind::Failed(RequestError::ShardStopped));
+    }
+
+    /// Commands that leave a record in the log.
+    fn run_logged(&mut self, ticket: Ticket, command: &ShardCommand) -> bool {
+        if self.stopped.is_some() {
+            self.refuse(ticket);
+            return true;
+        }
+        if !self.log.has_urgent_room(RECORD_BYTES_MAX) {
+            self.want_log_room();
+            return false;
+        }
+        match command {
+            ShardCommand::CreateVolume { volume, share_blocks } => {
+                if !self.directory_has_room() {
+                    self.event(Some(ticket), EventKind::Failed(RequestError::NoSpace));
+                    return true;
+                }
+                self.create_volume(*volume, *share_blocks);
+            }
+            ShardCommand::ResizeVolume { volume, share_blocks } => {
+                self.reclaim.resize(ticket, *volume, *share_blocks);
+                return true;
+            }
+            ShardCommand::DeleteVolume { volume } => {
+                if let Some(share) = self.volumes.get_mut(volume).filter(|share| !share.deleting) {
+                    share.deleting = true;
+                    share.dirty = true;
+                    self.log.append(&Record::VolumeDelete { volume: volume.0 });
+                    self.reclaim.wake();
+                }
+            }
+            ShardCommand::DeleteSnapshot { volume, snapshot } => {
+                self.drop_snapshot(*volume, *snapshot);
+            }
+            ShardCommand::CatalogPut { key, value } => {
+                assert!(key.len() <= CATALOG_KEY_BYTES_MAX && value.len() <= CATALOG_VALUE_BYTES_MAX);
+                if !self.directory_has_room()
+                    || self.directory.put(RowKind::Catalog, key, value.clone()).is_err()
+                {
+                    self.event(Some(ticket), EventKind::Failed(RequestError::NoSpace));
+                    return true;
+                }
+                self.log.append(&Record::CatalogPut { key, value });
+            }
+            ShardCommand::CatalogDelete { key } => {
+                self.directory.remove(RowKind::Catalog, key);
+                self.log.append(&Record::CatalogDelete { key });
+            }
+            other => unreachable!("{other:?} leaves no record"),
+        }
+        self.event_when_durable(ticket, EventKind::Done);
+        true
+    }
+
+    /// Whether the next checkpoint would have space for one more changed directory page.
+    fn directory_has_room(&self) -> bool {
+        self.space.free_blocks() > self.directory.pages_to_write() as u64 + 4
+    }
+
+    fn create_volume(&mut self, volume: VolumeId, share_blocks: u64) {
+        if self.volumes.contains_key(&volume) {
+            return;
+        }
+        self.log.append(&Record::VolumeCreate {
+            volume: volume.0,
+            family: volume.0,
+            share_blocks,
+        });
+        self.volumes
+            .insert(volume, VirtualVolume::new(volume, volume, share_blocks));
+    }
+}

@@ -1,0 +1,106 @@
+//! Map pages on their way from the device into the cache, and who waits for them.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::read::push_transfer;
+use super::{Shard, SlotId, Tag, only_buffer};
+use crate::BLOCK_BYTES;
+use crate::ids::DeviceAddress;
+use crate::map::PageRef;
+use crate::ports::{BufferPool, LogTail, Operation, OperationKind};
+use crate::request::RequestError;
+
+/// Page loads in flight at most.
+const LOADS_MAX: usize = 64;
+
+/// Who waits for a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waiter {
+    Slot(SlotId),
+    Reclaim,
+}
+
+#[derive(Debug)]
+struct Load {
+    page: PageRef,
+    waiters: Vec<Waiter>,
+}
+
+/// The loads.
+#[derive(Debug, Default)]
+pub(super) struct Loads {
+    loads: BTreeMap<DeviceAddress, Load>,
+    to_issue: VecDeque<DeviceAddress>,
+    in_flight: usize,
+}
+
+impl Loads {
+    /// Runs `waiter` again when `page` is there.
+    pub(super) fn wait(&mut self, page: PageRef, waiter: Waiter) {
+        let address = page.address;
+        let load = self.loads.entry(address).or_insert_with(|| {
+            self.to_issue.push_back(address);
+            Load {
+                page,
+                waiters: Vec::new(),
+            }
+        });
+        load.waiters.push(waiter);
+    }
+}
+
+impl<T: LogTail> Shard<T> {
+    pub(super) fn issue_loads(&mut self, buffers: &mut impl BufferPool) {
+        while self.loads.in_flight < LOADS_MAX
+            && let Some(&address) = self.loads.to_issue.front()
+        {
+            let Some(buffer) = buffers.take(BLOCK_BYTES) else {
+                return;
+            };
+            self.loads.to_issue.pop_front();
+            self.loads.in_flight += 1;
+            self.status.map_misses += 1;
+            let mut operation = self.operation(OperationKind::Read, Tag::LoadPage(address));
+            operation.buffers.push(buffer);
+            push_transfer(&mut operation, address, 0, 0, BLOCK_BYTES);
+            self.progress = true;
+            self.issue(operation);
+        }
+    }
+
+    pub(super) fn load_done(
+        &mut self,
+        address: DeviceAddress,
+        operation: &mut Operation,
+        buffers: &mut impl BufferPool,
+    ) {
+        let buffer = only_buffer(operation);
+        let load = self
+            .loads
+            .loads
+            .remove(&address)
+            .expect("the load was waited for");
+        self.loads.in_flight -= 1;
+        let loaded = match operation.result {
+            Err(_) => Err(RequestError::Io),
+            Ok(()) => match self.cache.insert(&load.page, &buffer.bytes()[..BLOCK_BYTES]) {
+                Ok(()) => Ok(()),
+                Err(_) => {
+                    self.corrupt(address);
+                    Err(RequestError::Corrupt)
+                }
+            },
+        };
+        buffers.give(buffer);
+        for waiter in load.waiters {
+            match (waiter, loaded) {
+                (Waiter::Slot(id), Ok(())) => self.ready.push_back(id),
+                (Waiter::Slot(id), Err(error)) => {
+                    self.drop_extents(id);
+                    self.answer(id, Err(error));
+                }
+                (Waiter::Reclaim, result) => self.reclaim.loaded(result.is_ok()),
+            }
+        }
+    }
+}

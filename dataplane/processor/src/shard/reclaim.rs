@@ -1,0 +1,422 @@
+//! Freeing what only a deleted snapshot or volume held: in the background, a bounded piece of work per turn,
+//! resumable after a crash.
+//!
+//! Maps never share a place between different logical positions, and the life of a block is one interval of the
+//! snapshot chain. So a block (or map page) of snapshot `s` is held by nobody else exactly if neither the snapshot
+//! before nor the one after (or the live map) has it at the same position. The walk goes over the leaves of `s` in
+//! order, skips every subtree that a neighbour shares, and frees the rest; the cursor is kept in the directory row,
+//! so it moves with the same checkpoint as the bitmap.
+//!
+//! While the newest snapshot is walked, the live map may change. Ahead of the cursor a replaced block is left to the
+//! walk, behind it the write frees it ([`VirtualVolume::free_rule`]).
+
+use std::collections::VecDeque;
+
+use super::{Outcome, Shard};
+use crate::command::{EventKind, Notice, Ticket};
+use crate::ids::{DeviceAddress, SnapshotId, VolumeId};
+use crate::map::{MapError, PageCache, Root};
+use crate::ports::LogTail;
+use crate::request::RequestError;
+use crate::space::Space;
+use crate::virtual_volume::{VirtualVolume, snapshot_key, volume_key};
+use stillpoint_ondisk::directory::RowKind;
+use stillpoint_ondisk::map_page::{ENTRIES, MapEntry};
+use stillpoint_ondisk::record::Record;
+
+/// Steps per turn: a step compares one leaf, or skips a subtree.
+const STEPS_PER_TURN: usize = 8;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Target {
+    Snapshot(SnapshotId),
+    Live,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Walk {
+    volume: VolumeId,
+    target: Target,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Resize {
+    ticket: Option<Ticket>,
+    volume: VolumeId,
+    share_blocks: u64,
+    /// First block still to be cleared, once the new size is logged.
+    trimming: Option<u64>,
+}
+
+/// Background work of a shard.
+#[derive(Debug, Default)]
+pub(super) struct Reclaim {
+    walk: Option<Walk>,
+    resizes: VecDeque<Resize>,
+    awake: bool,
+    waiting_for_page: bool,
+}
+
+impl Reclaim {
+    /// There may be something to free.
+    pub(super) fn wake(&mut self) {
+        self.awake = true;
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        !self.awake && self.walk.is_none() && self.resizes.is_empty()
+    }
+
+    /// Whether the next step waits for a map page.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.waiting_for_page
+    }
+
+    /// A page that the work waited for is there, or cannot be read: then what it leads to stays allocated.
+    pub(super) fn loaded(&mut self, sound: bool) {
+        self.waiting_for_page = false;
+        if !sound {
+            self.walk = None;
+            self.resizes.clear();
+            self.awake = false;
+        }
+    }
+
+    pub(super) fn resize(&mut self, ticket: Ticket, volume: VolumeId, share_blocks: u64) {
+        self.resizes.push_back(Resize {
+            ticket: Some(ticket),
+            volume,
+            share_blocks,
+            trimming: None,
+        });
+    }
+
+    /// After recovery: what lies beyond the end of a share, because a crash came between, is cleared again.
+    pub(super) fn trim_again(&mut self, volume: VolumeId, share_blocks: u64) {
+        self.resizes.push_back(Resize {
+            ticket: None,
+            volume,
+            share_blocks,
+            trimming: Some(share_blocks),
+        });
+    }
+}
+
+/// What one step of the walk does, worked out before anything is changed.
+struct Plan {
+    next_leaf: u64,
+    /// Pages of the walked map that nobody else has and that end before `next_leaf`.
+    pages: Vec<DeviceAddress>,
+    blocks: Vec<DeviceAddress>,
+}
+
+impl<T: LogTail> Shard<T> {
+    pub(super) fn drive_reclaim(&mut self) {
+        if self.stopped.is_some() || self.reclaim.waiting_for_page {
+            return;
+        }
+        for _ in 0..STEPS_PER_TURN {
+            if self.reclaim.is_idle() {
+                return;
+            }
+            let step = if self.reclaim.resizes.is_empty() {
+                self.walk_step()
+            } else {
+                self.resize_step()
+            };
+            match step {
+                Ok(()) => self.progress = true,
+                Err(Outcome::Map(MapError::Miss(page))) => {
+                    self.reclaim.waiting_for_page = true;
+                    self.loads.wait(page, super::loads::Waiter::Reclaim);
+                    return;
+                }
+                Err(Outcome::Map(MapError::CacheFull | MapError::NoSpace)) => {
+                    self.checkpoint.want();
+                    return;
+                }
+                Err(_) => {
+                    self.want_log_room();
+                    return;
+                }
+            }
+        }
+    }
+
+    fn resize_step(&mut self) -> Result<(), Outcome> {
+        let resize = self.reclaim.resizes[0];
+        let Some(volume) = self
+            .volumes
+            .get_mut(&resize.volume)
+            .filter(|volume| !volume.deleting)
+        else {
+            return self.resize_ends(resize, Err(RequestError::NotFound));
+        };
+        let Some(from) = resize.trimming else {
+            let record = Record::VolumeResize {
+                volume: volume.id.0,
+                share_blocks: resize.share_blocks,
+            };
+            if !self.log.has_room(record.encoded_bytes()) {
+                return Err(Outcome::LogRoom);
+            }
+            self.log.append(&record);
+            volume.share_blocks = resize.share_blocks;
+            volume.dirty = true;
+            self.reclaim.resizes[0].trimming = Some(resize.share_blocks);
+            return Ok(());
+        };
+        let end = (ENTRIES as u64).pow(u32::from(volume.root.level) + 1);
+        if from >= end || volume.root.entry.address() == 0 {
+            return self.resize_ends(resize, Ok(()));
+        }
+        let done = self.clear(resize.volume, from, end - from)?;
+        self.reclaim.resizes[0].trimming = Some(from + done);
+        Ok(())
+    }
+
+    fn resize_ends(&mut self, resize: Resize, result: Result<(), RequestError>) -> Result<(), Outcome> {
+        self.reclaim.resizes.pop_front();
+        match (resize.ticket, result) {
+            (Some(ticket), Ok(())) => self.event_when_durable(ticket, EventKind::Done),
+            (Some(ticket), Err(error)) => self.event(Some(ticket), EventKind::Failed(error)),
+            (None, _) => {}
+        }
+        Ok(())
+    }
+
+    fn walk_step(&mut self) -> Result<(), Outcome> {
+        let Some(walk) = self.reclaim.walk.or_else(|| next_walk(self.volumes.values())) else {
+            self.reclaim.awake = false;
+            return Ok(());
+        };
+        self.reclaim.walk = Some(walk);
+        let volume = self
+            .volumes
+            .get_mut(&walk.volume)
+            .expect("a walked volume stays until it is freed");
+        let chain = Chain::of(volume, walk.target);
+        if chain.cursor_leaf >= leaves_of(chain.root.level) || chain.root.entry.address() == 0 {
+            self.walk_ends(walk);
+            return Ok(());
+        }
+        let plan = chain.plan(&mut self.cache, volume.family).map_err(Outcome::Map)?;
+        carry_out(&plan, &mut self.cache, &mut self.space);
+        match walk.target {
+            Target::Live => {
+                volume.cursor_leaf = plan.next_leaf;
+                volume.dirty = true;
+            }
+            Target::Snapshot(snapshot) => {
+                let found = volume
+                    .snapshot_mut(snapshot)
+                    .expect("a walked snapshot stays until it is freed");
+                found.cursor_leaf = plan.next_leaf;
+                found.dirty = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn walk_ends(&mut self, walk: Walk) {
+        self.reclaim.walk = None;
+        let volume = self
+            .volumes
+            .get_mut(&walk.volume)
+            .expect("a walked volume stays until it is freed");
+        match walk.target {
+            Target::Live => {
+                volume.root = Root::default();
+                volume.cursor_leaf = 0;
+                volume.dirty = true;
+            }
+            Target::Snapshot(snapshot) => {
+                volume.remove_snapshot(snapshot);
+                self.directory
+                    .remove(RowKind::Snapshot, &snapshot_key(walk.volume, snapshot));
+                self.notice(Notice::SnapshotFreed {
+                    volume: walk.volume,
+                    snapshot,
+                });
+            }
+        }
+        let volume = &self.volumes[&walk.volume];
+        if volume.deleting && volume.snapshots.is_empty() && volume.root.entry.address() == 0 {
+            self.volumes.remove(&walk.volume);
+            self.directory.remove(RowKind::Volume, &volume_key(walk.volume));
+            self.notice(Notice::VolumeFreed { volume: walk.volume });
+        }
+    }
+}
+
+/// What to free next. A walk that has begun goes first, since its neighbours count on it; of a deleted volume the live
+/// map goes next, then its snapshots, newest first.
+fn next_walk<'a>(volumes: impl Iterator<Item = &'a VirtualVolume> + Clone) -> Option<Walk> {
+    let begun = volumes.clone().find_map(|volume| {
+        let found = volume
+            .snapshots
+            .iter()
+            .find(|s| s.deleting && s.cursor_leaf > 0)?;
+        Some(Walk {
+            volume: volume.id,
+            target: Target::Snapshot(found.snapshot),
+        })
+    });
+    begun.or_else(|| {
+        volumes.clone().find_map(|volume| {
+            let target = if !volume.deleting {
+                Target::Snapshot(volume.snapshots.iter().find(|s| s.deleting)?.snapshot)
+            } else if volume.root.entry.address() != 0 || volume.snapshots.is_empty() {
+                Target::Live
+            } else {
+                Target::Snapshot(volume.snapshots.last()?.snapshot)
+            };
+            Some(Walk {
+                volume: volume.id,
+                target,
+            })
+        })
+    })
+}
+
+/// The walked map and its neighbours in the snapshot chain.
+struct Chain {
+    root: Root,
+    cursor_leaf: u64,
+    neighbours: [Option<Root>; 2],
+}
+
+impl Chain {
+    fn of(volume: &VirtualVolume, target: Target) -> Self {
+        let snapshots = &volume.snapshots;
+        match target {
+            Target::Live => Self {
+                root: volume.root,
+                cursor_leaf: volume.cursor_leaf,
+                neighbours: [snapshots.last().map(|s| s.copy.root), None],
+            },
+            Target::Snapshot(snapshot) => {
+                let position = snapshots
+                    .iter()
+                    .position(|s| s.snapshot == snapshot)
+                    .expect("a walked snapshot");
+                let before = position.checked_sub(1).map(|before| snapshots[before].copy.root);
+                let after = snapshots.get(position + 1).map_or(volume.root, |s| s.copy.root);
+                let walked = &snapshots[position];
+                Self {
+                    root: walked.copy.root,
+                    cursor_leaf: walked.cursor_leaf,
+                    neighbours: [before, Some(after)],
+                }
+            }
+        }
+    }
+
+    /// Works out the step at the cursor.
+    fn plan(&self, cache: &mut PageCache, family: VolumeId) -> Result<Plan, MapError> {
+        let mut plan = Plan {
+            next_leaf: 0,
+            pages: Vec::new(),
+            blocks: Vec::new(),
+        };
+        let mut path: Vec<(u64, DeviceAddress)> = Vec::new();
+        let (mut level, mut entry) = (self.root.level, self.root.entry);
+        loop {
+            let index = self.cursor_leaf / leaves_of(level);
+            let end = (index + 1) * leaves_of(level);
+            plan.next_leaf = end;
+            if entry.address() == 0 {
+                break;
+            }
+            let mut others = [None; 2];
+            for (other, root) in others.iter_mut().zip(&self.neighbours) {
+                *other = entry_at(cache, family, root.as_ref(), level, index)?;
+            }
+            if others
+                .iter()
+                .flatten()
+                .any(|other| other.address() == entry.address())
+            {
+                break;
+            }
+            path.push((end, DeviceAddress(entry.address())));
+            if level == 0 {
+                plan.blocks = exclusive_blocks(cache, family, index, &entry, &others)?;
+                break;
+            }
+            let page = cache.page(family, level, index, &entry)?;
+            level -= 1;
+            entry = page.entries[(self.cursor_leaf / leaves_of(level)) as usize % ENTRIES];
+        }
+        let passed = path.into_iter().filter(|(end, _)| *end <= plan.next_leaf);
+        plan.pages.extend(passed.map(|(_, address)| address));
+        Ok(plan)
+    }
+}
+
+/// Leaves covered by a page of `level`.
+fn leaves_of(level: u8) -> u64 {
+    (ENTRIES as u64).pow(u32::from(level))
+}
+
+/// The entry that leads to page (`level`, `index`) of a map; `None` if the map has no such page.
+fn entry_at(
+    cache: &mut PageCache,
+    family: VolumeId,
+    root: Option<&Root>,
+    level: u8,
+    index: u64,
+) -> Result<Option<MapEntry>, MapError> {
+    let Some(root) = root.filter(|root| root.level >= level) else {
+        return Ok(None);
+    };
+    let (mut at, mut entry) = (root.level, root.entry);
+    if index >= leaves_of(at - level) {
+        return Ok(None);
+    }
+    while at > level && entry.address() != 0 {
+        let page = cache.page(family, at, index / leaves_of(at - level), &entry)?;
+        at -= 1;
+        entry = page.entries[(index / leaves_of(at - level)) as usize % ENTRIES];
+    }
+    Ok((entry.address() != 0).then_some(entry))
+}
+
+/// The blocks of a leaf that neither neighbour has at the same position.
+fn exclusive_blocks(
+    cache: &mut PageCache,
+    family: VolumeId,
+    index: u64,
+    leaf: &MapEntry,
+    others: &[Option<MapEntry>; 2],
+) -> Result<Vec<DeviceAddress>, MapError> {
+    let mut addresses: Vec<u64> = cache
+        .page(family, 0, index, leaf)?
+        .entries
+        .iter()
+        .map(MapEntry::address)
+        .collect();
+    for other in others.iter().flatten() {
+        let page = cache.page(family, 0, index, other)?;
+        for (address, other) in addresses.iter_mut().zip(&page.entries) {
+            if *address == other.address() {
+                *address = 0;
+            }
+        }
+    }
+    Ok(addresses
+        .into_iter()
+        .filter(|&address| address != 0)
+        .map(DeviceAddress)
+        .collect())
+}
+
+fn carry_out(plan: &Plan, cache: &mut PageCache, space: &mut Space) {
+    for &block in &plan.blocks {
+        space.free(block, 1);
+    }
+    for &page in &plan.pages {
+        space.free(page, 1);
+        cache.forget(page);
+    }
+}

@@ -1,0 +1,401 @@
+//! Writing: merge partial blocks, lay everything that arrived together side by side on the device, then
+//! make it the volume's in one step per run: map entry and log record.
+
+use super::read::push_transfer;
+use super::slots::{Edge, Step};
+use super::{Outcome, Shard, SlotId, Tag, give_all};
+use crate::ids::{DeviceAddress, ShareBlock};
+use crate::map::{Entry, MapError, TreeMut};
+use crate::ports::{BufferPool, DeviceError, LogTail, Operation, OperationKind, Segment, Transfer};
+use crate::request::{RequestError, RequestKind};
+use crate::space::Purpose;
+use crate::{BLOCK_BYTES, PART_BLOCKS_MAX};
+use stillpoint_ondisk::crc32c;
+use stillpoint_ondisk::record::Record;
+use zerocopy::little_endian::U32;
+
+/// Batches in flight at most: more only makes each smaller.
+const BATCHES_MAX: usize = 8;
+/// Blocks of one batch at most, unless a single request is larger.
+const BATCH_BLOCKS_MAX: u32 = PART_BLOCKS_MAX;
+/// Requests of one batch at most.
+const BATCH_REQUESTS_MAX: usize = 128;
+/// errno: the file system under a file ran out of space.
+const ENOSPC: i32 = 28;
+
+/// Writes that go to the device as one operation.
+#[derive(Debug, Default)]
+pub(super) struct Batches {
+    members: Vec<Vec<SlotId>>,
+    free: Vec<u32>,
+}
+
+impl Batches {
+    fn take(&mut self) -> Option<u32> {
+        if let Some(batch) = self.free.pop() {
+            return Some(batch);
+        }
+        (self.members.len() < BATCHES_MAX).then(|| {
+            self.members.push(Vec::with_capacity(BATCH_REQUESTS_MAX));
+            (self.members.len() - 1) as u32
+        })
+    }
+}
+
+impl<T: LogTail> Shard<T> {
+    /// Reads the blocks of which the request writes only a part, or fills them with zeros.
+    pub(super) fn step_merge(&mut self, id: SlotId, buffers: &mut impl BufferPool) -> Outcome {
+        let slot = &self.slots[id];
+        let Some(viewed) = self
+            .volumes
+            .get(&slot.view.volume)
+            .and_then(|volume| volume.viewed(slot.view))
+        else {
+            return Outcome::Answer(Err(RequestError::NotFound));
+        };
+        let mut edges = [None; 2];
+        for (edge, block) in edges.iter_mut().zip(slot.partial_blocks()) {
+            let Some(block) = block else { continue };
+            let place = ShareBlock(slot.first.0 + u64::from(block));
+            match self.cache.lookup(viewed.family, &viewed.root, place) {
+                Ok(entry) => *edge = Some(Edge { block, entry }),
+                Err(error) => return Outcome::Map(error),
+            }
+        }
+        let mut operation = self.operation(OperationKind::Read, Tag::Merge(id));
+        for edge in edges
+            .iter()
+            .flatten()
+            .filter(|edge| !edge.entry.address.is_none())
+        {
+            let Some(buffer) = buffers.take(BLOCK_BYTES) else {
+                give_all(&mut operation, buffers);
+                self.recycle(operation);
+                return Outcome::Buffer;
+            };
+            let number = operation.buffers.len() as u32;
+            operation.buffers.push(buffer);
+            push_transfer(&mut operation, edge.entry.address, number, 0, BLOCK_BYTES);
+        }
+        let slot = &mut self.slots[id];
+        slot.edges = edges;
+        slot.step = Step::Queue;
+        for edge in edges.iter().flatten().filter(|edge| edge.entry.address.is_none()) {
+            slot.fill_around(edge.block, None);
+        }
+        if operation.transfers.is_empty() {
+            self.recycle(operation);
+            return Outcome::Again;
+        }
+        self.issue(operation);
+        Outcome::Parked
+    }
+
+    pub(super) fn merge_done(
+        &mut self,
+        id: SlotId,
+        operation: &mut Operation,
+        buffers: &mut impl BufferPool,
+    ) {
+        let mut result = operation.result.map_err(|_| RequestError::Io);
+        let slot = &mut self.slots[id];
+        let mapped = slot
+            .edges
+            .into_iter()
+            .flatten()
+            .filter(|edge| !edge.entry.address.is_none());
+        let mut damaged = None;
+        for (edge, old) in mapped.zip(&operation.buffers) {
+            let old = &old.bytes()[..BLOCK_BYTES];
+            if result.is_ok() && crc32c(old) != edge.entry.crc32c {
+                damaged = Some(edge.entry.address);
+                result = Err(RequestError::Corrupt);
+            }
+            slot.fill_around(edge.block, Some(old));
+        }
+        give_all(operation, buffers);
+        if let Some(address) = damaged {
+            self.corrupt(address);
+        }
+        match result {
+            Ok(()) => self.ready.push_back(id),
+            Err(error) => self.answer(id, Err(error)),
+        }
+    }
+
+    /// Lays what waits in the write queue side by side.
+    pub(super) fn form_batches(&mut self) {
+        while !self.write_queue.is_empty() && self.stopped.is_none() {
+            let Some(batch) = self.batches.take() else { return };
+            self.gather(batch);
+            if self.batches.members[batch as usize].is_empty() {
+                self.batches.free.push(batch);
+                return;
+            }
+            self.progress = true;
+            self.write_batch(batch);
+        }
+    }
+
+    /// Moves requests from the queue into a batch as long as there is space for them.
+    fn gather(&mut self, batch: u32) {
+        let mut blocks = 0;
+        while let Some(&id) = self.write_queue.front() {
+            let wanted = self.slots[id].blocks;
+            let members = self.batches.members[batch as usize].len();
+            if members > 0 && (blocks + wanted > BATCH_BLOCKS_MAX || members == BATCH_REQUESTS_MAX) {
+                return;
+            }
+            if !self.reserve_for(id) {
+                if members == 0 && self.is_out_of_space(wanted) {
+                    self.write_queue.pop_front();
+                    self.answer(id, Err(RequestError::NoSpace));
+                    continue;
+                }
+                return;
+            }
+            blocks += wanted;
+            self.write_queue.pop_front();
+            self.batches.members[batch as usize].push(id);
+        }
+    }
+
+    fn reserve_for(&mut self, id: SlotId) -> bool {
+        let slot = &mut self.slots[id];
+        assert!(
+            slot.extents.is_empty() && slot.done_blocks == 0,
+            "a queued write has no space yet"
+        );
+        let mut missing = slot.blocks;
+        while missing > 0 {
+            let Some(extent) = self.space.reserve(missing, Purpose::Data) else {
+                for extent in slot.extents.drain(..) {
+                    self.space.cancel(extent);
+                }
+                return false;
+            };
+            missing -= extent.blocks;
+            slot.extents.push(extent);
+        }
+        self.no_space_since = None;
+        true
+    }
+
+    fn write_batch(&mut self, batch: u32) {
+        let mut operation = self.operation(OperationKind::Write, Tag::WriteBatch(batch));
+        for &id in &self.batches.members[batch as usize] {
+            let slot = &mut self.slots[id];
+            let number = operation.buffers.len() as u32;
+            let buffer = slot.buffer.take().expect("a write has a buffer");
+            let data = &buffer.bytes()[..slot.blocks as usize * BLOCK_BYTES];
+            slot.crcs.clear();
+            slot.crcs.extend(
+                data.chunks_exact(BLOCK_BYTES)
+                    .map(|block| U32::new(crc32c(block))),
+            );
+            let mut offset = 0;
+            for extent in &slot.extents {
+                let length = extent.blocks as usize * BLOCK_BYTES;
+                push_side_by_side(&mut operation, extent.address, number, offset, length);
+                offset += length;
+            }
+            operation.buffers.push(buffer);
+            slot.step = Step::Apply;
+        }
+        self.status.device_writes += operation.transfers.len() as u64;
+        self.issue(operation);
+    }
+
+    pub(super) fn batch_done(&mut self, batch: u32, operation: &mut Operation) {
+        let mut members = core::mem::take(&mut self.batches.members[batch as usize]);
+        for (id, buffer) in members.drain(..).zip(operation.buffers.drain(..)) {
+            self.slots[id].buffer = Some(buffer);
+            match operation.result {
+                Ok(()) => self.ready.push_back(id),
+                Err(error) => {
+                    self.drop_extents(id);
+                    let full = error == DeviceError::Os(ENOSPC);
+                    self.answer(
+                        id,
+                        Err(if full {
+                            RequestError::NoSpace
+                        } else {
+                            RequestError::Io
+                        }),
+                    );
+                }
+            }
+        }
+        self.batches.members[batch as usize] = members;
+        self.batches.free.push(batch);
+    }
+
+    /// Makes the data on the device the volume's. Retried from where it stopped after a wait.
+    pub(super) fn step_apply(&mut self, id: SlotId) -> Outcome {
+        loop {
+            let slot = &self.slots[id];
+            let view = slot.view;
+            if self.stopped.is_some() {
+                self.drop_extents(id);
+                return Outcome::Answer(Err(RequestError::ShardStopped));
+            }
+            let Some(volume) = self.volumes.get(&view.volume).filter(|volume| !volume.deleting) else {
+                self.drop_extents(id);
+                return Outcome::Answer(Err(RequestError::NotFound));
+            };
+            if slot.first.0 + u64::from(slot.blocks) > volume.share_blocks {
+                self.drop_extents(id);
+                return Outcome::Answer(Err(RequestError::OutOfRange));
+            }
+            match self.edges_changed(id) {
+                Err(error) => return Outcome::Map(error),
+                Ok(true) => {
+                    // Another write of the same block came between: merge with what is there now.
+                    self.drop_extents(id);
+                    self.slots[id].done_blocks = 0;
+                    self.slots[id].step = Step::Merge;
+                    return Outcome::Again;
+                }
+                Ok(false) => {}
+            }
+            if let Err(outcome) = self.apply_extent(id) {
+                return outcome;
+            }
+            let slot = &self.slots[id];
+            if slot.extents.is_empty() {
+                self.status.writes += 1;
+                self.status.written_bytes += u64::from(slot.length_bytes);
+                let RequestKind::Write { fua } = slot.kind else {
+                    unreachable!("only writes are applied")
+                };
+                return self.changed(id, fua);
+            }
+        }
+    }
+
+    /// Applies the first extent that has not been applied.
+    fn apply_extent(&mut self, id: SlotId) -> Result<(), Outcome> {
+        let slot = &mut self.slots[id];
+        let extent = slot.extents[0];
+        let start = slot.done_blocks as usize;
+        let crcs = &slot.crcs[start..start + extent.blocks as usize];
+        let volume = self.volumes.get_mut(&slot.view.volume).expect("looked up before");
+        let record = Record::Write {
+            volume: volume.id.0,
+            birth: volume.epoch.0,
+            first: slot.first.0 + start as u64,
+            address: extent.address.0,
+            crcs,
+        };
+        if !self.log.has_room(record.encoded_bytes()) {
+            return Err(Outcome::LogRoom);
+        }
+        let free = volume.free_rule();
+        let mut tree = TreeMut {
+            family: volume.family,
+            root: &mut volume.root,
+            epoch: volume.epoch,
+            free,
+            space: &mut self.space,
+            stats: &mut volume.stats,
+        };
+        let first = ShareBlock(slot.first.0 + start as u64);
+        self.cache
+            .set(&mut tree, first, extent.address, crcs)
+            .map_err(Outcome::Map)?;
+        self.space.commit(extent);
+        self.log.append(&record);
+        slot.max_birth = Self::note_change(volume, self.now);
+        slot.done_blocks += extent.blocks;
+        slot.extents.remove(0);
+        Ok(())
+    }
+
+    /// Whether a partial block that is still to be applied is no longer what was merged.
+    fn edges_changed(&mut self, id: SlotId) -> Result<bool, MapError> {
+        let slot = &self.slots[id];
+        let Some(viewed) = self
+            .volumes
+            .get(&slot.view.volume)
+            .and_then(|volume| volume.viewed(slot.view))
+        else {
+            return Ok(false);
+        };
+        for edge in slot
+            .edges
+            .iter()
+            .flatten()
+            .filter(|edge| edge.block >= slot.done_blocks)
+        {
+            let place = ShareBlock(slot.first.0 + u64::from(edge.block));
+            let current: Entry = self.cache.lookup(viewed.family, &viewed.root, place)?;
+            if current != edge.entry {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Gives back the space of a request that has not been applied.
+    pub(super) fn drop_extents(&mut self, id: SlotId) {
+        for extent in self.slots[id].extents.drain(..) {
+            self.space.cancel(extent);
+        }
+    }
+}
+
+impl super::Slot {
+    /// The blocks of which a write covers only a part: the first, the last, both, or none.
+    fn partial_blocks(&self) -> [Option<u32>; 2] {
+        let end = (self.skip_bytes + self.length_bytes) as usize;
+        let last = self.blocks - 1;
+        let tail_partial = end != self.blocks as usize * BLOCK_BYTES;
+        let head = (self.skip_bytes != 0 || (last == 0 && tail_partial)).then_some(0);
+        [head, (tail_partial && last != 0).then_some(last)]
+    }
+
+    /// Fills what the request does not write of one of its blocks, from the old block or with zeros.
+    fn fill_around(&mut self, block: u32, old: Option<&[u8]>) {
+        let start = block as usize * BLOCK_BYTES;
+        let data_start = (self.skip_bytes as usize).clamp(start, start + BLOCK_BYTES);
+        let data_end = ((self.skip_bytes + self.length_bytes) as usize).clamp(start, start + BLOCK_BYTES);
+        let bytes = self.buffer.as_mut().expect("a write has a buffer").bytes_mut();
+        for (from, to) in [(start, data_start), (data_end, start + BLOCK_BYTES)] {
+            match old {
+                Some(old) => bytes[from..to].copy_from_slice(&old[from - start..to - start]),
+                None => bytes[from..to].fill(0),
+            }
+        }
+    }
+}
+
+/// Adds a piece to the operation, to the last transfer if it goes on where that one ends.
+fn push_side_by_side(
+    operation: &mut Operation,
+    address: DeviceAddress,
+    buffer: u32,
+    offset: usize,
+    length: usize,
+) {
+    let segment = Segment {
+        buffer,
+        offset_bytes: offset as u32,
+        length_bytes: length as u32,
+    };
+    if let Some(last) = operation.transfers.last_mut()
+        && last.device == address.device()
+        && last.offset_bytes + last.length_bytes == address.offset_bytes()
+    {
+        last.length_bytes += length as u64;
+        last.segment_count += 1;
+    } else {
+        operation.transfers.push(Transfer {
+            device: address.device(),
+            offset_bytes: address.offset_bytes(),
+            length_bytes: length as u64,
+            first_segment: operation.segments.len() as u32,
+            segment_count: 1,
+        });
+    }
+    operation.segments.push(segment);
+}
