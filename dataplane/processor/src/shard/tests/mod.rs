@@ -391,7 +391,7 @@ fn deleting_snapshots_in_any_order_gives_all_their_space_back() {
         for snapshot in 1..=3u64 {
             rig.snapshot(snapshot);
             for i in 0..64 {
-                if i as u64 % (snapshot + 1) == 0 {
+                if (i as u64).is_multiple_of(snapshot + 1) {
                     rig.write(i * 40 * BLOCK, &[snapshot as u8 + 1; BLOCK]);
                 }
             }
