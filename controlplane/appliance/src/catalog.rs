@@ -264,6 +264,13 @@ impl Catalog {
         stale.then(|| Change::put_counters(&self.counters))
     }
 
+    /// The counters could not be made durable: the next number tries again.
+    pub fn forget_reserved_numbers(&mut self) {
+        self.counters.reserved_volume = self.counters.next_volume;
+        self.counters.reserved_export = self.counters.next_export;
+        self.counters.reserved_snapshot = self.counters.next_snapshot;
+    }
+
     /// A volume that is new, or changed.
     pub fn put_volume(&mut self, volume: Volume) {
         self.volumes.insert(volume.id, volume);

@@ -1,8 +1,16 @@
 //! What happens to the appliance: its processors, its pools, its catalog, its API.
 
+pub mod api;
+pub mod appliance;
 pub mod catalog;
+pub mod doctor;
 pub mod error;
+pub mod label;
 pub mod mailbox;
+mod make;
 pub mod name;
+pub mod pool;
+mod state;
 
+pub use appliance::{Appliance, ListenerUri, Options};
 pub use error::{Error, ErrorKind, Result};

@@ -6,13 +6,24 @@ use std::str::FromStr;
 use crate::error::{Error, Result};
 use stillpoint_ondisk::catalog::{EXPORT_NAME_BYTES_MAX, NAME_BYTES_MAX};
 
-/// Checks the name of a `what` (pool, volume, snapshot): letters, digits, `.`, `_` and `-`, at most
+/// Bytes of the name of a pool at most.
+pub const POOL_NAME_BYTES_MAX: usize = 63;
+
+/// Checks the name of a `what` (volume, snapshot): letters, digits, `.`, `_` and `-`, at most
 /// [`NAME_BYTES_MAX`] of them, not beginning with `-` or `.`.
 ///
 /// # Errors
 /// Usage, naming the rule.
 pub fn check(what: &str, name: &str) -> Result<()> {
     check_characters(what, name, "", NAME_BYTES_MAX)
+}
+
+/// Checks the name of a pool: as [`check`], at most 63 bytes, which is what a label holds.
+///
+/// # Errors
+/// Usage, naming the rule.
+pub fn check_pool(name: &str) -> Result<()> {
+    check_characters("pool", name, "", POOL_NAME_BYTES_MAX)
 }
 
 /// Checks the name of an export: as [`check`], and `@` is allowed.

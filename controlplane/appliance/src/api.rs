@@ -1,0 +1,84 @@
+//! The API: HTTP and JSON on the control socket. The command line is its first client.
+//!
+//! | method and path | does |
+//! |---|---|
+//! | GET, POST `/v1/pools` | lists, makes |
+//! | POST `/v1/pools/open` | opens |
+//! | GET `/v1/pools/{pool}`, POST `/v1/pools/{pool}/close` | shows, closes |
+//! | GET, POST `/v1/volumes` | lists, makes |
+//! | GET, DELETE `/v1/volumes/{volume}`, POST `/v1/volumes/{volume}/resize` | shows, deletes, resizes |
+//! | GET, POST `/v1/snapshots` | lists, takes |
+//! | GET, DELETE `/v1/snapshots/{volume@name}` | shows, deletes |
+//! | GET, POST `/v1/exports`, DELETE `/v1/exports/{export}` | lists, makes, deletes |
+//! | GET `/v1/status`, GET `/v1/doctor` | figures, findings |
+//!
+//! What is not a success has the body `{"kind", "message", "hint"}` ([`Error`]). A request that changes something is
+//! finished even if its client goes away.
+
+mod extract;
+mod handlers;
+pub mod model;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+
+use crate::appliance::Appliance;
+use crate::error::{Error, ErrorKind};
+
+/// The routes of the API.
+pub fn router(appliance: Arc<Appliance>) -> Router {
+    Router::new()
+        .route("/v1/pools", get(handlers::list_pools).post(handlers::create_pool))
+        .route("/v1/pools/open", post(handlers::open_pool))
+        .route("/v1/pools/{pool}", get(handlers::show_pool))
+        .route("/v1/pools/{pool}/close", post(handlers::close_pool))
+        .route(
+            "/v1/volumes",
+            get(handlers::list_volumes).post(handlers::create_volume),
+        )
+        .route(
+            "/v1/volumes/{volume}",
+            get(handlers::show_volume).delete(handlers::delete_volume),
+        )
+        .route("/v1/volumes/{volume}/resize", post(handlers::resize_volume))
+        .route(
+            "/v1/snapshots",
+            get(handlers::list_snapshots).post(handlers::create_snapshot),
+        )
+        .route(
+            "/v1/snapshots/{snapshot}",
+            get(handlers::show_snapshot).delete(handlers::delete_snapshot),
+        )
+        .route(
+            "/v1/exports",
+            get(handlers::list_exports).post(handlers::create_export),
+        )
+        .route("/v1/exports/{export}", delete(handlers::delete_export))
+        .route("/v1/status", get(handlers::status))
+        .route("/v1/doctor", get(handlers::doctor))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .with_state(appliance)
+}
+
+async fn no_such_path() -> Error {
+    Error::not_found("the API has no such path")
+}
+
+async fn no_such_method() -> Error {
+    Error::usage("the API has no such method on this path")
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        if self.kind == ErrorKind::Failure {
+            tracing::warn!("{self}");
+        }
+        let status = StatusCode::from_u16(self.kind.status()).expect("a status code");
+        (status, axum::Json(self)).into_response()
+    }
+}

@@ -1,0 +1,332 @@
+//! One function per method and path.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+
+use super::extract::{Body, Query};
+use super::model;
+use crate::appliance::Appliance;
+use crate::doctor;
+use crate::error::{Error, Result};
+use crate::mailbox::ToProcessor;
+use crate::name::ViewName;
+use crate::pool::Pool;
+
+type Shared = State<Arc<Appliance>>;
+type Created<T> = (StatusCode, Json<T>);
+
+/// Finishes what was begun even if the client goes away.
+async fn finish<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    match tokio::spawn(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::failure(format!(
+            "the request ended before its time: {error}"
+        ))),
+    }
+}
+
+async fn pool_info(pool: &Pool) -> Result<model::PoolInfo> {
+    Ok(pool.info(&pool.figures().await?))
+}
+
+pub(super) async fn list_pools(State(appliance): Shared) -> Result<Json<Vec<model::PoolInfo>>> {
+    Ok(Json(all_pools(&appliance).await?))
+}
+
+async fn all_pools(appliance: &Appliance) -> Result<Vec<model::PoolInfo>> {
+    let mut infos = Vec::new();
+    for pool in appliance.pools() {
+        infos.push(pool_info(&pool).await?);
+    }
+    infos.extend(appliance.failed_pools().iter().map(Appliance::failed_info));
+    Ok(infos)
+}
+
+pub(super) async fn create_pool(
+    State(appliance): Shared,
+    Body(request): Body<model::CreatePool>,
+) -> Result<Created<model::PoolInfo>> {
+    let made = finish(async move {
+        let pool = appliance.create_pool(&request).await?;
+        pool_info(&pool).await
+    });
+    Ok((StatusCode::CREATED, Json(made.await?)))
+}
+
+pub(super) async fn open_pool(
+    State(appliance): Shared,
+    Body(request): Body<model::OpenPool>,
+) -> Result<Json<model::PoolInfo>> {
+    let opened = finish(async move {
+        let paths: Vec<PathBuf> = request.devices.iter().map(PathBuf::from).collect();
+        let pool = appliance.open_pool(&paths).await?;
+        pool_info(&pool).await
+    });
+    Ok(Json(opened.await?))
+}
+
+pub(super) async fn show_pool(
+    State(appliance): Shared,
+    Path(name): Path<String>,
+) -> Result<Json<model::PoolInfo>> {
+    if let Some(failed) = appliance
+        .failed_pools()
+        .iter()
+        .find(|failed| failed.known.name == name)
+    {
+        return Ok(Json(Appliance::failed_info(failed)));
+    }
+    Ok(Json(pool_info(&*appliance.pool(&name)?).await?))
+}
+
+pub(super) async fn close_pool(State(appliance): Shared, Path(name): Path<String>) -> Result<StatusCode> {
+    finish(async move { appliance.close_pool(&name).await }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn pools_of(appliance: &Appliance, name: Option<&str>) -> Result<Vec<Arc<Pool>>> {
+    match name {
+        Some(name) => Ok(vec![appliance.pool(name)?]),
+        None => Ok(appliance.pools()),
+    }
+}
+
+pub(super) async fn list_volumes(
+    State(appliance): Shared,
+    Query(query): Query<model::Query>,
+) -> Result<Json<Vec<model::VolumeInfo>>> {
+    let mut infos = Vec::new();
+    for pool in pools_of(&appliance, query.pool.as_deref())? {
+        infos.extend(pool.volume_infos(&pool.figures().await?));
+    }
+    infos.sort_by(|a, b| (&a.pool, &a.name).cmp(&(&b.pool, &b.name)));
+    Ok(Json(infos))
+}
+
+async fn volume_info(pool: &Pool, name: &str) -> Result<model::VolumeInfo> {
+    let infos = pool.volume_infos(&pool.figures().await?);
+    infos
+        .into_iter()
+        .find(|info| info.name == name)
+        .ok_or_else(|| crate::pool::no_volume(name))
+}
+
+pub(super) async fn create_volume(
+    State(appliance): Shared,
+    Body(request): Body<model::CreateVolume>,
+) -> Result<Created<model::VolumeInfo>> {
+    let made = finish(async move {
+        let pool = appliance.pool_or_only(request.pool.as_deref())?;
+        pool.create_volume(&request).await?;
+        volume_info(&pool, &request.name).await
+    });
+    Ok((StatusCode::CREATED, Json(made.await?)))
+}
+
+pub(super) async fn show_volume(
+    State(appliance): Shared,
+    Path(name): Path<String>,
+    Query(query): Query<model::Query>,
+) -> Result<Json<model::VolumeInfo>> {
+    let pool = appliance.pool_of_volume(&name, query.pool.as_deref())?;
+    Ok(Json(volume_info(&pool, &name).await?))
+}
+
+pub(super) async fn delete_volume(
+    State(appliance): Shared,
+    Path(name): Path<String>,
+    Query(query): Query<model::Query>,
+) -> Result<StatusCode> {
+    finish(async move {
+        let pool = appliance.pool_of_volume(&name, query.pool.as_deref())?;
+        pool.delete_volume(&name, query.with_snapshots).await
+    })
+    .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn resize_volume(
+    State(appliance): Shared,
+    Path(name): Path<String>,
+    Query(query): Query<model::Query>,
+    Body(request): Body<model::ResizeVolume>,
+) -> Result<Json<model::VolumeInfo>> {
+    let resized = finish(async move {
+        let pool = appliance.pool_of_volume(&name, query.pool.as_deref())?;
+        appliance.resize_volume(&pool, &name, &request).await?;
+        volume_info(&pool, &name).await
+    });
+    Ok(Json(resized.await?))
+}
+
+pub(super) async fn list_snapshots(
+    State(appliance): Shared,
+    Query(query): Query<model::Query>,
+) -> Result<Json<Vec<model::SnapshotInfo>>> {
+    let infos = match &query.volume {
+        Some(volume) => {
+            let pool = appliance.pool_of_volume(volume, query.pool.as_deref())?;
+            pool.snapshot_infos(Some(pool.volume(volume)?.id))
+        }
+        None => pools_of(&appliance, query.pool.as_deref())?
+            .iter()
+            .flat_map(|pool| pool.snapshot_infos(None))
+            .collect(),
+    };
+    Ok(Json(infos))
+}
+
+pub(super) async fn create_snapshot(
+    State(appliance): Shared,
+    Body(request): Body<model::CreateSnapshot>,
+) -> Result<Created<model::SnapshotInfo>> {
+    let taken = finish(async move {
+        let Some(first) = request.volumes.first() else {
+            return Err(Error::usage("a snapshot has at least one volume"));
+        };
+        let pool = appliance.pool_of_volume(first, request.pool.as_deref())?;
+        pool.create_snapshot(&request).await?;
+        pool.snapshot_details(first, &request.name).await
+    });
+    Ok((StatusCode::CREATED, Json(taken.await?)))
+}
+
+/// `volume@snapshot`, both of them.
+fn snapshot_name(name: &str) -> Result<(String, String)> {
+    let view: ViewName = name.parse()?;
+    match view.snapshot {
+        Some(snapshot) => Ok((view.volume, snapshot)),
+        None => Err(Error::usage(format!("{name} is a volume")).hint("a snapshot is written volume@name")),
+    }
+}
+
+pub(super) async fn show_snapshot(
+    State(appliance): Shared,
+    Path(name): Path<String>,
+    Query(query): Query<model::Query>,
+) -> Result<Json<model::SnapshotInfo>> {
+    let (volume, snapshot) = snapshot_name(&name)?;
+    let pool = appliance.pool_of_volume(&volume, query.pool.as_deref())?;
+    Ok(Json(pool.snapshot_details(&volume, &snapshot).await?))
+}
+
+pub(super) async fn delete_snapshot(
+    State(appliance): Shared,
+    Path(name): Path<String>,
+    Query(query): Query<model::Query>,
+) -> Result<StatusCode> {
+    finish(async move {
+        let (volume, snapshot) = snapshot_name(&name)?;
+        let pool = appliance.pool_of_volume(&volume, query.pool.as_deref())?;
+        pool.delete_snapshot(&volume, &snapshot).await
+    })
+    .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn exports_of(appliance: &Appliance, pool: &Pool) -> Vec<model::ExportInfo> {
+    pool.export_infos(|name| {
+        appliance
+            .listeners()
+            .iter()
+            .map(|listener| listener.of(name))
+            .collect()
+    })
+}
+
+pub(super) async fn list_exports(State(appliance): Shared) -> Json<Vec<model::ExportInfo>> {
+    let mut infos: Vec<_> = appliance
+        .pools()
+        .iter()
+        .flat_map(|pool| exports_of(&appliance, pool))
+        .collect();
+    infos.sort_by(|a, b| a.name.cmp(&b.name));
+    Json(infos)
+}
+
+pub(super) async fn create_export(
+    State(appliance): Shared,
+    Body(request): Body<model::CreateExport>,
+) -> Result<Created<model::ExportInfo>> {
+    let made = finish(async move {
+        let view: ViewName = request.view.parse()?;
+        let name = request.name.clone().unwrap_or_else(|| view.to_string());
+        let pool = appliance.pool_of_volume(&view.volume, request.pool.as_deref())?;
+        if let Ok(other) = appliance.pool_of_export(&name) {
+            return Err(
+                Error::conflict(format!("export {name} exists already in pool {}", other.name()))
+                    .hint("choose another name with --name, or delete that export first"),
+            );
+        }
+        pool.create_export(&request).await?;
+        appliance.publish().await?;
+        let infos = exports_of(&appliance, &pool);
+        infos
+            .into_iter()
+            .find(|info| info.name == name)
+            .ok_or_else(|| crate::pool::no_export(&name))
+    });
+    Ok((StatusCode::CREATED, Json(made.await?)))
+}
+
+pub(super) async fn delete_export(State(appliance): Shared, Path(name): Path<String>) -> Result<StatusCode> {
+    finish(async move {
+        appliance.pool_of_export(&name)?.delete_export(&name).await?;
+        appliance.publish().await
+    })
+    .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn status(State(appliance): Shared) -> Result<Json<model::StatusInfo>> {
+    let mut processors = Vec::new();
+    for (index, mailbox) in appliance.mailboxes().iter().enumerate() {
+        let status = mailbox.ask(|reply| ToProcessor::Status { reply }).await?;
+        processors.push(model::ProcessorInfo {
+            processor: index as u16,
+            core: status.core,
+            sessions: status.sessions,
+            requests: status.requests,
+            forwarded: status.forwarded,
+            turns: status.turns,
+            sleeps: status.sleeps,
+            ring_enters: status.ring_enters,
+            buffer_bytes_used: status.buffer_bytes_used,
+            buffer_bytes: status.buffer_bytes,
+            buffer_memory: status.buffer_memory.to_owned(),
+            shards: Vec::new(),
+        });
+    }
+    let mut pools = Vec::new();
+    for pool in appliance.pools() {
+        let figures = pool.figures().await?;
+        pools.push(pool.info(&figures));
+        for (owner, shard) in pool.shard_infos(figures) {
+            processors[usize::from(owner)].shards.push(shard);
+        }
+    }
+    pools.extend(appliance.failed_pools().iter().map(Appliance::failed_info));
+    Ok(Json(model::StatusInfo {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        uptime_ns: appliance.uptime_ns(),
+        listeners: appliance
+            .listeners()
+            .iter()
+            .map(|listener| listener.of(""))
+            .collect(),
+        processors,
+        pools,
+    }))
+}
+
+pub(super) async fn doctor(State(appliance): Shared) -> Result<Json<model::DoctorInfo>> {
+    let mut findings = doctor::machine();
+    findings.extend(doctor::pools(&all_pools(&appliance).await?));
+    Ok(Json(model::DoctorInfo { findings }))
+}

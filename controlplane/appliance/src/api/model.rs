@@ -1,0 +1,438 @@
+//! The JSON of the API: what goes in and what comes out. Sizes are bytes, times are nanoseconds (points in
+//! time since the Unix epoch), all integers; fields are added, never renamed.
+
+use serde::{Deserialize, Serialize};
+
+/// POST `/v1/pools`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreatePool {
+    /// Its name.
+    pub name: String,
+    /// Paths of its devices: files and block devices.
+    pub devices: Vec<String>,
+    /// Size of each file that does not exist yet; it is made sparse.
+    #[serde(default)]
+    pub size_bytes: Option<u64>,
+    /// Number of shards, for ever; default: the number of processors.
+    #[serde(default)]
+    pub shards: Option<u16>,
+    /// Overwrite what is on the devices.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// POST `/v1/pools/open`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpenPool {
+    /// Paths of all its devices, in any order.
+    pub devices: Vec<String>,
+}
+
+/// POST `/v1/volumes`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateVolume {
+    /// Its name.
+    pub name: String,
+    /// Its size, a multiple of the block size.
+    pub size_bytes: u64,
+    /// Its pool; not needed if there is only one.
+    #[serde(default)]
+    pub pool: Option<String>,
+    /// Logical block size, 512 or 4096 (default).
+    #[serde(default)]
+    pub block_bytes: Option<u32>,
+    /// Size of its objects, a power of two from 1 MiB to 1 GiB; default 64 MiB.
+    #[serde(default)]
+    pub object_bytes: Option<u64>,
+}
+
+/// POST `/v1/volumes/{name}/resize`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResizeVolume {
+    /// The new size.
+    pub size_bytes: u64,
+    /// Needed to make it smaller: what is beyond the new end is discarded.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// POST `/v1/snapshots`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateSnapshot {
+    /// The volumes, all of one pool: one, or several that are to be cut at one instant.
+    pub volumes: Vec<String>,
+    /// The name after the `@`.
+    pub name: String,
+    /// The pool; not needed if the volumes' names are unique.
+    #[serde(default)]
+    pub pool: Option<String>,
+    /// How long answers may be held; default 10 ms.
+    #[serde(default)]
+    pub hold_limit_ns: Option<u64>,
+}
+
+/// POST `/v1/exports`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateExport {
+    /// `volume` or `volume@snapshot`.
+    pub view: String,
+    /// The name clients ask for; default: the view.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Refuse writes. Snapshots are never written.
+    #[serde(default)]
+    pub read_only: bool,
+    /// The pool; not needed if the volume's name is unique.
+    #[serde(default)]
+    pub pool: Option<String>,
+}
+
+/// `?pool=` and the like.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Query {
+    /// Only this pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+    /// Only this volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<String>,
+    /// Delete the snapshots too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub with_snapshots: bool,
+}
+
+/// A pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolInfo {
+    /// Its name.
+    pub name: String,
+    /// `open`, or `failed`: it is remembered and could not be opened.
+    pub state: String,
+    /// Why it could not be opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Its identity, 32 hexadecimal digits.
+    pub id: String,
+    /// Its shards.
+    pub shards: u16,
+    /// Its devices.
+    pub devices: Vec<DeviceInfo>,
+    /// Room for data and maps.
+    pub total_bytes: u64,
+    /// In use.
+    pub used_bytes: u64,
+    /// Comes free with the next checkpoint.
+    pub pending_bytes: u64,
+    /// Volumes.
+    pub volumes: u64,
+    /// Overall snapshots.
+    pub snapshots: u64,
+    /// How long it took to open: recovery of the slowest shard.
+    pub recovery_ns: u64,
+    /// What an operator should know about how it was opened.
+    pub remarks: Vec<String>,
+}
+
+/// A device of a pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceInfo {
+    /// Its path.
+    pub path: String,
+    /// `file` or `block`.
+    pub kind: String,
+    /// Its size.
+    pub size_bytes: u64,
+    /// Whether transfers go past the page cache.
+    pub direct: bool,
+}
+
+/// A volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeInfo {
+    /// Its name.
+    pub name: String,
+    /// Its pool.
+    pub pool: String,
+    /// Its number in the pool.
+    pub id: u32,
+    /// Its size.
+    pub size_bytes: u64,
+    /// Logical block size.
+    pub block_bytes: u32,
+    /// Size of its objects.
+    pub object_bytes: u64,
+    /// Data that it maps now.
+    pub mapped_bytes: u64,
+    /// When it was made.
+    pub created_ns: u64,
+    /// Its snapshots, oldest first, as `volume@snapshot`.
+    pub snapshots: Vec<String>,
+    /// Its exports and those of its snapshots.
+    pub exports: Vec<String>,
+    /// The share of each shard.
+    pub shares: Vec<ShareInfo>,
+}
+
+/// One shard's share of a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareInfo {
+    /// The shard.
+    pub shard: u16,
+    /// The processor that owns it now.
+    pub processor: u16,
+    /// Objects in it, the last one perhaps in part.
+    pub objects: u64,
+    /// Its size.
+    pub share_bytes: u64,
+    /// Data that it maps now.
+    pub mapped_bytes: u64,
+    /// Its epoch: raised by one with every cut.
+    pub epoch: u32,
+}
+
+/// An overall snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotInfo {
+    /// `volume@name`; of a group, the volume that was asked for or the first one.
+    pub name: String,
+    /// Its pool.
+    pub pool: String,
+    /// Its number in the pool.
+    pub id: u64,
+    /// Its volumes, with their sizes when it was taken.
+    pub volumes: Vec<SnapshotVolumeInfo>,
+    /// Its time stamp.
+    pub time_stamp_ns: u64,
+    /// From the command to the last intermediate snapshot being durable.
+    pub durable_ns: u64,
+    /// The longest hold of a shard.
+    pub hold_ns_max: u64,
+    /// Answers held, over all shards.
+    pub answers_held: u64,
+    /// The longest that a single answer was held.
+    pub answer_held_ns_max: u64,
+    /// The price on each shard.
+    pub holds: Vec<HoldInfo>,
+    /// Its intermediate snapshots; only when one snapshot is asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub intermediate_snapshots: Vec<IntermediateSnapshotInfo>,
+}
+
+/// A volume of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotVolumeInfo {
+    /// Its name.
+    pub name: String,
+    /// Its size when the snapshot was taken.
+    pub size_bytes: u64,
+}
+
+/// What a snapshot cost on one shard.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldInfo {
+    /// The shard.
+    pub shard: u16,
+    /// From the cut to the release.
+    pub hold_ns: u64,
+    /// Answers held.
+    pub answers_held: u64,
+    /// The longest that one answer was held.
+    pub answer_held_ns_max: u64,
+}
+
+/// One shard's share of a snapshot: objects, point-in-time copy, change log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IntermediateSnapshotInfo {
+    /// The volume.
+    pub volume: String,
+    /// The shard.
+    pub shard: u16,
+    /// The processor that owns it now.
+    pub processor: u16,
+    /// Objects of the volume in it.
+    pub objects: u64,
+    /// The frozen map.
+    pub point_in_time_copy: PointInTimeCopyInfo,
+    /// What was written after it, up to the next snapshot or now.
+    pub change_log: ChangeLogInfo,
+}
+
+/// A frozen map.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointInTimeCopyInfo {
+    /// The last epoch it holds.
+    pub epoch: u32,
+    /// Data that it maps.
+    pub mapped_bytes: u64,
+}
+
+/// A change log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeLogInfo {
+    /// Blocks of 4 KiB written or discarded.
+    pub blocks: u64,
+    /// The same in bytes.
+    pub bytes: u64,
+    /// The first change, 0 if there is none.
+    pub first_change_ns: u64,
+    /// The last change, 0 if there is none.
+    pub last_change_ns: u64,
+}
+
+/// An export.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportInfo {
+    /// The name clients ask for.
+    pub name: String,
+    /// `volume` or `volume@snapshot`.
+    pub view: String,
+    /// The pool.
+    pub pool: String,
+    /// Its size.
+    pub size_bytes: u64,
+    /// Logical block size.
+    pub block_bytes: u32,
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// When it was made.
+    pub created_ns: u64,
+    /// Where to reach it.
+    pub uris: Vec<String>,
+}
+
+/// GET `/v1/status`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusInfo {
+    /// Version of the program.
+    pub version: String,
+    /// Process number of the daemon.
+    pub pid: u32,
+    /// How long it has been running.
+    pub uptime_ns: u64,
+    /// Where NBD clients connect.
+    pub listeners: Vec<String>,
+    /// Its processors.
+    pub processors: Vec<ProcessorInfo>,
+    /// Its pools.
+    pub pools: Vec<PoolInfo>,
+}
+
+/// A processor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessorInfo {
+    /// Its number.
+    pub processor: u16,
+    /// The core it is pinned to.
+    pub core: Option<u32>,
+    /// NBD sessions on it.
+    pub sessions: u64,
+    /// Requests of its sessions.
+    pub requests: u64,
+    /// Parts done for sessions of other processors.
+    pub forwarded: u64,
+    /// Turns of the poll loop.
+    pub turns: u64,
+    /// Times it went to sleep.
+    pub sleeps: u64,
+    /// System calls that submitted or waited.
+    pub ring_enters: u64,
+    /// Buffers in use.
+    pub buffer_bytes_used: u64,
+    /// Memory for buffers.
+    pub buffer_bytes: u64,
+    /// Kind of that memory.
+    pub buffer_memory: String,
+    /// The shards it owns, with their share of the work.
+    pub shards: Vec<ShardInfo>,
+}
+
+/// A shard's figures since it was opened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardInfo {
+    /// The pool.
+    pub pool: String,
+    /// The shard.
+    pub shard: u16,
+    /// Parts of requests: reads.
+    pub reads: u64,
+    /// Writes.
+    pub writes: u64,
+    /// Discards.
+    pub discards: u64,
+    /// Flushes.
+    pub flushes: u64,
+    /// Bytes read for clients.
+    pub read_bytes: u64,
+    /// Bytes written for clients.
+    pub written_bytes: u64,
+    /// Data operations sent to devices: reads.
+    pub device_reads: u64,
+    /// Data operations sent to devices: writes; several small writes may go as one.
+    pub device_writes: u64,
+    /// Log pages written.
+    pub log_pages: u64,
+    /// Log ring in use.
+    pub log_used_bytes: u64,
+    /// Log ring.
+    pub log_bytes: u64,
+    /// Checkpoints made.
+    pub checkpoints: u64,
+    /// Map pages read from devices.
+    pub map_misses: u64,
+    /// Map pages in memory.
+    pub map_pages_cached: u64,
+    /// Checksum mismatches seen.
+    pub corrupt_blocks: u64,
+    /// Device errors seen.
+    pub device_errors: u64,
+    /// Whether it stopped writing after a device error.
+    pub stopped: bool,
+    /// Requests being worked on.
+    pub in_flight: u64,
+    /// Room for data and maps.
+    pub total_bytes: u64,
+    /// In use.
+    pub used_bytes: u64,
+    /// Comes free with the next checkpoint.
+    pub pending_bytes: u64,
+}
+
+/// GET `/v1/doctor`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DoctorInfo {
+    /// What was looked at, in order.
+    pub findings: Vec<Finding>,
+}
+
+/// Something that doctor looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// What.
+    pub subject: String,
+    /// `ok`, `note` (works, could be faster) or `problem` (does not work).
+    pub state: FindingState,
+    /// What was found.
+    pub message: String,
+    /// How to mend it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mend: Option<String>,
+}
+
+/// How good something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FindingState {
+    /// As it should be.
+    Ok,
+    /// Works, could be faster or safer.
+    Note,
+    /// Does not work.
+    Problem,
+}

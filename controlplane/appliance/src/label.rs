@@ -1,0 +1,164 @@
+//! Finding out which pool some devices make.
+
+use std::fs::File;
+use std::io::{Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, ErrorKind, Result};
+use stillpoint_ondisk::label::PoolLabel;
+use stillpoint_ondisk::layout::Layout;
+use stillpoint_ondisk::{BLOCK_BYTES, Damage, PAGE_BYTES};
+
+/// A whole pool, as the labels of its devices describe it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolDevices {
+    /// The pool's name.
+    pub name: String,
+    /// Where things lie.
+    pub layout: Layout,
+    /// The devices, in label order.
+    pub paths: Vec<PathBuf>,
+    /// When the pool was made, nanoseconds since the Unix epoch.
+    pub created_ns: u64,
+}
+
+impl PoolDevices {
+    /// Its identity as 32 hexadecimal digits.
+    #[must_use]
+    pub fn id_text(&self) -> String {
+        id_text(&self.layout.pool)
+    }
+}
+
+/// An identity as 32 hexadecimal digits.
+#[must_use]
+pub fn id_text(id: &[u8; 16]) -> String {
+    id.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What lies at the start of a device.
+#[derive(Debug)]
+pub enum Found {
+    /// A pool's label.
+    Label(Box<PoolLabel>),
+    /// Zeros, in the first block and the last.
+    Nothing,
+    /// Something else.
+    Other,
+    /// A label that cannot be used.
+    Damaged(Damage),
+}
+
+/// Looks at the labels of a device: the first, or its copy in the last block if the first is damaged.
+///
+/// # Errors
+/// If the device cannot be read.
+pub fn look(path: &Path) -> Result<Found> {
+    let cannot = |error: std::io::Error| {
+        let kind = match error.kind() {
+            std::io::ErrorKind::NotFound => ErrorKind::NotFound,
+            _ => ErrorKind::Failure,
+        };
+        Error::new(kind, format!("cannot read {}: {error}", path.display()))
+    };
+    let mut file = File::open(path).map_err(cannot)?;
+    let size_bytes = file.seek(SeekFrom::End(0)).map_err(cannot)?;
+    if size_bytes < 2 * PAGE_BYTES as u64 {
+        return Ok(Found::Nothing);
+    }
+    let last_bytes = (size_bytes / BLOCK_BYTES as u64 - 1) * BLOCK_BYTES as u64;
+    let mut damage = None;
+    let mut zeros = true;
+    for offset_bytes in [0, last_bytes] {
+        let mut page = [0; PAGE_BYTES];
+        file.read_exact_at(&mut page, offset_bytes).map_err(cannot)?;
+        match PoolLabel::parse(&page) {
+            Ok(label) => return Ok(Found::Label(Box::new(label))),
+            Err(Damage::Magic) => zeros &= page.iter().all(|&byte| byte == 0),
+            Err(found) => damage = damage.or(Some(found)),
+        }
+    }
+    Ok(match damage {
+        Some(damage) => Found::Damaged(damage),
+        None if zeros => Found::Nothing,
+        None => Found::Other,
+    })
+}
+
+/// The pool that these devices make, whatever their order.
+///
+/// # Errors
+/// If one is not readable or not a pool's, they are of different pools, or one is missing or given twice.
+pub fn read(paths: &[PathBuf]) -> Result<PoolDevices> {
+    let mut labels = Vec::with_capacity(paths.len());
+    for path in paths {
+        let shown = path.display();
+        match look(path)? {
+            Found::Label(label) => labels.push((label, path)),
+            Found::Nothing | Found::Other => {
+                return Err(Error::failure(format!("{shown} belongs to no pool"))
+                    .hint("stillpoint pool create NAME PATH... makes one"));
+            }
+            Found::Damaged(damage) => {
+                return Err(Error::failure(format!(
+                    "both labels of {shown} are damaged: {damage}"
+                )));
+            }
+        }
+    }
+    labels.sort_by_key(|(label, _)| label.device_index.get());
+    let Some((first, first_path)) = labels.first() else {
+        return Err(Error::usage("a pool has at least one device"));
+    };
+    let count = usize::from(first.device_count.get());
+    for (label, path) in &labels {
+        if label.header.pool != first.header.pool {
+            return Err(Error::failure(format!(
+                "{} belongs to pool {} and {} to pool {}",
+                first_path.display(),
+                first.name(),
+                path.display(),
+                label.name()
+            )));
+        }
+        if label.sequence != first.sequence || label.devices != first.devices {
+            return Err(Error::failure(format!(
+                "the labels of {} and {} are of different times",
+                first_path.display(),
+                path.display()
+            )));
+        }
+    }
+    for index in 0..count {
+        match labels
+            .iter()
+            .filter(|(label, _)| usize::from(label.device_index.get()) == index)
+            .count()
+        {
+            1 => {}
+            0 => {
+                return Err(Error::failure(format!(
+                    "device {} of {count} of pool {} is missing",
+                    index + 1,
+                    first.name()
+                ))
+                .hint("name all devices of the pool"));
+            }
+            _ => {
+                return Err(Error::failure(format!(
+                    "device {} of pool {} is there more than once (a copy?)",
+                    index + 1,
+                    first.name()
+                )));
+            }
+        }
+    }
+    let layout = Layout::of(first).map_err(|damage| Error::failure(format!("label: {damage}")))?;
+    Ok(PoolDevices {
+        name: first.name().to_owned(),
+        layout,
+        paths: labels.iter().map(|(_, path)| (*path).clone()).collect(),
+        created_ns: first.created_ns.get(),
+    })
+}

@@ -1,0 +1,122 @@
+//! Making a pool: devices that are free, an identity, then what `processor::format` writes.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::api::model::CreatePool;
+use crate::appliance::device_error;
+use crate::error::{Error, Result};
+use crate::label::{self, Found, PoolDevices};
+use crate::pool::wall_ns;
+use stillpoint_hw::device::{DeviceFile, Opener, PoolFiles};
+use stillpoint_ondisk::{DEVICES_MAX, SHARDS_MAX};
+use stillpoint_processor::format::{self, FormatError, PoolSpec};
+
+/// Makes a pool on the devices of `request`, one shard per processor unless it says otherwise. The devices are
+/// claimed from here on.
+///
+/// # Errors
+/// Usage, conflict if a device is in use or not empty, no space, failure. Files that were made are removed again.
+pub fn make_pool(request: &CreatePool, processors: usize) -> Result<(PoolDevices, Arc<PoolFiles>)> {
+    let count = request.devices.len();
+    if count == 0 || count > DEVICES_MAX {
+        return Err(Error::usage(format!(
+            "{count} devices: from 1 to {DEVICES_MAX} are possible"
+        )));
+    }
+    let shard_count = request
+        .shards
+        .unwrap_or_else(|| u16::try_from(processors).unwrap_or(SHARDS_MAX));
+    if shard_count == 0 || shard_count > SHARDS_MAX {
+        return Err(Error::usage(format!(
+            "{shard_count} shards: from 1 to {SHARDS_MAX} are possible"
+        )));
+    }
+    let paths: Vec<PathBuf> = request.devices.iter().map(PathBuf::from).collect();
+    let mut made = MadeFiles(Vec::new());
+    let mut files = Vec::with_capacity(count);
+    for path in &paths {
+        if path.exists() {
+            if !request.force {
+                check_empty(path)?;
+            }
+            files.push(DeviceFile::open(path).map_err(|error| device_error(&error))?);
+        } else {
+            let Some(size_bytes) = request.size_bytes else {
+                return Err(Error::not_found(format!("{} does not exist", path.display()))
+                    .hint("give --size to make sparse files"));
+            };
+            files.push(DeviceFile::create(path, size_bytes).map_err(|error| device_error(&error))?);
+            made.0.push(path.clone());
+        }
+    }
+    let files = PoolFiles::new(files);
+    let spec = spec(request, shard_count, &files)?;
+    let layout = format::make_pool(&mut Opener::new(files.clone()), &spec).map_err(|error| {
+        let message = format!("making pool {}: {error}", request.name);
+        match error {
+            FormatError::Layout(_) | FormatError::Name => Error::usage(message),
+            FormatError::Device { .. } => Error::failure(message),
+        }
+    })?;
+    made.0.clear();
+    let devices = PoolDevices {
+        name: request.name.clone(),
+        layout,
+        paths,
+        created_ns: spec.created_ns,
+    };
+    Ok((devices, files))
+}
+
+fn spec(request: &CreatePool, shard_count: u16, files: &PoolFiles) -> Result<PoolSpec> {
+    let devices = files.all().iter().map(|file| Ok((random()?, file.size_blocks())));
+    Ok(PoolSpec {
+        pool: random()?,
+        name: request.name.clone(),
+        shard_count,
+        created_ns: wall_ns(),
+        devices: devices.collect::<Result<_>>()?,
+    })
+}
+
+/// Files that this command made; removed if it fails.
+struct MadeFiles(Vec<PathBuf>);
+
+impl Drop for MadeFiles {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            if let Err(error) = std::fs::remove_file(path) {
+                tracing::warn!("{} was made and cannot be removed: {error}", path.display());
+            }
+        }
+    }
+}
+
+/// Refuses a device that holds something.
+fn check_empty(path: &std::path::Path) -> Result<()> {
+    let shown = path.display();
+    let (message, hint) = match label::look(path)? {
+        Found::Nothing => return Ok(()),
+        Found::Label(label) => (
+            format!("{shown} belongs to pool {}", label.name()),
+            "stillpoint pool open PATH... opens it; --force destroys it",
+        ),
+        Found::Damaged(damage) => (
+            format!("{shown} holds a pool's label: {damage}"),
+            "--force destroys what is there",
+        ),
+        Found::Other => (format!("{shown} is not empty"), "--force destroys what is there"),
+    };
+    Err(Error::conflict(message).hint(hint))
+}
+
+fn random() -> Result<[u8; 16]> {
+    let mut bytes = [0; 16];
+    File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .map_err(|error| Error::failure(format!("no random numbers: {error}")))?;
+    Ok(bytes)
+}

@@ -1,0 +1,231 @@
+//! One open pool as the control plane sees it: its catalog, and the way to its shards.
+//!
+//! Changes that concern the shape of things (volumes, deletions) take the gate alone; snapshots share it, so that
+//! a volume does not vanish or change its size while it is being cut.
+
+mod exports;
+mod info;
+mod snapshots;
+mod volumes;
+
+pub use exports::no_export;
+pub use volumes::no_volume;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+
+use crate::catalog::{Catalog, Change, reconcile};
+use crate::error::{Error, Result};
+use crate::label::PoolDevices;
+use crate::mailbox::{Mailbox, MailboxError, PoolIndex, ProcessorIndex, RecoveredShard, ToProcessor};
+use stillpoint_hw::device::PoolFiles;
+use stillpoint_processor::command::EventKind;
+use stillpoint_processor::{ShardCommand, ShardIndex};
+
+/// An open pool.
+#[derive(Debug)]
+pub struct Pool {
+    /// Its place.
+    pub index: PoolIndex,
+    /// What its labels say.
+    pub devices: PoolDevices,
+    /// Its devices, claimed.
+    pub files: Arc<PoolFiles>,
+    /// The owner of every shard.
+    pub owners: Vec<ProcessorIndex>,
+    /// What an operator should know about how it was opened.
+    pub remarks: Vec<String>,
+    /// How long the slowest shard took to recover.
+    pub recovery_ns: u64,
+    mailboxes: Arc<[Mailbox]>,
+    catalog: Mutex<Catalog>,
+    gate: tokio::sync::RwLock<()>,
+    /// Held while a number is taken, until the counters that cover it are durable.
+    numbers: tokio::sync::Mutex<()>,
+}
+
+/// What a pool is made of when its shards are open.
+#[derive(Debug)]
+pub struct OpenedPool {
+    /// Its place.
+    pub index: PoolIndex,
+    /// What its labels say.
+    pub devices: PoolDevices,
+    /// Its devices, claimed.
+    pub files: Arc<PoolFiles>,
+    /// The owner of every shard.
+    pub owners: Vec<ProcessorIndex>,
+    /// What the shards brought back, in order.
+    pub shards: Vec<RecoveredShard>,
+}
+
+impl Pool {
+    /// Reads the catalog, and mends what a crash left behind.
+    ///
+    /// # Errors
+    /// If the catalog cannot be read, or a shard cannot do what mends it.
+    pub async fn start(opened: OpenedPool, mailboxes: Arc<[Mailbox]>) -> Result<Self> {
+        let OpenedPool {
+            index,
+            devices,
+            files,
+            owners,
+            shards,
+        } = opened;
+        let shard_count = devices.layout.shard_count;
+        let rows = shards
+            .first()
+            .map(|shard| shard.catalog.clone())
+            .unwrap_or_default();
+        let (mut catalog, left_over) = Catalog::load(&rows, shard_count)?;
+        let mending = reconcile(&mut catalog, &shards);
+        let told = shards.iter().flat_map(|shard| {
+            shard
+                .remarks
+                .iter()
+                .map(move |remark| format!("shard {}: {remark}", shard.shard.0))
+        });
+        let pool = Self {
+            index,
+            devices,
+            files,
+            owners,
+            remarks: told.chain(mending.remarks).collect(),
+            recovery_ns: shards.iter().map(|shard| shard.recovery_ns).max().unwrap_or(0),
+            mailboxes,
+            catalog: Mutex::new(catalog),
+            gate: tokio::sync::RwLock::new(()),
+            numbers: tokio::sync::Mutex::new(()),
+        };
+        pool.change(left_over.into_iter().chain(mending.changes)).await?;
+        pool.run_all(mending.commands).await?;
+        Ok(pool)
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.devices.name
+    }
+
+    /// Its shards.
+    #[must_use]
+    pub fn shard_count(&self) -> u16 {
+        self.devices.layout.shard_count
+    }
+
+    /// Waits until no change and no snapshot is going on, and lets none begin while the guard lives.
+    pub async fn quiet(&self) -> tokio::sync::RwLockWriteGuard<'_, ()> {
+        self.gate.write().await
+    }
+
+    /// The catalog. Never held across an await.
+    pub(crate) fn catalog(&self) -> MutexGuard<'_, Catalog> {
+        // A panic elsewhere does not make the rows untrue.
+        self.catalog.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn owner(&self, shard: ShardIndex) -> &Mailbox {
+        &self.mailboxes[usize::from(self.owners[usize::from(shard.0)].0)]
+    }
+
+    /// Gives a command to a shard; the receiver gets its event.
+    fn send(
+        &self,
+        shard: ShardIndex,
+        command: ShardCommand,
+    ) -> Result<oneshot::Receiver<EventKind>, MailboxError> {
+        let (reply, answer) = oneshot::channel();
+        self.owner(shard).send(ToProcessor::Shard {
+            pool: self.index,
+            shard,
+            command,
+            reply,
+        })?;
+        Ok(answer)
+    }
+
+    /// Gives these commands to these shards at once, and waits until all are done.
+    ///
+    /// # Errors
+    /// The first that failed; the others were waited for all the same.
+    async fn run_all(&self, commands: impl IntoIterator<Item = (ShardIndex, ShardCommand)>) -> Result<()> {
+        self.ask_all(commands)
+            .await?
+            .into_iter()
+            .try_for_each(|(shard, kind)| match kind {
+                EventKind::Done => Ok(()),
+                EventKind::Failed(error) => Err(self.failed(shard, error)),
+                other => Err(Error::failure(format!("shard {} answered {other:?}", shard.0))),
+            })
+    }
+
+    /// The same, and gives the events.
+    async fn ask_all(
+        &self,
+        commands: impl IntoIterator<Item = (ShardIndex, ShardCommand)>,
+    ) -> Result<Vec<(ShardIndex, EventKind)>> {
+        let sent: Vec<_> = commands
+            .into_iter()
+            .map(|(shard, command)| (shard, self.send(shard, command)))
+            .collect();
+        let mut events = Vec::with_capacity(sent.len());
+        let mut failure = None;
+        for (shard, answer) in sent {
+            let event = match answer {
+                Ok(answer) => answer.await.map_err(|_| MailboxError::Ended),
+                Err(error) => Err(error),
+            };
+            match event {
+                Ok(event) => events.push((shard, event)),
+                Err(error) => failure = Some(error),
+            }
+        }
+        match failure {
+            None => Ok(events),
+            Some(error) => Err(Error::from(error).while_doing(format_args!("pool {}", self.name()))),
+        }
+    }
+
+    /// The same command for every shard.
+    fn every_shard(
+        &self,
+        command: impl Fn(ShardIndex) -> ShardCommand,
+    ) -> impl Iterator<Item = (ShardIndex, ShardCommand)> {
+        (0..self.shard_count())
+            .map(ShardIndex)
+            .map(move |shard| (shard, command(shard)))
+    }
+
+    /// Makes these changes of the catalog durable, in order.
+    async fn change(&self, changes: impl IntoIterator<Item = Change>) -> Result<()> {
+        let commands: Vec<_> = changes
+            .into_iter()
+            .map(|change| (ShardIndex(0), change.command()))
+            .collect();
+        self.run_all(commands).await
+    }
+
+    /// Takes a number that nothing has had before; durable before it is given out.
+    async fn number<N>(&self, take: impl Fn(&mut Catalog) -> (N, Option<Change>)) -> Result<N> {
+        let _numbers = self.numbers.lock().await;
+        let (number, counters) = take(&mut self.catalog());
+        if let Err(error) = self.change(counters).await {
+            self.catalog().forget_reserved_numbers();
+            return Err(error);
+        }
+        Ok(number)
+    }
+
+    fn failed(&self, shard: ShardIndex, error: stillpoint_processor::RequestError) -> Error {
+        Error::from(error).while_doing(format_args!("pool {}, shard {}", self.name(), shard.0))
+    }
+}
+
+/// Nanoseconds since the Unix epoch.
+pub(crate) fn wall_ns() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}

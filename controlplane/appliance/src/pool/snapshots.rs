@@ -1,0 +1,190 @@
+//! Taking and deleting snapshots.
+
+use super::Pool;
+use crate::api::model::CreateSnapshot;
+use crate::catalog::{Catalog, Change};
+use crate::error::{Error, ErrorKind, Result};
+use crate::mailbox::ToProcessor;
+use crate::name;
+use stillpoint_coordinator::{
+    HOLD_NS_DEFAULT, OverallSnapshot, STEP_NS_DEFAULT, SnapshotError, SnapshotRequest, SnapshotVolume,
+};
+use stillpoint_ondisk::catalog::GROUP_MAX;
+use stillpoint_processor::command::RefusedReason;
+use stillpoint_processor::{ShardCommand, VolumeId};
+
+/// How long a hold may be allowed to last: beyond it clients time out.
+pub const HOLD_NS_MAX: u64 = 5_000_000_000;
+
+impl Pool {
+    /// Takes a snapshot; it is committed when this returns.
+    ///
+    /// # Errors
+    /// Usage, not found, conflict if the name is taken; what the coordinator says.
+    pub async fn create_snapshot(&self, request: &CreateSnapshot) -> Result<OverallSnapshot> {
+        name::check("snapshot", &request.name)?;
+        let hold_limit_ns = request.hold_limit_ns.unwrap_or(HOLD_NS_DEFAULT);
+        if hold_limit_ns == 0 || hold_limit_ns > HOLD_NS_MAX {
+            return Err(Error::usage(format!(
+                "a hold limit of {hold_limit_ns} ns: from 1 to {HOLD_NS_MAX} are possible"
+            )));
+        }
+        let _gate = self.gate.read().await;
+        let volumes = self.group(&request.volumes)?;
+        let ids: Vec<VolumeId> = volumes.iter().map(|of| of.volume).collect();
+        self.catalog().reserve_snapshot_name(&ids, &request.name)?;
+        let result = self.cut(request, volumes, hold_limit_ns).await;
+        let mut catalog = self.catalog();
+        match result {
+            Ok(overall) => {
+                catalog.free_snapshot_name(&ids, &request.name);
+                catalog.put_snapshot(overall.clone());
+                Ok(overall)
+            }
+            Err(Refusal::Coordinator(error @ SnapshotError::InDoubt { .. })) => {
+                // The name stays taken: the snapshot may be there when the pool is opened again.
+                Err(told(&error).while_doing(what(request)))
+            }
+            Err(refusal) => {
+                catalog.free_snapshot_name(&ids, &request.name);
+                Err(match refusal {
+                    Refusal::Coordinator(error) => told(&error).while_doing(what(request)),
+                    Refusal::Before(error) => error,
+                })
+            }
+        }
+    }
+
+    /// The volumes of a group, each once.
+    fn group(&self, names: &[String]) -> Result<Vec<SnapshotVolume>> {
+        if names.is_empty() || names.len() > GROUP_MAX {
+            return Err(Error::usage(format!(
+                "{} volumes: from 1 to {GROUP_MAX} are possible",
+                names.len()
+            )));
+        }
+        let mut volumes: Vec<SnapshotVolume> = Vec::with_capacity(names.len());
+        for name in names {
+            let volume = self.volume(name)?;
+            if volumes.iter().any(|of| of.volume == volume.id) {
+                return Err(Error::usage(format!("volume {name} is named twice")));
+            }
+            volumes.push(SnapshotVolume {
+                volume: volume.id,
+                size_bytes: volume.size_bytes,
+            });
+        }
+        Ok(volumes)
+    }
+
+    async fn cut(
+        &self,
+        request: &CreateSnapshot,
+        volumes: Vec<SnapshotVolume>,
+        hold_limit_ns: u64,
+    ) -> Result<OverallSnapshot, Refusal> {
+        let snapshot = self
+            .number(Catalog::next_snapshot)
+            .await
+            .map_err(Refusal::Before)?;
+        let request = SnapshotRequest {
+            snapshot,
+            name: request.name.clone(),
+            volumes,
+            shard_count: self.shard_count(),
+            hold_limit_ns,
+            step_limit_ns: STEP_NS_DEFAULT,
+        };
+        // Processor 0 runs the coordinators.
+        let pool = self.index;
+        let answer = self.mailboxes[0]
+            .ask(|reply| ToProcessor::CreateSnapshot { pool, request, reply })
+            .await;
+        answer
+            .map_err(|error| Refusal::Before(error.into()))?
+            .map_err(Refusal::Coordinator)
+    }
+
+    /// Deletes an overall snapshot, for all its volumes; its space comes free in the background.
+    ///
+    /// # Errors
+    /// Not found, conflict if it is exported.
+    pub async fn delete_snapshot(&self, volume: &str, snapshot: &str) -> Result<OverallSnapshot> {
+        let _gate = self.gate.write().await;
+        let found = self.snapshot(volume, snapshot)?;
+        {
+            let catalog = self.catalog();
+            let exports: Vec<&str> = catalog
+                .exports()
+                .filter(|export| export.view.snapshot == Some(found.snapshot))
+                .map(|export| export.name.as_str())
+                .collect();
+            if !exports.is_empty() {
+                return Err(Error::conflict(format!(
+                    "snapshot {volume}@{snapshot} is exported as {}",
+                    exports.join(", ")
+                ))
+                .hint("delete the exports first: stillpoint export delete NAME"));
+            }
+        }
+        self.change(Change::delete_snapshot(&found)).await?;
+        self.catalog().remove_snapshot(found.snapshot);
+        let snapshot = found.snapshot;
+        let commands = found.volumes.iter().flat_map(|of| {
+            let volume = of.volume;
+            self.every_shard(move |_| ShardCommand::DeleteSnapshot { volume, snapshot })
+        });
+        self.free(commands.collect::<Vec<_>>()).await;
+        Ok(found)
+    }
+
+    /// The snapshot of a volume by its name.
+    ///
+    /// # Errors
+    /// Not found.
+    pub fn snapshot(&self, volume: &str, snapshot: &str) -> Result<OverallSnapshot> {
+        let id = self.volume(volume)?.id;
+        self.catalog().snapshot(id, snapshot).cloned().ok_or_else(|| {
+            Error::not_found(format!("there is no snapshot {volume}@{snapshot}"))
+                .hint(format!("stillpoint snapshot list {volume} shows all"))
+        })
+    }
+}
+
+enum Refusal {
+    Before(Error),
+    Coordinator(SnapshotError),
+}
+
+fn what(request: &CreateSnapshot) -> String {
+    format!("snapshot {}@{}", request.volumes.join(","), request.name)
+}
+
+fn told(error: &SnapshotError) -> Error {
+    let (kind, hint) = match error {
+        SnapshotError::Refused { reason, .. } => match reason {
+            RefusedReason::NoSpace => (ErrorKind::NoSpace, "delete snapshots or volumes, or discard data"),
+            RefusedReason::NoSuchVolume(_) => (ErrorKind::Failure, "close the pool and open it again"),
+            RefusedReason::ShardStopped => (
+                ErrorKind::Failure,
+                "see the log; close the pool and open it again once the device works",
+            ),
+            RefusedReason::Busy | RefusedReason::Aborted => (ErrorKind::Unavailable, "try again"),
+        },
+        SnapshotError::HoldExpired { .. } => (
+            ErrorKind::Failure,
+            "try again, or allow a longer hold with --hold-limit",
+        ),
+        SnapshotError::Failed { error: cause, .. } => {
+            return Error {
+                message: error.to_string(),
+                ..Error::from(*cause)
+            };
+        }
+        SnapshotError::Stalled { .. } => (ErrorKind::Failure, "see `stillpoint status` and the log"),
+        SnapshotError::InDoubt { .. } => (ErrorKind::Failure, "close the pool and open it again"),
+        SnapshotError::Busy { .. } => (ErrorKind::Unavailable, "try again when the others are done"),
+        SnapshotError::ShuttingDown => return Error::new(ErrorKind::Unavailable, error.to_string()),
+    };
+    Error::new(kind, error.to_string()).hint(hint)
+}

@@ -1,0 +1,219 @@
+//! Making, resizing and deleting volumes. The catalog row comes first; [`reconcile`](crate::catalog::reconcile) says what mends a
+//! crash between two steps.
+
+use super::{Pool, wall_ns};
+use crate::api::model::{CreateVolume, ResizeVolume};
+use crate::catalog::{Catalog, Change, Volume, has_volume};
+use crate::error::{Error, Result};
+use crate::name;
+use stillpoint_processor::{BLOCK_BYTES, ShardCommand, VolumeId};
+
+/// A volume's size in bytes at most: 1 PiB.
+pub const VOLUME_BYTES_MAX: u64 = 1 << 50;
+/// Size of an object unless a volume says otherwise: 64 MiB.
+pub const OBJECT_BYTES_DEFAULT: u64 = 64 << 20;
+/// Size of an object at least: 1 MiB.
+pub const OBJECT_BYTES_MIN: u64 = 1 << 20;
+/// Size of an object at most: 1 GiB.
+pub const OBJECT_BYTES_MAX: u64 = 1 << 30;
+
+impl Pool {
+    /// Makes a volume.
+    ///
+    /// # Errors
+    /// Usage for a bad name or size, conflict if the name is taken, no space.
+    pub async fn create_volume(&self, request: &CreateVolume) -> Result<()> {
+        name::check("volume", &request.name)?;
+        let block_bytes = request.block_bytes.unwrap_or(BLOCK_BYTES as u32);
+        if block_bytes != 512 && block_bytes != 4096 {
+            return Err(Error::usage(format!(
+                "block size {block_bytes}: only 512 and 4096 are possible"
+            )));
+        }
+        check_size(request.size_bytes, block_bytes)?;
+        let object_blocks = object_blocks(request.object_bytes.unwrap_or(OBJECT_BYTES_DEFAULT))?;
+        let _gate = self.gate.write().await;
+        if self.catalog().volume(&request.name).is_some() {
+            return Err(Error::conflict(format!("volume {} exists already", request.name)));
+        }
+        let id = self.number(Catalog::next_volume).await?;
+        let volume = Volume {
+            id,
+            name: request.name.clone(),
+            size_bytes: request.size_bytes,
+            block_bytes,
+            object_blocks,
+            rotation: (id.0 % u32::from(self.shard_count())) as u16,
+            created_ns: wall_ns(),
+        };
+        self.change([Change::put_volume(&volume)]).await?;
+        let made = self.run_all(self.every_shard(|shard| ShardCommand::CreateVolume {
+            volume: id,
+            share_blocks: volume.share_blocks(shard, self.shard_count()),
+        }));
+        if let Err(error) = made.await {
+            self.change([Change::delete_volume(id)]).await?;
+            self.run_all(self.every_shard(|_| ShardCommand::DeleteVolume { volume: id }))
+                .await?;
+            return Err(error.while_doing(format_args!("creating volume {}", request.name)));
+        }
+        self.catalog().put_volume(volume);
+        Ok(())
+    }
+
+    /// What a volume would be after a resize; refuses what is not allowed.
+    ///
+    /// # Errors
+    /// Not found, usage for a bad size, conflict for shrinking without `force`.
+    pub fn plan_resize(&self, volume: &str, request: &ResizeVolume) -> Result<Volume> {
+        let old = self.volume(volume)?;
+        check_size(request.size_bytes, old.block_bytes)?;
+        if request.size_bytes < old.size_bytes && !request.force {
+            return Err(Error::conflict(format!(
+                "volume {volume} has {} bytes; {} would cut off its end",
+                old.size_bytes, request.size_bytes
+            ))
+            .hint("give --force if what lies there is not needed"));
+        }
+        Ok(Volume {
+            size_bytes: request.size_bytes,
+            ..old
+        })
+    }
+
+    /// Gives a volume the size that was planned.
+    ///
+    /// # Errors
+    /// If a shard cannot.
+    pub async fn resize_volume(&self, volume: &Volume) -> Result<()> {
+        self.change([Change::put_volume(volume)]).await?;
+        self.catalog().put_volume(volume.clone());
+        self.run_all(self.every_shard(|shard| ShardCommand::ResizeVolume {
+            volume: volume.id,
+            share_blocks: volume.share_blocks(shard, self.shard_count()),
+        }))
+        .await
+    }
+
+    /// Deletes a volume; its space comes free in the background.
+    ///
+    /// # Errors
+    /// Not found, conflict if it has exports, or snapshots and `with_snapshots` is not given.
+    pub async fn delete_volume(&self, volume: &str, with_snapshots: bool) -> Result<()> {
+        let _gate = self.gate.write().await;
+        let id = self.volume(volume)?.id;
+        let (changes, snapshots) = {
+            let catalog = self.catalog();
+            let exports: Vec<&str> = catalog
+                .exports()
+                .filter(|export| export.view.volume == id)
+                .map(|export| export.name.as_str())
+                .collect();
+            if !exports.is_empty() {
+                return Err(Error::conflict(format!(
+                    "volume {volume} is exported as {}",
+                    exports.join(", ")
+                ))
+                .hint("delete the exports first: stillpoint export delete NAME"));
+            }
+            let snapshots: Vec<_> = catalog.snapshots_of(id).cloned().collect();
+            if !snapshots.is_empty() && !with_snapshots {
+                return Err(
+                    Error::conflict(format!("volume {volume} has {} snapshots", snapshots.len()))
+                        .hint("delete them first, or give --with-snapshots"),
+                );
+            }
+            let mut changes = Vec::new();
+            let mut mended = Vec::new();
+            for snapshot in snapshots {
+                let mut rest = snapshot.clone();
+                rest.volumes.retain(|of| of.volume != id);
+                if rest.volumes.is_empty() {
+                    changes.extend(Change::delete_snapshot(&snapshot));
+                } else {
+                    changes.push(Change::put_snapshot(&rest));
+                }
+                mended.push(rest);
+            }
+            changes.push(Change::delete_volume(id));
+            (changes, mended)
+        };
+        self.change(changes).await?;
+        {
+            let mut catalog = self.catalog();
+            for snapshot in snapshots {
+                if snapshot.volumes.is_empty() {
+                    catalog.remove_snapshot(snapshot.snapshot);
+                } else {
+                    catalog.put_snapshot(snapshot);
+                }
+            }
+            assert!(catalog.snapshots().all(|snapshot| !has_volume(snapshot, id)));
+            catalog.remove_volume(id);
+        }
+        self.free(self.every_shard(|_| ShardCommand::DeleteVolume { volume: id }))
+            .await;
+        Ok(())
+    }
+
+    /// Tells shards to free what the catalog no longer has. What fails here is mended when the pool is opened again.
+    pub(super) async fn free(
+        &self,
+        commands: impl IntoIterator<Item = (stillpoint_processor::ShardIndex, ShardCommand)>,
+    ) {
+        if let Err(error) = self.run_all(commands).await {
+            tracing::warn!(
+                pool = self.name(),
+                "space will come free when the pool is opened again: {error}"
+            );
+        }
+    }
+
+    /// The volume of this name.
+    ///
+    /// # Errors
+    /// Not found.
+    pub fn volume(&self, volume: &str) -> Result<Volume> {
+        self.catalog()
+            .volume(volume)
+            .cloned()
+            .ok_or_else(|| no_volume(volume))
+    }
+
+    /// The number of the volume of this name, if there is one.
+    #[must_use]
+    pub fn has_volume(&self, volume: &str) -> Option<VolumeId> {
+        self.catalog().volume(volume).map(|volume| volume.id)
+    }
+}
+
+/// There is no such volume.
+#[must_use]
+pub fn no_volume(volume: &str) -> Error {
+    Error::not_found(format!("there is no volume {volume}")).hint("stillpoint volume list shows all")
+}
+
+fn check_size(size_bytes: u64, block_bytes: u32) -> Result<()> {
+    if size_bytes == 0 || size_bytes > VOLUME_BYTES_MAX {
+        return Err(Error::usage(format!(
+            "{size_bytes} bytes is no size for a volume: from {block_bytes} to {VOLUME_BYTES_MAX} are possible"
+        )));
+    }
+    if !size_bytes.is_multiple_of(u64::from(block_bytes)) {
+        let rounded = size_bytes.next_multiple_of(u64::from(block_bytes));
+        return Err(Error::usage(format!(
+            "{size_bytes} bytes is not a multiple of the block size {block_bytes}"
+        ))
+        .hint(format!("the next is {rounded}")));
+    }
+    Ok(())
+}
+
+fn object_blocks(object_bytes: u64) -> Result<u32> {
+    if !object_bytes.is_power_of_two() || !(OBJECT_BYTES_MIN..=OBJECT_BYTES_MAX).contains(&object_bytes) {
+        return Err(Error::usage(format!(
+            "object size {object_bytes}: powers of two from 1 MiB to 1 GiB are possible"
+        )));
+    }
+    Ok((object_bytes / BLOCK_BYTES as u64) as u32)
+}
