@@ -416,7 +416,8 @@ impl<T: LogTail> Shard<T> {
                 self.want_log_room();
                 self.stalled.push_back(id);
             }
-            Outcome::Buffer => self.stalled.push_back(id),
+            // Buffers come back all the time: look again next turn.
+            Outcome::Buffer => self.ready.push_back(id),
         }
     }
 

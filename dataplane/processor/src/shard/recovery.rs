@@ -566,7 +566,7 @@ impl<D: OpenDevice> Opening<'_, D> {
             .chain(newest.chunks(RECORDS_AT_ONCE))
         {
             self.fetch_pages_for(records)?;
-            let bad = self.verify(records, trusted_lsn)?;
+            let bad = self.verify(records, trusted_lsn);
             for replay in records {
                 self.apply(replay, &bad)?;
             }
@@ -627,7 +627,7 @@ impl<D: OpenDevice> Opening<'_, D> {
     }
 
     /// Reads the data that untrusted records name; gives the addresses of the blocks that did not reach the device.
-    fn verify(&mut self, records: &[Replay<'_>], trusted_lsn: u64) -> Result<Vec<u64>, OpenError> {
+    fn verify(&mut self, records: &[Replay<'_>], trusted_lsn: u64) -> Vec<u64> {
         let mut wanted: Vec<(DeviceAddress, u32)> = Vec::new();
         for replay in records.iter().filter(|replay| replay.lsn >= trusted_lsn) {
             if let Record::Write { address, crcs, .. } = replay.record {
@@ -640,18 +640,30 @@ impl<D: OpenDevice> Opening<'_, D> {
         }
         let mut bad = Vec::new();
         for blocks in wanted.chunks(READ_AHEAD_PAGES) {
-            let places: Vec<DeviceAddress> = blocks.iter().map(|(address, _)| *address).collect();
-            let bytes = self.read_pages("data block", &places)?;
-            for ((address, crc), block) in blocks.iter().zip(bytes.chunks_exact(BLOCK_BYTES)) {
-                if crc32c(block) != *crc {
-                    bad.push(address.0);
-                }
-            }
+            let mut memory = vec![0; blocks.len() * BLOCK_BYTES];
+            let mut reads: Vec<Transferred<'_>> = blocks
+                .iter()
+                .zip(memory.chunks_exact_mut(BLOCK_BYTES))
+                .map(|((place, _), bytes)| Transferred {
+                    device: place.device(),
+                    offset_bytes: place.offset_bytes(),
+                    bytes,
+                    result: Ok(()),
+                })
+                .collect();
+            self.device.read_all(&mut reads);
+            // A block that cannot be read was not durable either: it keeps its older content.
+            let sound = |read: &Transferred<'_>, crc: u32| read.result.is_ok() && crc32c(read.bytes) == crc;
+            let damaged = reads
+                .iter()
+                .zip(blocks)
+                .filter(|(read, (_, crc))| !sound(read, *crc));
+            bad.extend(damaged.map(|(_, (address, _))| address.0));
         }
         bad.sort_unstable();
         self.report.verified_blocks += wanted.len() as u64;
         self.report.dropped_blocks += bad.len() as u64;
-        Ok(bad)
+        bad
     }
 
     fn apply(&mut self, replay: &Replay<'_>, bad: &[u64]) -> Result<(), OpenError> {
