@@ -1,0 +1,232 @@
+//! What was logged after the root: the valid part of the ring, and the tail that goes on from it.
+
+use stillpoint_ondisk::log::LogPage;
+use stillpoint_ondisk::page::PAGE_BYTES;
+use stillpoint_ondisk::record::Record;
+use stillpoint_ondisk::tail::SegmentHeader;
+use zerocopy::FromBytes;
+
+use super::{OpenError, Opening, READ_AHEAD_PAGES};
+use crate::BLOCK_BYTES;
+use crate::ids::{DeviceAddress, DeviceIndex};
+use crate::log::{LogMark, LogWriter};
+use crate::ports::{NoTail, OpenDevice};
+
+/// The valid part of the log ring.
+pub(super) struct FoundLog {
+    /// Whole pages, in order.
+    pub(super) pages: Vec<u8>,
+    pub(super) end: LogMark,
+    pub(super) durable_lsn: u64,
+}
+
+/// A record to replay.
+pub(super) struct Replay<'a> {
+    pub(super) lsn: u64,
+    pub(super) record: Record<'a>,
+}
+
+impl<D: OpenDevice> Opening<'_, D> {
+    /// Reads the log from the root's mark up to the first page that does not chain on.
+    pub(super) fn find_log(&mut self, mark: LogMark) -> Result<FoundLog, OpenError> {
+        let ring = u64::from(self.layout.log_pages);
+        let start = self.layout.log_start_block(self.shard.0);
+        let mut found = FoundLog {
+            pages: Vec::new(),
+            end: mark,
+            durable_lsn: mark.lsn,
+        };
+        while found.end.sequence < mark.sequence + ring {
+            let ahead = (mark.sequence + ring - found.end.sequence).min(READ_AHEAD_PAGES as u64);
+            let places: Vec<DeviceAddress> = (found.end.sequence..found.end.sequence + ahead)
+                .map(|sequence| DeviceAddress::new(self.home(), start + sequence % ring))
+                .collect();
+            let bytes = self.read_pages("log", &places)?;
+            for page in bytes.chunks_exact(PAGE_BYTES) {
+                let end = &mut found.end;
+                let parsed = LogPage::parse(
+                    page,
+                    self.layout.pool,
+                    self.shard.0,
+                    end.sequence,
+                    end.previous_crc32c,
+                );
+                let Some(next_lsn) = parsed.ok().and_then(|page| records_end(page, end.lsn)) else {
+                    return Ok(found);
+                };
+                let sound = LogPage::ref_from_bytes(page).expect("parsed before");
+                end.sequence += 1;
+                end.previous_crc32c = sound.header.crc32c.get();
+                end.lsn = next_lsn;
+                found.durable_lsn = found.durable_lsn.max(sound.durable_lsn.get());
+                found.pages.extend_from_slice(page);
+            }
+        }
+        Ok(found)
+    }
+
+    /// The records of the log tail that go on after the log's; empty if no segment fits.
+    pub(super) fn fitting_tail_records<'s>(
+        &mut self,
+        found: &FoundLog,
+        first_lsn: u64,
+        segments: &'s [Vec<u8>; 2],
+    ) -> Vec<Replay<'s>> {
+        let mut headers: Vec<(SegmentHeader, &[u8])> = segments
+            .iter()
+            .filter_map(|segment| {
+                Some((
+                    SegmentHeader::parse(segment)?,
+                    &segment[size_of::<SegmentHeader>()..],
+                ))
+            })
+            .filter(|(header, _)| header.first_lsn.get() >= first_lsn)
+            .collect();
+        headers.sort_by_key(|(header, _)| header.first_lsn.get());
+        let mut newest = Vec::new();
+        let mut next_lsn = found.end.lsn;
+        for (header, bytes) in headers {
+            let goes_on = self.report.tail_fitted && header.first_lsn.get() == next_lsn;
+            if !goes_on && !found.has_boundary(&header) {
+                continue;
+            }
+            let records = segment_records(bytes, header.first_lsn.get());
+            let agrees = |replay: &Replay<'_>| replay.lsn >= found.end.lsn || found.has_record(replay);
+            if !records.iter().all(agrees) {
+                continue;
+            }
+            self.report.tail_fitted = true;
+            for replay in records {
+                if replay.lsn == next_lsn {
+                    next_lsn += 1;
+                    newest.push(replay);
+                }
+            }
+        }
+        newest
+    }
+
+    /// Brings the tail's records into the log on the device; gives where the log goes on.
+    pub(super) fn relog(
+        &mut self,
+        found: &FoundLog,
+        mark: LogMark,
+        newest: &[Replay<'_>],
+    ) -> Result<LogMark, OpenError> {
+        let failed = |error| OpenError::Device {
+            what: String::from("writing the log tail to the log"),
+            error,
+        };
+        let (pool, pages) = (self.layout.pool, self.layout.log_pages);
+        let mut log = LogWriter::new(pool, self.shard, pages, NoTail, mark, found.end);
+        let start = self.layout.log_start_block(self.shard.0);
+        let mut left = newest;
+        while !left.is_empty() {
+            while let Some((replay, rest)) = left.split_first()
+                && log.has_urgent_room(replay.record.encoded_bytes())
+            {
+                assert_eq!(
+                    log.append(&replay.record),
+                    replay.lsn,
+                    "the tail goes on where the log ends"
+                );
+                left = rest;
+            }
+            if !log.has_pending() {
+                return Err(OpenError::Replay {
+                    lsn: left[0].lsn,
+                    what: "the log has no room for the log tail",
+                });
+            }
+            let mut bytes = vec![0; log.pending_bytes()];
+            let first = log.start_write(&mut bytes);
+            for (page, bytes) in (first..).zip(bytes.chunks_exact(PAGE_BYTES)) {
+                let block = start + page % u64::from(pages);
+                self.device
+                    .write(self.home(), block * BLOCK_BYTES as u64, bytes)
+                    .map_err(failed)?;
+            }
+            log.written();
+        }
+        for device in 0..self.layout.devices.len() {
+            self.device.flush(DeviceIndex(device as u8)).map_err(failed)?;
+        }
+        Ok(log.mark())
+    }
+}
+
+/// The LSN after the records of a page; `None` if they do not go on from `lsn`.
+fn records_end(page: &LogPage, mut lsn: u64) -> Option<u64> {
+    if page.first_lsn.get() != lsn {
+        return None;
+    }
+    let mut rest = &page.payload[..usize::from(page.used_bytes.get())];
+    while !rest.is_empty() {
+        let (found, _, length) = Record::decode(rest)?;
+        if found != lsn {
+            return None;
+        }
+        lsn += 1;
+        rest = &rest[length..];
+    }
+    Some(lsn)
+}
+
+fn segment_records(mut bytes: &[u8], mut lsn: u64) -> Vec<Replay<'_>> {
+    let mut records = Vec::new();
+    while let Some((found, record, length)) = Record::decode(bytes)
+        && found == lsn
+    {
+        records.push(Replay { lsn, record });
+        lsn += 1;
+        bytes = &bytes[length..];
+    }
+    records
+}
+
+impl FoundLog {
+    fn pages(&self) -> impl Iterator<Item = &LogPage> {
+        let pages = self.pages.chunks_exact(PAGE_BYTES);
+        pages.map(|page| LogPage::ref_from_bytes(page).expect("parsed when it was found"))
+    }
+
+    pub(super) fn records(&self) -> Vec<Replay<'_>> {
+        let payloads = self
+            .pages()
+            .map(|page| (page, &page.payload[..usize::from(page.used_bytes.get())]));
+        payloads
+            .flat_map(|(page, payload)| segment_records(payload, page.first_lsn.get()))
+            .collect()
+    }
+
+    /// Whether a tail segment begins where a page of this log begins, or where the log ends.
+    fn has_boundary(&self, header: &SegmentHeader) -> bool {
+        let (sequence, lsn) = (header.sequence.get(), header.first_lsn.get());
+        let crc = header.previous_crc32c.get();
+        let ends = self.end
+            == LogMark {
+                sequence,
+                lsn,
+                previous_crc32c: crc,
+            };
+        ends || self.pages().any(|page| {
+            page.sequence.get() == sequence
+                && page.first_lsn.get() == lsn
+                && page.previous_crc32c.get() == crc
+        })
+    }
+
+    /// Whether the log holds this very record.
+    fn has_record(&self, replay: &Replay<'_>) -> bool {
+        let pages: Vec<&LogPage> = self.pages().collect();
+        let after = pages.partition_point(|page| page.first_lsn.get() <= replay.lsn);
+        let Some(page) = after.checked_sub(1).map(|position| pages[position]) else {
+            return false;
+        };
+        let payload = &page.payload[..usize::from(page.used_bytes.get())];
+        let records = segment_records(payload, page.first_lsn.get());
+        records
+            .iter()
+            .any(|found| found.lsn == replay.lsn && found.record == replay.record)
+    }
+}

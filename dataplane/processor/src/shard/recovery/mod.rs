@@ -1,0 +1,326 @@
+//! Opening a shard: the newest valid root, then the log, then the log tail.
+//!
+//! | what is found | what is done |
+//! |---|---|
+//! | two sound headers | the one of the higher generation is the root |
+//! | one sound header | it is the root: the other was being written, or never was |
+//! | no sound header | the shard is not opened |
+//! | log pages that chain on from the root's mark | their records are replayed in order |
+//! | the first page that does not | the end of the log |
+//! | a tail segment whose header names a boundary of that chain | its records go on after the log's |
+//! | any other tail segment | ignored: it belongs to another life of the pool |
+//! | no tail segment that fits (a power cut) | data named by records not known to be durable is verified by CRC, and a block that fails keeps its older content |
+//!
+//! Opening writes nothing but the tail's records, into the log; what is replayed becomes durable with the next
+//! checkpoint, which begins at once. Opening twice gives the same.
+
+mod found_log;
+mod replay;
+mod roots;
+
+use core::fmt;
+use std::collections::VecDeque;
+
+use stillpoint_ondisk::Damage;
+use stillpoint_ondisk::header::ShardHeader;
+use stillpoint_ondisk::layout::Layout;
+use stillpoint_ondisk::page::PAGE_BYTES;
+
+use super::checkpoint::Checkpoint;
+use super::durability::Durability;
+use super::loads::Loads;
+use super::reclaim::Reclaim;
+use super::slots::Slots;
+use super::write::Batches;
+use super::{Shard, ShardOptions};
+use crate::BLOCK_BYTES;
+use crate::command::ShardStatus;
+use crate::directory::Directory;
+use crate::ids::{DeviceAddress, DeviceIndex, Now, ShardIndex, VolumeId};
+use crate::log::{LogMark, LogWriter};
+use crate::map::PageCache;
+use crate::ports::{DeviceError, LogTail, OpenDevice, Transferred};
+use crate::space::Space;
+use crate::virtual_volume::VirtualVolume;
+
+/// Pages read at once.
+const READ_AHEAD_PAGES: usize = 256;
+/// Why a shard cannot be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OpenError {
+    /// A device failed.
+    Device {
+        /// While doing what.
+        what: String,
+        /// How.
+        error: DeviceError,
+    },
+    /// A structure is damaged.
+    Damaged {
+        /// Which.
+        what: String,
+        /// How.
+        damage: Damage,
+    },
+    /// A record of the log does not fit the state it is replayed on.
+    Replay {
+        /// LSN of the record.
+        lsn: u64,
+        /// What does not fit.
+        what: &'static str,
+    },
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Device { what, error } => write!(f, "{what}: {error}"),
+            Self::Damaged { what, damage } => write!(f, "{what}: {damage}"),
+            Self::Replay { lsn, what } => write!(f, "log record {lsn}: {what}"),
+        }
+    }
+}
+
+impl std::error::Error for OpenError {}
+
+/// What opening a shard did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecoveryReport {
+    /// Generation of the root.
+    pub generation: u64,
+    /// Records replayed from the log.
+    pub log_records: u64,
+    /// Records replayed from the log tail.
+    pub tail_records: u64,
+    /// Whether the log tail fitted: no power was lost since.
+    pub tail_fitted: bool,
+    /// Blocks whose data was verified because it was not known to be durable.
+    pub verified_blocks: u64,
+    /// Blocks of these that had not reached the device; they keep their older content.
+    pub dropped_blocks: u64,
+}
+
+struct Opening<'a, D> {
+    layout: &'a Layout,
+    shard: ShardIndex,
+    device: &'a mut D,
+    space: Space,
+    cache: PageCache,
+    directory: Directory,
+    volumes: std::collections::BTreeMap<VolumeId, VirtualVolume>,
+    now: Now,
+    report: RecoveryReport,
+}
+
+impl<T: LogTail> Shard<T> {
+    /// Opens a shard and replays what it logged.
+    ///
+    /// # Errors
+    /// [`OpenError`] that names the structure and what is wrong with it. Nothing has been changed then.
+    pub fn open(
+        layout: &Layout,
+        shard: ShardIndex,
+        device: &mut impl OpenDevice,
+        mut tail: T,
+        options: ShardOptions,
+        now: Now,
+    ) -> Result<(Self, RecoveryReport), OpenError> {
+        let header = read_header(layout, shard, device)?;
+        let generation = header.generation.get();
+        let mark = LogMark {
+            sequence: header.log_sequence.get(),
+            lsn: header.log_lsn.get(),
+            previous_crc32c: header.log_previous_crc32c.get(),
+        };
+        let mut opening = Opening {
+            layout,
+            shard,
+            device,
+            space: Space::new(layout, shard),
+            cache: PageCache::new(layout.pool, shard, options.map_cache_pages, generation + 1),
+            directory: Directory::new(layout.pool, shard),
+            volumes: std::collections::BTreeMap::new(),
+            now,
+            report: RecoveryReport {
+                generation,
+                ..RecoveryReport::default()
+            },
+        };
+        opening.load_directory(&header)?;
+        opening.load_bitmaps(generation)?;
+        opening.load_volumes()?;
+        let found = opening.find_log(mark)?;
+        let segments = if tail.is_there() {
+            [tail.segment(0).to_vec(), tail.segment(1).to_vec()]
+        } else {
+            [Vec::new(), Vec::new()]
+        };
+        let newest = opening.fitting_tail_records(&found, mark.lsn, &segments);
+        opening.replay(&found, &newest)?;
+        let at = opening.relog(&found, mark, &newest)?;
+        let report = opening.report.clone();
+        let mut log = LogWriter::new(layout.pool, shard, layout.log_pages, tail, mark, at);
+        if !report.tail_fitted && at.lsn > found.durable_lsn {
+            // A record that was dropped must not count as durable should the next crash come before a checkpoint.
+            log.distrust_from(found.durable_lsn);
+        }
+        let Opening {
+            space,
+            cache,
+            directory,
+            volumes,
+            ..
+        } = opening;
+        Ok((
+            Self::assemble(
+                layout.clone(),
+                shard,
+                options,
+                now,
+                space,
+                cache,
+                directory,
+                log,
+                volumes,
+            ),
+            report,
+        ))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of a shard, named once")]
+    fn assemble(
+        layout: Layout,
+        shard: ShardIndex,
+        options: ShardOptions,
+        now: Now,
+        space: Space,
+        cache: PageCache,
+        directory: Directory,
+        log: LogWriter<T>,
+        volumes: std::collections::BTreeMap<VolumeId, VirtualVolume>,
+    ) -> Self {
+        let mut checkpoint = Checkpoint::default();
+        if log.used_pages() > 0 {
+            checkpoint.want();
+        }
+        let mut reclaim = Reclaim::default();
+        reclaim.wake();
+        for volume in volumes.values().filter(|volume| !volume.deleting) {
+            reclaim.trim_again(volume.id, volume.share_blocks);
+        }
+        Self {
+            layout,
+            shard,
+            options,
+            now,
+            space,
+            cache,
+            directory,
+            log,
+            volumes,
+            slots: Slots::new(options.in_flight_max),
+            ready: VecDeque::new(),
+            stalled: VecDeque::new(),
+            write_queue: VecDeque::new(),
+            batches: Batches::default(),
+            loads: Loads::default(),
+            durability: Durability::default(),
+            checkpoint,
+            cuts: Vec::new(),
+            commands: VecDeque::new(),
+            reclaim,
+            no_space_since: None,
+            outgoing: VecDeque::new(),
+            spare_operations: Vec::new(),
+            reads_in_flight: [0; 2],
+            read_side: 0,
+            operations_in_flight: 0,
+            held_answers: 0,
+            answers: Vec::new(),
+            events: Vec::new(),
+            stopped: None,
+            status: ShardStatus::default(),
+            progress: true,
+        }
+    }
+}
+
+fn read_header(
+    layout: &Layout,
+    shard: ShardIndex,
+    device: &mut impl OpenDevice,
+) -> Result<ShardHeader, OpenError> {
+    let home = DeviceIndex(layout.home(shard.0) as u8);
+    let mut best: Option<ShardHeader> = None;
+    let mut worst = None;
+    for copy in 0..2 {
+        let what = || format!("shard {} header copy {copy} on device {}", shard.0, home.0);
+        let mut bytes = vec![0; PAGE_BYTES];
+        let block = layout.header_block(shard.0, copy);
+        let read = read_one(device, home, block, &mut bytes);
+        if let Err(error) = read {
+            worst = Some(OpenError::Device { what: what(), error });
+            continue;
+        }
+        match ShardHeader::parse(&bytes, layout.pool, shard.0) {
+            Ok(found) => {
+                if best
+                    .as_ref()
+                    .is_none_or(|best| found.generation.get() > best.generation.get())
+                {
+                    best = Some(found);
+                }
+            }
+            Err(damage @ Damage::Version(_)) => return Err(OpenError::Damaged { what: what(), damage }),
+            Err(damage) => worst = Some(OpenError::Damaged { what: what(), damage }),
+        }
+    }
+    best.ok_or_else(|| worst.expect("two copies were looked at"))
+}
+
+fn read_one(
+    device: &mut impl OpenDevice,
+    index: DeviceIndex,
+    block: u64,
+    bytes: &mut [u8],
+) -> Result<(), DeviceError> {
+    let mut reads = [Transferred {
+        device: index,
+        offset_bytes: block * BLOCK_BYTES as u64,
+        bytes,
+        result: Ok(()),
+    }];
+    device.read_all(&mut reads);
+    reads[0].result
+}
+
+impl<D: OpenDevice> Opening<'_, D> {
+    fn home(&self) -> DeviceIndex {
+        DeviceIndex(self.layout.home(self.shard.0) as u8)
+    }
+
+    /// Reads pages at these places into one piece of memory.
+    fn read_pages(&mut self, what: &str, places: &[DeviceAddress]) -> Result<Vec<u8>, OpenError> {
+        let mut memory = vec![0; places.len() * PAGE_BYTES];
+        let mut reads: Vec<Transferred<'_>> = places
+            .iter()
+            .zip(memory.chunks_exact_mut(PAGE_BYTES))
+            .map(|(place, bytes)| Transferred {
+                device: place.device(),
+                offset_bytes: place.offset_bytes(),
+                bytes,
+                result: Ok(()),
+            })
+            .collect();
+        self.device.read_all(&mut reads);
+        for (read, place) in reads.iter().zip(places) {
+            if let Err(error) = read.result {
+                return Err(OpenError::Device {
+                    what: format!("{what} at {place}"),
+                    error,
+                });
+            }
+        }
+        Ok(memory)
+    }
+}

@@ -1,0 +1,305 @@
+//! Replaying records in the order in which they were logged.
+
+use stillpoint_ondisk::crc32c;
+use stillpoint_ondisk::directory::RowKind;
+use stillpoint_ondisk::page::PAGE_BYTES;
+use stillpoint_ondisk::record::Record;
+
+use super::found_log::{FoundLog, Replay};
+use super::{OpenError, Opening, READ_AHEAD_PAGES};
+use crate::BLOCK_BYTES;
+use crate::ids::{DeviceAddress, ShareBlock, SnapshotId, TimeStamp, VolumeId};
+use crate::map::{MapError, PageCache, PageRef, TreeMut};
+use crate::ports::{OpenDevice, Transferred};
+use crate::space::Extent;
+use crate::virtual_volume::VirtualVolume;
+
+/// Records whose map pages are fetched together.
+const RECORDS_AT_ONCE: usize = 4096;
+
+impl<D: OpenDevice> Opening<'_, D> {
+    pub(super) fn replay(&mut self, found: &FoundLog, newest: &[Replay<'_>]) -> Result<(), OpenError> {
+        let logged = found.records();
+        self.report.log_records = logged.len() as u64;
+        self.report.tail_records = newest.len() as u64;
+        // Every place that a record names is taken before anything is replayed: the map pages that replaying makes
+        // must not be put there.
+        for replay in logged.iter().chain(newest) {
+            if let Record::Write { address, crcs, .. } = replay.record {
+                let extent = Extent {
+                    address: DeviceAddress(address),
+                    blocks: crcs.len() as u32,
+                };
+                if !self.space.contains(extent) || !self.space.mark_used(extent) {
+                    return Err(OpenError::Replay {
+                        lsn: replay.lsn,
+                        what: "names a place that is in use",
+                    });
+                }
+            }
+        }
+        let trusted_lsn = if self.report.tail_fitted {
+            u64::MAX
+        } else {
+            found.durable_lsn
+        };
+        for records in logged
+            .chunks(RECORDS_AT_ONCE)
+            .chain(newest.chunks(RECORDS_AT_ONCE))
+        {
+            self.fetch_pages_for(records)?;
+            let bad = self.verify(records, trusted_lsn);
+            for replay in records {
+                self.apply(replay, &bad)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the map pages that these records will touch, level by level, many at a time.
+    fn fetch_pages_for(&mut self, records: &[Replay<'_>]) -> Result<(), OpenError> {
+        loop {
+            let mut missing: Vec<PageRef> = Vec::new();
+            for replay in records {
+                let (volume, first, last) = match replay.record {
+                    Record::Write {
+                        volume, first, crcs, ..
+                    } => (volume, first, first + crcs.len() as u64 - 1),
+                    Record::Discard { volume, first, .. } => (volume, first, first),
+                    _ => continue,
+                };
+                let Some(volume) = self.volumes.get(&VolumeId(volume)) else {
+                    continue;
+                };
+                for block in [first, last] {
+                    if let Err(MapError::Miss(page)) =
+                        self.cache.lookup(volume.family, &volume.root, ShareBlock(block))
+                    {
+                        missing.push(page);
+                    }
+                }
+            }
+            missing.sort_by_key(|page| page.address);
+            missing.dedup_by_key(|page| page.address);
+            missing.truncate(self.cache.capacity_pages() / 4);
+            if missing.is_empty() {
+                return Ok(());
+            }
+            for pages in missing.chunks(READ_AHEAD_PAGES) {
+                self.load_map_pages(pages)?;
+            }
+            if missing.len() >= self.cache.capacity_pages() / 4 {
+                return Ok(());
+            }
+        }
+    }
+
+    fn load_map_pages(&mut self, pages: &[PageRef]) -> Result<(), OpenError> {
+        let places: Vec<DeviceAddress> = pages.iter().map(|page| page.address).collect();
+        let bytes = self.read_pages("map page", &places)?;
+        for (page, bytes) in pages.iter().zip(bytes.chunks_exact(PAGE_BYTES)) {
+            self.cache
+                .insert(page, bytes)
+                .map_err(|damage| OpenError::Damaged {
+                    what: format!("map page at {}", page.address),
+                    damage,
+                })?;
+        }
+        Ok(())
+    }
+
+    /// Reads the data that untrusted records name; gives the addresses of the blocks that did not reach the device.
+    fn verify(&mut self, records: &[Replay<'_>], trusted_lsn: u64) -> Vec<u64> {
+        let mut wanted: Vec<(DeviceAddress, u32)> = Vec::new();
+        for replay in records.iter().filter(|replay| replay.lsn >= trusted_lsn) {
+            if let Record::Write { address, crcs, .. } = replay.record {
+                wanted.extend(
+                    crcs.iter()
+                        .enumerate()
+                        .map(|(i, crc)| (DeviceAddress(address + i as u64), crc.get())),
+                );
+            }
+        }
+        let mut bad = Vec::new();
+        for blocks in wanted.chunks(READ_AHEAD_PAGES) {
+            let mut memory = vec![0; blocks.len() * BLOCK_BYTES];
+            let mut reads: Vec<Transferred<'_>> = blocks
+                .iter()
+                .zip(memory.chunks_exact_mut(BLOCK_BYTES))
+                .map(|((place, _), bytes)| Transferred {
+                    device: place.device(),
+                    offset_bytes: place.offset_bytes(),
+                    bytes,
+                    result: Ok(()),
+                })
+                .collect();
+            self.device.read_all(&mut reads);
+            // A block that cannot be read was not durable either: it keeps its older content.
+            let sound = |read: &Transferred<'_>, crc: u32| read.result.is_ok() && crc32c(read.bytes) == crc;
+            let damaged = reads
+                .iter()
+                .zip(blocks)
+                .filter(|(read, (_, crc))| !sound(read, *crc));
+            bad.extend(damaged.map(|(_, (address, _))| address.0));
+        }
+        bad.sort_unstable();
+        self.report.verified_blocks += wanted.len() as u64;
+        self.report.dropped_blocks += bad.len() as u64;
+        bad
+    }
+
+    fn apply(&mut self, replay: &Replay<'_>, bad: &[u64]) -> Result<(), OpenError> {
+        let unfit = |what| OpenError::Replay {
+            lsn: replay.lsn,
+            what,
+        };
+        match replay.record {
+            Record::Write {
+                volume,
+                birth,
+                first,
+                address,
+                crcs,
+            } => {
+                let volume = VolumeId(volume);
+                self.check_birth(volume, birth).map_err(unfit)?;
+                let mut start = 0;
+                while start < crcs.len() {
+                    let is_bad = |i: usize| bad.binary_search(&(address + i as u64)).is_ok();
+                    let dropped = is_bad(start);
+                    let end = (start + 1..crcs.len())
+                        .find(|&i| is_bad(i) != dropped)
+                        .unwrap_or(crcs.len());
+                    let place = DeviceAddress(address + start as u64);
+                    if dropped {
+                        self.space.free(place, (end - start) as u32);
+                    } else {
+                        let block = ShareBlock(first + start as u64);
+                        self.change(volume, |cache, tree| {
+                            cache.set(tree, block, place, &crcs[start..end]).map(|()| true)
+                        })?;
+                    }
+                    start = end;
+                }
+            }
+            Record::Discard {
+                volume,
+                birth,
+                first,
+                count,
+            } => {
+                self.check_birth(VolumeId(volume), birth).map_err(unfit)?;
+                let mut done = 0;
+                self.change(VolumeId(volume), |cache, tree| {
+                    let (at, left) = (ShareBlock(first + done), count - done);
+                    done += cache.clear_leaf_range(tree, at, left, 64)?;
+                    Ok(done == count)
+                })?;
+            }
+            Record::VolumeCreate {
+                volume,
+                family,
+                share_blocks,
+            } => {
+                let volume = VolumeId(volume);
+                let share = VirtualVolume::new(volume, VolumeId(family), share_blocks);
+                if self.volumes.insert(volume, share).is_some() {
+                    return Err(unfit("creates a volume that is there"));
+                }
+            }
+            Record::CatalogPut { key, value } => self
+                .directory
+                .put(RowKind::Catalog, key, value.to_vec())
+                .map_err(|_| unfit("the directory is full"))?,
+            Record::CatalogDelete { key } => self.directory.remove(RowKind::Catalog, key),
+            other => self.apply_to_volume(&other).map_err(unfit)?,
+        }
+        Ok(())
+    }
+
+    /// Records that change a volume's state, not its map.
+    fn apply_to_volume(&mut self, record: &Record<'_>) -> Result<(), &'static str> {
+        let (Record::VolumeResize { volume, .. }
+        | Record::VolumeDelete { volume }
+        | Record::Cut { volume, .. }
+        | Record::SnapshotDelete { volume, .. }) = *record
+        else {
+            unreachable!("{record:?} was applied before")
+        };
+        let volume = self
+            .volumes
+            .get_mut(&VolumeId(volume))
+            .ok_or("names a volume that is not there")?;
+        volume.dirty = true;
+        match *record {
+            Record::VolumeResize { share_blocks, .. } => volume.share_blocks = share_blocks,
+            Record::VolumeDelete { .. } => volume.deleting = true,
+            Record::Cut {
+                epoch,
+                snapshot,
+                time_stamp_ns,
+                ..
+            } => {
+                if epoch != volume.epoch.0 {
+                    return Err("cuts another epoch");
+                }
+                volume.cut(SnapshotId(snapshot), TimeStamp(time_stamp_ns));
+            }
+            Record::SnapshotDelete { snapshot, .. } => {
+                // It is gone if the checkpoint is newer than the walk's end.
+                if let Some(found) = volume.snapshot_mut(SnapshotId(snapshot)) {
+                    found.deleting = true;
+                    found.dirty = true;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn check_birth(&self, volume: VolumeId, birth: u32) -> Result<(), &'static str> {
+        match self.volumes.get(&volume) {
+            None => Err("names a volume that is not there"),
+            Some(volume) if volume.epoch.0 != birth => Err("was born in another epoch"),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Changes the live map of a volume, reading the pages it needs; `step` says when it is done.
+    fn change(
+        &mut self,
+        volume: VolumeId,
+        mut step: impl FnMut(&mut PageCache, &mut TreeMut<'_>) -> Result<bool, MapError>,
+    ) -> Result<(), OpenError> {
+        loop {
+            let volume = self.volumes.get_mut(&volume).expect("checked before");
+            let free = volume.free_rule();
+            volume.dirty = true;
+            volume.changes.note(self.now.wall_ns);
+            let mut tree = TreeMut {
+                family: volume.family,
+                root: &mut volume.root,
+                epoch: volume.epoch,
+                free,
+                space: &mut self.space,
+                stats: &mut volume.stats,
+            };
+            match step(&mut self.cache, &mut tree) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(MapError::Miss(page)) => self.load_map_pages(&[page])?,
+                Err(MapError::CacheFull) => {
+                    // The pages that replaying makes dirty stay until the first checkpoint.
+                    let capacity = self.cache.capacity_pages();
+                    self.cache.set_capacity(capacity + capacity / 2 + 64);
+                }
+                Err(MapError::NoSpace) => {
+                    return Err(OpenError::Replay {
+                        lsn: 0,
+                        what: "no space for the map pages of the log",
+                    });
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The root: directory, bitmaps, volumes, as the last durable checkpoint left them.
+
+use stillpoint_ondisk::Damage;
+use stillpoint_ondisk::bitmap::BitmapPage;
+use stillpoint_ondisk::directory::{DirectoryPage, RowKind};
+use stillpoint_ondisk::header::ShardHeader;
+use stillpoint_ondisk::map_page::{DIRECTORY_VOLUME, ENTRIES, MapEntry, MapPage, MapPageIdentity};
+use stillpoint_ondisk::page::PAGE_BYTES;
+
+use super::{OpenError, Opening, READ_AHEAD_PAGES};
+use crate::ids::{DeviceAddress, DeviceIndex};
+use crate::intermediate_snapshot::IntermediateSnapshot;
+use crate::ports::OpenDevice;
+use crate::virtual_volume::VirtualVolume;
+
+impl<D: OpenDevice> Opening<'_, D> {
+    pub(super) fn load_directory(&mut self, header: &ShardHeader) -> Result<(), OpenError> {
+        let mut left = header.directory_pages.get() as usize;
+        for (number, place) in header.directory_index[..usize::from(header.directory_index_count.get())]
+            .iter()
+            .enumerate()
+        {
+            let identity = MapPageIdentity {
+                shard: self.shard.0,
+                volume: DIRECTORY_VOLUME,
+                level: 1,
+                index: number as u64,
+                generation: place.check.get(),
+            };
+            let bytes = self.read_pages("directory index", &[DeviceAddress(place.address())])?;
+            let index =
+                MapPage::parse(&bytes, self.layout.pool, &identity).map_err(|damage| OpenError::Damaged {
+                    what: format!("directory index page {number}"),
+                    damage,
+                })?;
+            self.directory.load_index(*place);
+            let entries: Vec<MapEntry> = index.entries[..left.min(ENTRIES)].to_vec();
+            left -= entries.len();
+            let places: Vec<DeviceAddress> = entries.iter().map(|e| DeviceAddress(e.address())).collect();
+            let pages = self.read_pages("directory page", &places)?;
+            for (entry, bytes) in entries.iter().zip(pages.chunks_exact(PAGE_BYTES)) {
+                let number = self.directory.page_count();
+                DirectoryPage::parse(bytes, self.layout.pool, self.shard.0, number, entry.check.get())
+                    .and_then(|page| self.directory.load_page(*entry, page))
+                    .map_err(|damage| OpenError::Damaged {
+                        what: format!("directory page {number} of shard {}", self.shard.0),
+                        damage,
+                    })?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn load_bitmaps(&mut self, generation: u64) -> Result<(), OpenError> {
+        for device in 0..self.layout.devices.len() {
+            let pages = self.layout.bitmap_pages(device);
+            for first in (0..pages).step_by(READ_AHEAD_PAGES) {
+                let count = (pages - first).min(READ_AHEAD_PAGES as u64);
+                let places: Vec<DeviceAddress> = (first..first + count)
+                    .flat_map(|page| [(page, 0), (page, 1)])
+                    .map(|(page, slot)| {
+                        let block = self.layout.bitmap_block(self.shard.0, device, page, slot);
+                        DeviceAddress::new(self.home(), block)
+                    })
+                    .collect();
+                let bytes = self.read_pages("space bitmap", &places)?;
+                for (page, slots) in (first..).zip(bytes.chunks_exact(2 * PAGE_BYTES)) {
+                    self.load_bitmap(generation, device as u8, page, slots)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Of two slots the newest that the root knows of counts.
+    fn load_bitmap(&mut self, generation: u64, device: u8, page: u64, slots: &[u8]) -> Result<(), OpenError> {
+        let (pool, shard) = (self.layout.pool, self.shard.0);
+        let mut damage = Damage::Magic;
+        let mut best: Option<(u8, &BitmapPage)> = None;
+        let mut unfinished = false;
+        for (slot, bytes) in (0..2u8).zip(slots.chunks_exact(PAGE_BYTES)) {
+            match BitmapPage::parse(bytes, pool, shard, u16::from(device), page) {
+                Ok(found) if found.generation.get() > generation => unfinished = true,
+                Ok(found) => {
+                    if best.is_none_or(|(_, best)| found.generation.get() > best.generation.get()) {
+                        best = Some((slot, found));
+                    }
+                }
+                Err(found) => damage = found,
+            }
+        }
+        let Some((slot, bitmap)) = best else {
+            let what = format!("space bitmap page {page} of device {device}, shard {shard}");
+            return Err(OpenError::Damaged { what, damage });
+        };
+        self.space.load_page(DeviceIndex(device), page, slot, bitmap);
+        if unfinished {
+            // A checkpoint that did not end left its page here. The next one has the same generation, so it must not
+            // leave this page as it is.
+            self.space.mark_dirty(DeviceIndex(device), page);
+        }
+        Ok(())
+    }
+
+    pub(super) fn load_volumes(&mut self) -> Result<(), OpenError> {
+        let damaged = |what| OpenError::Damaged {
+            what: String::from("directory row"),
+            damage: Damage::Field(what),
+        };
+        for (key, value) in self.directory.rows(RowKind::Volume) {
+            let volume = VirtualVolume::from_row(key, value).ok_or_else(|| damaged("volume"))?;
+            self.volumes.insert(volume.id, volume);
+        }
+        for (key, value) in self.directory.rows(RowKind::Snapshot) {
+            let (volume, snapshot) =
+                IntermediateSnapshot::from_row(key, value).ok_or_else(|| damaged("snapshot"))?;
+            let volume = self
+                .volumes
+                .get_mut(&volume)
+                .ok_or_else(|| damaged("snapshot of no volume"))?;
+            volume.snapshots.push(snapshot);
+        }
+        for volume in self.volumes.values_mut() {
+            volume.snapshots.sort_by_key(|snapshot| snapshot.copy.epoch);
+        }
+        Ok(())
+    }
+}
