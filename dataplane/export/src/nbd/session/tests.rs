@@ -1,0 +1,8 @@
+//! The session against a client made of bytes, shards made of a map, and a pool that counts.
+
+mod handshake;
+mod harness;
+mod limits;
+mod malformed;
+mod model;
+mod transmission;

@@ -1,0 +1,139 @@
+//! No client takes everything, and nobody waits for ever for memory.
+
+use super::harness::{World, table};
+use crate::nbd::Limits;
+use crate::nbd::wire::command;
+
+const SIZE: u64 = 256 << 20;
+const MIB: u32 = 1 << 20;
+
+#[test]
+fn a_client_that_asks_too_much_is_not_read_any_more() {
+    let limits = Limits {
+        requests: 8,
+        ..Limits::default()
+    };
+    let mut world = World::with_limits(table(SIZE), limits, usize::MAX);
+    world.connect("disk", true);
+    world.answering = false;
+    for index in 0..50_000 {
+        world.ask(command::READ, 0, index * 4096, 4096, &[]);
+    }
+    world.run();
+    assert_eq!(world.shards.pending.len(), 8);
+    assert_eq!(world.session.requests_in_flight(), 8);
+    assert!(
+        !world.unread.is_empty(),
+        "what does not fit the inbox stays in the socket"
+    );
+    world.answering = true;
+    world.run();
+    assert_eq!(world.replies.len(), 50_000);
+    world.close();
+}
+
+#[test]
+fn a_client_that_does_not_listen_holds_its_share_at_most() {
+    let limits = Limits {
+        data_bytes: 8 << 20,
+        ..Limits::default()
+    };
+    for structured in [false, true] {
+        let mut world = World::with_limits(table(SIZE), limits, usize::MAX);
+        world.connect("disk", structured);
+        world.listening = false;
+        for index in 0..100 {
+            world.ask(command::READ, 0, index * u64::from(MIB), MIB, &[]);
+        }
+        world.run();
+        assert!(world.pool.held_bytes <= 8 << 20);
+        assert!(world.session.is_starved());
+        world.listening = true;
+        world.run();
+        assert!(world.replies.values().all(|heard| heard.done));
+        assert_eq!(world.replies.len(), 100);
+        assert_eq!(world.pool.held_bytes, 0);
+        world.close();
+    }
+}
+
+#[test]
+fn a_client_that_does_not_listen_can_still_write() {
+    let limits = Limits {
+        data_bytes: 4 << 20,
+        ..Limits::default()
+    };
+    let mut world = World::with_limits(table(SIZE), limits, usize::MAX);
+    world.connect("disk", true);
+    world.listening = false;
+    for index in 0..4 {
+        world.ask(command::READ, 0, index * u64::from(MIB), MIB, &[]);
+    }
+    world.run();
+    assert_eq!(world.pool.held_bytes, 4 << 20);
+    world.ask(command::WRITE, 0, 0, 32 * MIB, &vec![3; 32 << 20]);
+    world.run();
+    assert!(world.unread.is_empty(), "the write was received");
+    world.listening = true;
+    world.run();
+    assert_eq!(world.replies.len(), 5);
+    world.close();
+}
+
+/// Big requests get through a pool of five buffers, whatever else goes on.
+#[test]
+fn the_largest_requests_pass_through_a_small_pool() {
+    for structured in [false, true] {
+        let mut world = World::with_limits(table(SIZE), Limits::default(), 5 << 20);
+        world.connect("disk", structured);
+        for index in 0..4u64 {
+            let at = index * (32 << 20) + 100 * index;
+            world.ask(command::WRITE, 0, at, 32 * MIB, &vec![index as u8 + 1; 32 << 20]);
+        }
+        world.run();
+        world.replies.clear();
+        let mut cookies = Vec::new();
+        for index in 0..4u64 {
+            let at = index * (32 << 20) + 100 * index;
+            cookies.push((index, at, world.ask(command::READ, 0, at, 32 * MIB, &[])));
+            world.ask(command::READ, 0, at, 3 * MIB, &[]);
+        }
+        world.run();
+        for (index, at, cookie) in cookies {
+            let heard = world.replies.remove(&cookie).expect("a reply");
+            assert!(heard.done && heard.errors.is_empty());
+            let bytes = heard.bytes(at);
+            assert_eq!(bytes.len(), 32 << 20);
+            // The next write covers all but the first 100 bytes after this one's end.
+            assert!(
+                bytes.iter().all(|&byte| byte == index as u8 + 1),
+                "request {index}"
+            );
+        }
+        assert_eq!(world.replies.len(), 4);
+        world.close();
+    }
+}
+
+#[test]
+fn an_empty_pool_is_waited_for() {
+    let mut world = World::with_limits(table(SIZE), Limits::default(), 0);
+    world.connect("disk", true);
+    let read = world.ask(command::READ, 0, 0, 4096, &[]);
+    let status = world.ask(command::BLOCK_STATUS, 0, 0, 4096, &[]);
+    let flush = world.ask(command::FLUSH, 0, 0, 0, &[]);
+    let write = world.ask(command::WRITE, 0, 0, 512, &[1; 512]);
+    world.run();
+    assert!(world.session.is_starved());
+    assert!(world.replies[&flush].done, "what needs no memory goes on");
+    assert_eq!(world.replies.len(), 1);
+    world.pool.limit_bytes = 1 << 20;
+    world.run();
+    assert!(
+        [read, status, write]
+            .iter()
+            .all(|cookie| world.replies[cookie].done)
+    );
+    assert!(!world.session.is_starved());
+    world.close();
+}
