@@ -21,6 +21,7 @@ pub use setup::{RingError, RingFeatures, RingOptions};
 use crate::buffers::Arenas;
 use io_uring::{IoUring, squeue, types};
 use std::io;
+use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, RawFd};
 
 /// Whom a completion is for.
@@ -97,6 +98,8 @@ pub struct Ring {
     /// Arenas are registered in this order: arena `n` is registered buffer `n`.
     arenas_registered: bool,
     free_file_slots: Vec<u32>,
+    /// The kernel takes entries from one thread only: the ring stays where it was made.
+    one_thread: PhantomData<*mut ()>,
 }
 
 impl Ring {
@@ -126,7 +129,8 @@ impl Ring {
                 iov_len: arena.bytes(),
             })
             .collect();
-        // SAFETY: arenas are never unmapped.
+        // SAFETY: the kernel takes hold of the pages themselves; entries use them only through buffers, which
+        // exist only while their arena does.
         unsafe { self.uring.submitter().register_buffers(&vectors) }?;
         self.arenas_registered = true;
         Ok(())

@@ -53,7 +53,7 @@ impl std::error::Error for ArenaError {
     }
 }
 
-/// Memory of one processor's buffers. It is never unmapped: buffers are `'static`.
+/// Memory of one processor's buffers. Once there is a pool over it, it is never unmapped: buffers are `'static`.
 #[derive(Debug)]
 pub struct Arena {
     base: NonNull<u8>,
@@ -144,7 +144,7 @@ impl Arena {
     /// Nobody else may hold any of these bytes until the slice came back.
     pub(super) unsafe fn piece(&self, offset_bytes: usize, length_bytes: usize) -> &'static mut [u8] {
         assert!(offset_bytes + length_bytes <= self.bytes);
-        // SAFETY: within the mapping, which is never unmapped and was zeroed by the kernel; unique by
+        // SAFETY: within the mapping, which is not unmapped once claimed and was zeroed by the kernel; unique by
         // the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr().add(offset_bytes), length_bytes) }
     }
@@ -172,6 +172,16 @@ impl Arena {
                 back((index * 64 + bits.trailing_zeros() as usize) * PIECE_BYTES_MIN);
                 bits &= bits - 1;
             }
+        }
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        if !self.claimed.load(Ordering::Acquire) {
+            // SAFETY: the mapping is ours, and without a pool there was never a buffer of it. (A ring that
+            // registered it keeps its pages for itself.)
+            unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
         }
     }
 }

@@ -39,6 +39,8 @@ pub struct RingFeatures {
     pub taskrun_flag: bool,
     /// The table of registered files is there (kernel 5.19).
     pub registered_files: bool,
+    /// Messages from ring to ring (kernel 5.18).
+    pub messages: bool,
     /// Vectored transfers on registered buffers (kernel 6.15).
     pub vectored_fixed: bool,
 }
@@ -120,6 +122,7 @@ impl Ring {
         if let Some((_, operation)) = NEEDED.iter().find(|(code, _)| !probe.is_supported(*code)) {
             return Err(RingError::TooOld { operation });
         }
+        features.messages = !options.plain && probe.is_supported(opcode::MsgRingData::CODE);
         features.vectored_fixed =
             probe.is_supported(opcode::ReadvFixed::CODE) && probe.is_supported(opcode::WritevFixed::CODE);
         features.registered_files = !options.plain
@@ -139,6 +142,7 @@ impl Ring {
             figures: RingFigures::default(),
             arenas_registered: false,
             free_file_slots,
+            one_thread: std::marker::PhantomData,
         })
     }
 }

@@ -1,0 +1,135 @@
+//! Cores: which of them this process may use, where they sit, and pinning a thread to one.
+//!
+//! Only cores that the process was allowed (`taskset`, cpusets, containers) are ever named: their numbers need
+//! be neither dense nor start at 0.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// A logical core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Core {
+    /// The kernel's number for it.
+    pub number: u32,
+    /// NUMA node, 0 if the machine does not say.
+    pub node: u32,
+    /// Socket.
+    pub package: u32,
+    /// Physical core within the socket; two logical cores that share it are hyper-threads.
+    pub physical: u32,
+}
+
+/// The cores that this process may use, by number. Never empty where the kernel answers.
+#[must_use]
+pub fn allowed_cores() -> Vec<Core> {
+    let root = Path::new("/sys/devices/system");
+    let mut cores: Vec<Core> = core_affinity::get_core_ids()
+        .unwrap_or_default()
+        .into_iter()
+        .map(|id| describe(root, id.id as u32))
+        .collect();
+    cores.sort_unstable();
+    cores
+}
+
+/// Where a core sits, as sysfs tells it.
+fn describe(root: &Path, number: u32) -> Core {
+    let directory = root.join(format!("cpu/cpu{number}"));
+    let read = |name: &str| -> Option<u32> {
+        let text = std::fs::read_to_string(directory.join("topology").join(name)).ok()?;
+        text.trim().parse().ok()
+    };
+    let node = std::fs::read_dir(&directory).ok().and_then(|entries| {
+        entries
+            .flatten()
+            .find_map(|entry| entry.file_name().to_str()?.strip_prefix("node")?.parse().ok())
+    });
+    Core {
+        number,
+        node: node.unwrap_or(0),
+        package: read("physical_package_id").unwrap_or(0),
+        physical: read("core_id").unwrap_or(number),
+    }
+}
+
+/// Chooses cores for `count` processors: every physical core once before any hyper-thread, node by node. With
+/// more processors than cores the rest get none: such threads run wherever there is time.
+#[must_use]
+pub fn place_processors(cores: &[Core], count: usize) -> Vec<Option<Core>> {
+    let mut order: Vec<Core> = cores.to_vec();
+    order.sort_unstable_by_key(|core| (core.node, core.number));
+    let mut seen = BTreeSet::new();
+    let (first, second): (Vec<Core>, Vec<Core>) = order
+        .into_iter()
+        .partition(|core| seen.insert((core.package, core.physical)));
+    let mut chosen: Vec<Option<Core>> = first.into_iter().chain(second).map(Some).take(count).collect();
+    chosen.resize(count, None);
+    chosen
+}
+
+/// Pins the calling thread to a core; says whether that worked.
+#[must_use]
+pub fn pin_this_thread(core: Core) -> bool {
+    core_affinity::set_for_current(core_affinity::CoreId {
+        id: core.number as usize,
+    })
+}
+
+/// The core on which the calling thread runs at this moment.
+#[must_use]
+pub fn current_core() -> Option<u32> {
+    // SAFETY: takes no argument and touches no memory of ours.
+    u32::try_from(unsafe { libc::sched_getcpu() }).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn core(number: u32, node: u32, package: u32, physical: u32) -> Core {
+        Core {
+            number,
+            node,
+            package,
+            physical,
+        }
+    }
+
+    #[test]
+    fn a_pinned_thread_runs_on_its_core() {
+        for core in allowed_cores() {
+            std::thread::spawn(move || {
+                assert!(pin_this_thread(core));
+                assert_eq!(current_core(), Some(core.number));
+            })
+            .join()
+            .expect("pinned");
+        }
+    }
+
+    #[test]
+    fn physical_cores_come_before_hyper_threads() {
+        // Two nodes, two physical cores each; siblings are n and n + 4.
+        let cores: Vec<Core> = (0..8).map(|n| core(n, n / 2 % 2, n / 2 % 2, n % 2)).collect();
+        let numbers = |count| -> Vec<Option<u32>> {
+            let placed = place_processors(&cores, count);
+            placed.iter().map(|core| core.map(|core| core.number)).collect()
+        };
+        assert_eq!(numbers(4), [Some(0), Some(1), Some(2), Some(3)]);
+        assert_eq!(numbers(6)[4..], [Some(4), Some(5)]);
+        assert_eq!(numbers(9)[8], None);
+    }
+
+    #[test]
+    fn cores_that_are_not_allowed_are_never_chosen() {
+        let cores = [core(3, 0, 0, 3), core(17, 1, 1, 1)];
+        let placed = place_processors(&cores, 3);
+        assert_eq!(placed, [Some(cores[0]), Some(cores[1]), None]);
+    }
+
+    #[test]
+    fn a_machine_that_says_nothing_is_one_node() {
+        let nothing = tempfile::tempdir().expect("a directory");
+        assert_eq!(describe(nothing.path(), 5), core(5, 0, 0, 5));
+    }
+}
