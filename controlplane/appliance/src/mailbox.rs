@@ -24,10 +24,10 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use stillpoint_coordinator::{OverallSnapshot, SnapshotError, SnapshotRequest};
+pub use stillpoint_export::{Export, ExportTable, PoolIndex};
 use stillpoint_hw::device::PoolFiles;
 use stillpoint_ondisk::layout::Layout;
 use stillpoint_processor::command::{EventKind, IntermediateSnapshotStatus, Notice, VolumeShareStatus};
-use stillpoint_processor::host_view::HostView;
 use stillpoint_processor::{ShardCommand, ShardIndex};
 use tokio::sync::{mpsc, oneshot};
 
@@ -35,10 +35,6 @@ use tokio::sync::{mpsc, oneshot};
 pub const MAILBOX_MAX: usize = 1024;
 /// Notices that may wait for the control plane; further ones are dropped and counted.
 pub const NOTICES_MAX: usize = 4096;
-
-/// A pool that is open, by the number of its place; places are used again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PoolIndex(pub u16);
 
 /// A processor, by the number of its poll loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -209,65 +205,6 @@ impl fmt::Display for OpenPoolError {
 }
 
 impl std::error::Error for OpenPoolError {}
-
-/// One export: a volume or a snapshot under a name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Export {
-    /// Its name, as clients ask for it.
-    pub name: String,
-    /// The pool.
-    pub pool: PoolIndex,
-    /// What a session sees, and whether it may write.
-    pub host_view: HostView,
-    /// A line about it, for clients that ask.
-    pub description: String,
-}
-
-/// All exports of the appliance, by name. A table is never changed: a new one replaces it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ExportTable {
-    exports: BTreeMap<String, Export>,
-}
-
-impl ExportTable {
-    /// A table of these exports; of two with one name the later one stays.
-    #[must_use]
-    pub fn new(exports: impl IntoIterator<Item = Export>) -> Self {
-        Self {
-            exports: exports
-                .into_iter()
-                .map(|export| (export.name.clone(), export))
-                .collect(),
-        }
-    }
-
-    /// The export of this name; the empty name means the only export, if there is only one.
-    #[must_use]
-    pub fn find(&self, name: &str) -> Option<&Export> {
-        if name.is_empty() && self.exports.len() == 1 {
-            return self.exports.values().next();
-        }
-        self.exports.get(name)
-    }
-
-    /// Whether a session of `old` may go on under this table: its export is still there and shows the same view in
-    /// the same place, not smaller and not for reading only all of a sudden. (A session keeps the size it
-    /// began with; a larger one is seen by those that connect anew.)
-    #[must_use]
-    pub fn allows(&self, old: &Export) -> bool {
-        self.exports.get(&old.name).is_some_and(|new| {
-            new.pool == old.pool
-                && new.host_view.view == old.host_view.view
-                && new.host_view.size_bytes >= old.host_view.size_bytes
-                && (old.host_view.read_only || !new.host_view.read_only)
-        })
-    }
-
-    /// All exports, by name.
-    pub fn iter(&self) -> impl Iterator<Item = &Export> {
-        self.exports.values()
-    }
-}
 
 /// Figures of one processor.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

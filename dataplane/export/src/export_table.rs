@@ -1,67 +1,94 @@
 //! What is offered to hosts.
 
+use std::collections::BTreeMap;
 use stillpoint_processor::host_view::HostView;
 
 /// Longest name or description of an export, in bytes (the NBD protocol's limit on strings).
 pub const NAME_BYTES_MAX: usize = 4096;
 
-/// A volume or snapshot offered under a name.
+/// A pool that is open, by the number of its place; places are used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PoolIndex(pub u16);
+
+/// One export: a volume or a snapshot under a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Export {
-    /// What clients ask for: `volume` or `volume@snapshot`. Unique in its table.
+    /// Its name, as clients ask for it; unique in its table.
     pub name: String,
-    /// Text for people.
+    /// The pool.
+    pub pool: PoolIndex,
+    /// What a session sees, and whether it may write.
+    pub host_view: HostView,
+    /// A line about it, for clients that ask.
     pub description: String,
-    /// What the sessions see.
-    pub view: HostView,
 }
 
-/// All exports of the appliance, in the order in which they are listed. A table never changes; a new one takes
-/// its place.
+/// All exports of the appliance, by name. A table is never changed: a new one replaces it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExportTable {
     exports: Vec<Export>,
 }
 
 impl ExportTable {
-    /// A table of these exports.
+    /// A table of these exports; of two with one name the later one stays.
     ///
     /// # Panics
-    /// If two have the same name or a name or description is longer than [`NAME_BYTES_MAX`]: the catalog lets
-    /// nothing of the kind in.
+    /// If a name or description is longer than [`NAME_BYTES_MAX`]: the catalog lets nothing of the kind in.
     #[must_use]
-    pub fn new(exports: Vec<Export>) -> Self {
-        for (index, export) in exports.iter().enumerate() {
-            assert!(export.name.len() <= NAME_BYTES_MAX, "name of an export");
+    pub fn new(exports: impl IntoIterator<Item = Export>) -> Self {
+        let mut by_name = BTreeMap::new();
+        for export in exports {
+            assert!(export.name.len() <= NAME_BYTES_MAX, "a name is too long");
             assert!(
                 export.description.len() <= NAME_BYTES_MAX,
-                "description of an export"
+                "a description is too long"
             );
-            assert!(
-                exports[..index].iter().all(|other| other.name != export.name),
-                "two exports named {}",
-                export.name
-            );
+            by_name.insert(export.name.clone(), export);
         }
-        Self { exports }
+        Self {
+            exports: by_name.into_values().collect(),
+        }
     }
 
-    /// The exports.
+    /// The export of this name; the empty name means the only export, if there is only one.
     #[must_use]
-    pub fn exports(&self) -> &[Export] {
-        &self.exports
+    pub fn find(&self, name: &str) -> Option<&Export> {
+        if name.is_empty()
+            && let [only] = self.exports.as_slice()
+        {
+            return Some(only);
+        }
+        let index = self
+            .exports
+            .binary_search_by(|export| export.name.as_str().cmp(name))
+            .ok()?;
+        Some(&self.exports[index])
     }
 
-    /// The export of this name. The empty name stands for the only export, if there is just one.
+    /// Whether a session of `old` may go on under this table: its export is still there and shows the same view in
+    /// the same place, not smaller and not for reading only all of a sudden. (A session keeps the size it
+    /// began with; a larger one is seen by those that connect anew.)
     #[must_use]
-    pub fn find(&self, name: &[u8]) -> Option<&Export> {
-        if let Some(export) = self.exports.iter().find(|export| export.name.as_bytes() == name) {
-            return Some(export);
-        }
-        match self.exports.as_slice() {
-            [only] if name.is_empty() => Some(only),
-            _ => None,
-        }
+    pub fn allows(&self, old: &Export) -> bool {
+        let same_name = self.exports.iter().find(|new| new.name == old.name);
+        same_name.is_some_and(|new| {
+            new.pool == old.pool
+                && new.host_view.view == old.host_view.view
+                && new.host_view.placement == old.host_view.placement
+                && new.host_view.size_bytes >= old.host_view.size_bytes
+                && (old.host_view.read_only || !new.host_view.read_only)
+        })
+    }
+
+    /// The export at this place of the list, which is in the order of the names.
+    #[must_use]
+    pub fn get(&self, index: usize) -> Option<&Export> {
+        self.exports.get(index)
+    }
+
+    /// All exports, by name.
+    pub fn iter(&self) -> impl Iterator<Item = &Export> {
+        self.exports.iter()
     }
 }
 
@@ -74,8 +101,9 @@ mod tests {
     fn export(name: &str) -> Export {
         Export {
             name: name.into(),
+            pool: PoolIndex(0),
             description: String::new(),
-            view: HostView {
+            host_view: HostView {
                 view: View {
                     volume: VolumeId(1),
                     snapshot: None,
@@ -94,17 +122,36 @@ mod tests {
 
     #[test]
     fn the_empty_name_is_the_only_export_or_none() {
-        let one = ExportTable::new(vec![export("a")]);
-        assert_eq!(one.find(b"").map(|e| e.name.as_str()), Some("a"));
-        let two = ExportTable::new(vec![export("a"), export("b")]);
-        assert_eq!(two.find(b""), None);
-        assert_eq!(two.find(b"b").map(|e| e.name.as_str()), Some("b"));
-        assert_eq!(two.find(b"c"), None);
+        let one = ExportTable::new([export("a")]);
+        assert_eq!(one.find("").map(|e| e.name.as_str()), Some("a"));
+        let two = ExportTable::new([export("b"), export("a")]);
+        assert_eq!(two.find(""), None);
+        assert_eq!(two.find("b").map(|e| e.name.as_str()), Some("b"));
+        assert_eq!(two.find("c"), None);
     }
 
     #[test]
-    #[should_panic(expected = "two exports named a")]
     fn names_are_unique() {
-        let _ = ExportTable::new(vec![export("a"), export("a")]);
+        let mut later = export("a");
+        later.pool = PoolIndex(1);
+        let table = ExportTable::new([export("a"), later.clone()]);
+        assert!(table.iter().eq([&later]));
+    }
+
+    #[test]
+    fn a_session_goes_on_while_it_loses_nothing() {
+        let old = export("a");
+        let with = |change: fn(&mut Export)| {
+            let mut new = export("a");
+            change(&mut new);
+            ExportTable::new([new]).allows(&old)
+        };
+        assert!(with(|_| ()));
+        assert!(with(|new| new.host_view.size_bytes *= 2));
+        assert!(!with(|new| new.host_view.size_bytes /= 2));
+        assert!(!with(|new| new.host_view.read_only = true));
+        assert!(!with(|new| new.host_view.view.volume = VolumeId(2)));
+        assert!(!with(|new| new.pool = PoolIndex(1)));
+        assert!(!with(|new| new.name = "b".into()));
     }
 }

@@ -7,4 +7,4 @@
 pub mod export_table;
 pub mod nbd;
 
-pub use export_table::{Export, ExportTable};
+pub use export_table::{Export, ExportTable, PoolIndex};

@@ -87,7 +87,7 @@ impl Handshake {
     pub(super) fn go_on_listing(&mut self, exports: &ExportTable, outbox: &mut Outbox) {
         let Some(mut next) = self.listing else { return };
         while outbox.has_room(REPLY_BYTES_MAX, 1) {
-            let Some(export) = exports.exports().get(next) else {
+            let Some(export) = exports.get(next) else {
                 reply(outbox, option::LIST, option_reply::ACK, &[]);
                 self.listing = None;
                 return;
@@ -187,10 +187,10 @@ impl Handshake {
     }
 
     fn export_name(&self, data: &[u8], exports: &ExportTable, outbox: &mut Outbox) -> Next {
-        let Some(export) = exports.find(data) else {
+        let Some(export) = find(exports, data) else {
             return Next::Close;
         };
-        outbox.put(&export.view.size_bytes.to_be_bytes());
+        outbox.put(&export.host_view.size_bytes.to_be_bytes());
         outbox.put(&transmission_flags(export, self.structured).to_be_bytes());
         if !self.no_zeroes {
             outbox.put(&[0; EXPORT_NAME_PADDING_BYTES]);
@@ -204,7 +204,7 @@ impl Handshake {
             invalid(outbox, option, b"the lengths in this option do not fit together");
             return Next::Option;
         };
-        let Some(export) = exports.find(name) else {
+        let Some(export) = find(exports, name) else {
             refuse(
                 outbox,
                 option,
@@ -227,7 +227,7 @@ impl Handshake {
         info(
             outbox,
             info::EXPORT,
-            [&export.view.size_bytes.to_be_bytes(), &flags, &[]],
+            [&export.host_view.size_bytes.to_be_bytes(), &flags, &[]],
         );
         if wants(info::NAME) {
             info(outbox, info::NAME, [export.name.as_bytes(), &[], &[]]);
@@ -241,7 +241,7 @@ impl Handshake {
         }
         let block_sizes = wants(info::BLOCK_SIZE);
         if block_sizes {
-            let minimum = export.view.block_bytes;
+            let minimum = export.host_view.block_bytes;
             info(
                 outbox,
                 info::BLOCK_SIZE,
@@ -274,7 +274,7 @@ impl Handshake {
             invalid(outbox, option, b"the lengths in this option do not fit together");
             return;
         };
-        let Some(export) = exports.find(name) else {
+        let Some(export) = find(exports, name) else {
             refuse(
                 outbox,
                 option,
@@ -299,12 +299,17 @@ impl Handshake {
     }
 }
 
+/// The export of this name; names are UTF-8.
+fn find<'a>(exports: &'a ExportTable, name: &[u8]) -> Option<&'a Export> {
+    exports.find(str::from_utf8(name).ok()?)
+}
+
 /// The flags an export is offered with.
 pub(super) fn transmission_flags(export: &Export, structured: bool) -> u16 {
     use transmission_flags as flag;
     let mut flags =
         flag::HAS_FLAGS | flag::SEND_FLUSH | flag::SEND_FUA | flag::CAN_MULTI_CONN | flag::SEND_CACHE;
-    flags |= if export.view.read_only {
+    flags |= if export.host_view.read_only {
         flag::READ_ONLY
     } else {
         flag::SEND_TRIM | flag::SEND_WRITE_ZEROES | flag::SEND_FAST_ZERO

@@ -12,12 +12,11 @@ use super::memory::Memory;
 use super::outbox::{Data, Outbox, Send};
 use super::request::{Job, PartInFlight, Ready, Request};
 use super::slab::Slab;
-use crate::export_table::ExportTable;
+use crate::export_table::{Export, ExportTable};
 pub use input::{INBOX_BYTES, Receive};
 use input::{Inbox, Input};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use stillpoint_processor::host_view::HostView;
 use stillpoint_processor::ports::BufferPool;
 use stillpoint_processor::{PART_BYTES_MAX, ShardRequest, Token};
 
@@ -132,38 +131,20 @@ impl Session {
         }
     }
 
-    /// The view this session sees; `None` before an export is chosen.
+    /// The export this session uses, as it was when it was chosen; `None` before that.
     #[must_use]
-    pub fn view(&self) -> Option<&HostView> {
+    pub fn export(&self) -> Option<&Export> {
         match &self.phase {
-            Phase::Transmission(agreed) => Some(&agreed.export.view),
+            Phase::Transmission(agreed) => Some(&agreed.export),
             _ => None,
         }
     }
 
-    /// The export this session uses; `None` before one is chosen.
-    #[must_use]
-    pub fn export_name(&self) -> Option<&str> {
-        match &self.phase {
-            Phase::Transmission(agreed) => Some(&agreed.export.name),
-            _ => None,
-        }
-    }
-
-    /// The table of exports has changed. If the session's export is gone (or is another volume now), further
+    /// The table of exports has changed. If it no longer [allows](ExportTable::allows) this session, further
     /// requests get `ESHUTDOWN` and the connection ends once those in flight are answered.
     pub fn set_exports(&mut self, exports: Arc<ExportTable>) {
-        if let Phase::Transmission(agreed) = &mut self.phase {
-            let old = &mut agreed.export;
-            let same = exports.exports().iter().find(|new| {
-                new.name == old.name
-                    && new.view.view == old.view.view
-                    && new.view.placement == old.view.placement
-            });
-            match same {
-                Some(new) => old.view.read_only = new.view.read_only,
-                None => self.leave(),
-            }
+        if self.export().is_some_and(|export| !exports.allows(export)) {
+            self.leave();
         }
         self.exports = exports;
     }

@@ -32,7 +32,7 @@ pub(super) fn judge(header: &RequestHeader, agreed: &Agreed) -> Verdict {
         return Verdict::Disconnect;
     }
     match check(header, agreed) {
-        Ok(()) if header.command == command::FLUSH => flush(&agreed.export.view),
+        Ok(()) if header.command == command::FLUSH => flush(&agreed.export.host_view),
         Ok(()) if header.length_bytes == 0 => Verdict::Nothing,
         Ok(()) => serve(header, agreed),
         Err(error) => Verdict::Refuse(error),
@@ -40,7 +40,7 @@ pub(super) fn judge(header: &RequestHeader, agreed: &Agreed) -> Verdict {
 }
 
 fn check(header: &RequestHeader, agreed: &Agreed) -> Result<(), ReplyError> {
-    let view = &agreed.export.view;
+    let view = &agreed.export.host_view;
     let (flags, writes, beyond_end) = match header.command {
         command::READ if agreed.structured => (command_flags::DF, false, ReplyError::Invalid),
         command::READ | command::CACHE | command::FLUSH => (0, false, ReplyError::Invalid),
@@ -109,7 +109,7 @@ fn flush(view: &HostView) -> Verdict {
 }
 
 fn serve(header: &RequestHeader, agreed: &Agreed) -> Verdict {
-    let view = &agreed.export.view;
+    let view = &agreed.export.host_view;
     let (offset, length) = (header.offset_bytes, u64::from(header.length_bytes));
     let has = |flag: u16| header.flags & flag != 0;
     let fua = has(command_flags::FUA);

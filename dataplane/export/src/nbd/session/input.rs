@@ -459,6 +459,6 @@ impl Session {
 fn nothing(agreed: &super::Agreed) -> Job {
     Job::Plain {
         kind: RequestKind::Cache,
-        parts: agreed.export.view.parts_without_data(0, 0),
+        parts: agreed.export.host_view.parts_without_data(0, 0),
     }
 }

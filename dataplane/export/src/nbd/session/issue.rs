@@ -212,7 +212,7 @@ impl Session {
         ShardRequest {
             token: Token(u64::from(self.tag) << 32 | u64::from(self.parts.insert(flight))),
             shard: part.shard,
-            view: agreed.export.view.view,
+            view: agreed.export.host_view.view,
             kind,
             first: part.first,
             blocks: part.blocks,

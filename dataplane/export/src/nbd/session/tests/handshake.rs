@@ -4,7 +4,7 @@ use super::harness::{World, queries, table};
 use crate::nbd::client::{encode_go, encode_option};
 use crate::nbd::wire::{OptionReplyHeader, info, option, option_reply, transmission_flags as flag};
 use crate::nbd::{OPTION_BYTES_MAX, OPTIONS_MAX};
-use crate::{Export, ExportTable};
+use crate::{Export, ExportTable, PoolIndex};
 use std::sync::Arc;
 
 const SIZE: u64 = 8 << 20;
@@ -52,7 +52,7 @@ fn list_names_every_export_with_its_description() {
     let replies = ask(&mut world, option::LIST, &[]);
     assert_eq!(kinds(&replies), [2, 2, 2, 1]);
     assert_eq!(
-        replies[1].1,
+        replies[2].1,
         be(&[&[0, 0, 0, 9], b"disk@noon", b"about disk@noon"])
     );
     assert_eq!(
@@ -64,13 +64,14 @@ fn list_names_every_export_with_its_description() {
 
 #[test]
 fn a_list_longer_than_the_outbox_is_whole() {
-    let view = table(SIZE).exports()[0].view.clone();
+    let view = table(SIZE).find("disk").expect("it is there").host_view.clone();
     let exports = (0..300).map(|index| Export {
         name: format!("{index:04000}"),
+        pool: PoolIndex(0),
         description: "d".repeat(4096),
-        view: view.clone(),
+        host_view: view.clone(),
     });
-    let exports = ExportTable::new(exports.collect());
+    let exports = ExportTable::new(exports);
     let mut world = World::new(Arc::new(exports));
     world.unread.extend(3u32.to_be_bytes());
     world.run();
@@ -111,9 +112,9 @@ fn info_tells_what_is_asked_and_go_enters_transmission() {
         (1, vec![]),
     ];
     assert_eq!(ask(&mut world, option::INFO, &encode_go("disk", &all)), expected);
-    assert_eq!(world.session.export_name(), None);
+    assert_eq!(world.export_name(), None);
     assert_eq!(ask(&mut world, option::GO, &encode_go("disk", &all)), expected);
-    assert_eq!(world.session.export_name(), Some("disk"));
+    assert_eq!(world.export_name(), Some("disk"));
     world.close();
 }
 
@@ -262,21 +263,21 @@ fn export_name_pads_unless_agreed_otherwise() {
         assert_eq!(world.heard.len(), 10 + padding);
         assert_eq!(world.heard[..8], SIZE.to_be_bytes());
         assert!(world.heard[10..].iter().all(|&byte| byte == 0));
-        assert_eq!(world.session.export_name(), Some("disk"));
+        assert_eq!(world.export_name(), Some("disk"));
         world.close();
     }
 }
 
 #[test]
 fn the_only_export_is_the_default() {
-    let one = ExportTable::new(vec![table(SIZE).exports()[0].clone()]);
+    let one = ExportTable::new(table(SIZE).find("disk").cloned());
     let mut world = World::new(Arc::new(one));
     world.unread.extend(3u32.to_be_bytes());
     world
         .unread
         .extend(encode_option(option::GO, &encode_go("", &[])));
     world.run();
-    assert_eq!(world.session.export_name(), Some("disk"));
+    assert_eq!(world.export_name(), Some("disk"));
     world.close();
 }
 
@@ -301,7 +302,7 @@ fn what_cannot_be_answered_ends_the_connection() {
         world.unread.extend(bytes);
         world.run();
         assert!(world.session.wants_close(), "case {index}");
-        assert_eq!(world.session.export_name(), None, "case {index}");
+        assert_eq!(world.export_name(), None, "case {index}");
         world.close();
     }
 }

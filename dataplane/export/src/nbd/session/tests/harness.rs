@@ -3,7 +3,7 @@
 use crate::nbd::client::{Chunk, ReplyHead, parse_chunk, parse_head};
 use crate::nbd::wire::{self, ReplyError, RequestHeader, chunk, option};
 use crate::nbd::{Limits, Receive, Send, Session, SessionOptions, client, session_tag};
-use crate::{Export, ExportTable};
+use crate::{Export, ExportTable, PoolIndex};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use stillpoint_processor::host_view::{HostView, Placement};
@@ -210,10 +210,11 @@ pub fn view(size_bytes: u64, block_bytes: u32, read_only: bool) -> HostView {
 pub fn table(size_bytes: u64) -> Arc<ExportTable> {
     let export = |name: &str, block_bytes, read_only| Export {
         name: name.into(),
+        pool: PoolIndex(0),
         description: format!("about {name}"),
-        view: view(size_bytes, block_bytes, read_only),
+        host_view: view(size_bytes, block_bytes, read_only),
     };
-    Arc::new(ExportTable::new(vec![
+    Arc::new(ExportTable::new([
         export("disk", 512, false),
         export("disk@noon", 512, true),
         export("big-blocks", 4096, false),
@@ -261,8 +262,12 @@ impl World {
     pub fn connect(&mut self, name: &str, structured: bool) {
         self.unread.extend(hello(name, structured));
         self.run();
-        assert_eq!(self.session.export_name(), Some(name));
+        assert_eq!(self.export_name(), Some(name));
         self.heard.clear();
+    }
+
+    pub fn export_name(&self) -> Option<&str> {
+        self.session.export().map(|export| export.name.as_str())
     }
 
     /// One turn of the poll loop; false if nothing happened.
@@ -318,7 +323,7 @@ impl World {
             turns += 1;
             assert!(turns < 10_000_000, "a session that never rests");
         }
-        if self.session.view().is_some() && !self.reads_nothing() {
+        if self.session.export().is_some() && !self.reads_nothing() {
             self.understand();
         }
     }

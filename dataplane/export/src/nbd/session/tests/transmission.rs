@@ -470,17 +470,6 @@ fn shutting_down_does_not_wait_for_a_client_that_stopped_in_mid_write() {
 }
 
 #[test]
-fn an_export_that_becomes_read_only_is_read_only_at_once() {
-    let mut world = World::connected(SIZE, true);
-    let mut exports = table(SIZE).exports().to_vec();
-    exports[0].view.read_only = true;
-    world.session.set_exports(Arc::new(ExportTable::new(exports)));
-    let heard = world.call(command::WRITE, 0, 0, 512, &[1; 512]);
-    assert_eq!(heard.error(), Some(ReplyError::NotPermitted));
-    world.close();
-}
-
-#[test]
 fn small_requests_in_one_chunk_of_bytes_are_all_understood() {
     let mut world = World::connected(SIZE, true);
     world.answering = false;
