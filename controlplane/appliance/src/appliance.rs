@@ -1,6 +1,6 @@
 //! The appliance: processors, pools, exports.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -26,6 +26,8 @@ pub struct Options {
     pub state_directory: PathBuf,
     /// How pools are opened.
     pub pool: PoolOptions,
+    /// Memory for buffers of each processor.
+    pub buffer_bytes: u64,
     /// Where NBD clients connect, as URIs without an export name.
     pub listeners: Vec<ListenerUri>,
 }
@@ -110,10 +112,10 @@ impl Appliance {
         &self.options.listeners
     }
 
-    /// Where log tails lie, if there are any.
+    /// Memory for buffers of each processor.
     #[must_use]
-    pub fn tail_directory(&self) -> Option<&Path> {
-        self.options.pool.tail_directory.as_deref()
+    pub fn buffer_bytes(&self) -> u64 {
+        self.options.buffer_bytes
     }
 
     /// The processors.

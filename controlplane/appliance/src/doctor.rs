@@ -3,14 +3,35 @@
 use std::fs;
 
 use crate::api::model::{Finding, FindingState, PoolInfo};
+use stillpoint_hw::probe::{Probe, State};
 
-/// Locked memory that registered buffers of one processor want, in bytes.
-const LOCKED_BYTES_WANTED: u64 = 64 << 20;
-
-/// Looks at the machine.
+/// Looks at the machine, for this many processors with this much memory for buffers each.
 #[must_use]
-pub fn machine() -> Vec<Finding> {
-    vec![kernel(), governor(), locked_memory()]
+pub fn machine(processors: usize, buffer_bytes: u64) -> Vec<Finding> {
+    let probe = probe(processors, usize::try_from(buffer_bytes).unwrap_or(usize::MAX));
+    probe.into_iter().chain([kernel(), governor()]).collect()
+}
+
+/// What the machine layer says; on a thread of its own, as a ring belongs to the thread that made it.
+fn probe(processors: usize, buffer_bytes: usize) -> Vec<Finding> {
+    let probed = std::thread::spawn(move || Probe::run(processors, buffer_bytes)).join();
+    let Ok(probe) = probed else {
+        return vec![problem("machine", "the probe failed".to_owned(), "see the log")];
+    };
+    let told = probe.findings.into_iter().map(|found| {
+        let state = match found.state {
+            State::Good => FindingState::Ok,
+            State::Lacking => FindingState::Note,
+            State::Missing => FindingState::Problem,
+        };
+        let message = match found.effect {
+            "" => found.found,
+            effect => format!("{}: {effect}", found.found),
+        };
+        let mend = (state != FindingState::Ok).then_some(found.mend);
+        finding(found.what, state, message, mend)
+    });
+    told.collect()
 }
 
 /// Looks at the pools of a running daemon.
@@ -110,30 +131,6 @@ fn governor() -> Finding {
     }
 }
 
-fn locked_memory() -> Finding {
-    const SUBJECT: &str = "locked memory";
-    let limits = read("/proc/self/limits").unwrap_or_default();
-    let soft = limits
-        .lines()
-        .find_map(|line| line.strip_prefix("Max locked memory"))
-        .and_then(|rest| rest.split_whitespace().next().map(ToOwned::to_owned));
-    match soft.as_deref() {
-        Some("unlimited") => ok(SUBJECT, "no limit".to_owned()),
-        Some(text) => match text.parse::<u64>() {
-            Ok(bytes) if bytes < LOCKED_BYTES_WANTED => note(
-                SUBJECT,
-                format!(
-                    "the limit is {} KiB: buffers may not be registered with the kernel",
-                    bytes >> 10
-                ),
-                "ulimit -l unlimited, or LimitMEMLOCK=infinity in the service",
-            ),
-            _ => ok(SUBJECT, format!("the limit is {text} bytes")),
-        },
-        None => note(SUBJECT, "the limit cannot be read".to_owned(), "mount /proc"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,8 +145,8 @@ mod tests {
 
     #[test]
     fn whatever_is_not_as_it_should_be_says_how_to_mend_it() {
-        let findings = machine();
-        assert!(findings.len() >= 3);
+        let findings = machine(2, 2 << 20);
+        assert!(findings.len() >= 5);
         for finding in findings {
             assert_eq!(
                 finding.state == FindingState::Ok,

@@ -3,6 +3,8 @@
 pub mod api;
 pub mod appliance;
 pub mod catalog;
+pub mod daemon;
+pub mod directories;
 pub mod doctor;
 pub mod error;
 pub mod label;

@@ -21,6 +21,7 @@ use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use stillpoint_coordinator::{OverallSnapshot, SnapshotError, SnapshotRequest};
@@ -229,6 +230,39 @@ pub struct ProcessorStatus {
     pub buffer_bytes: u64,
     /// What kind of memory the buffers have ("huge pages", "transparent huge pages", "plain").
     pub buffer_memory: &'static str,
+}
+
+/// How the poll loops are started: `poll_loop::start(&PollLoopOptions, NoticeSender)` gives [`PollLoops`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PollLoopOptions {
+    /// How many, at least 1.
+    pub processors: usize,
+    /// Whether each is pinned to a core of its own, as far as there are allowed ones.
+    pub pin: bool,
+    /// Whether they never sleep.
+    pub busy: bool,
+    /// Memory for buffers of each.
+    pub buffer_bytes: usize,
+}
+
+/// Poll loops that run.
+#[derive(Debug)]
+pub struct PollLoops {
+    /// The mailbox of each, in order.
+    pub mailboxes: Arc<[Mailbox]>,
+    /// The thread of each. They end after [`ToProcessor::Stop`].
+    pub threads: Vec<JoinHandle<()>>,
+}
+
+impl PollLoops {
+    /// Waits until all threads have ended.
+    pub fn join(self) {
+        for (index, thread) in self.threads.into_iter().enumerate() {
+            if thread.join().is_err() {
+                tracing::error!("the poll loop of processor {index} panicked");
+            }
+        }
+    }
 }
 
 /// Something that a shard told without being asked.

@@ -1,1 +1,32 @@
-fn main() {}
+//! Stillpoint: block storage with snapshots over all cores. `stillpoint --help` says what it can do.
+
+mod cli;
+mod client;
+mod commands;
+mod exit;
+mod output;
+mod size;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let global = cli.global;
+    let result = match cli.command {
+        Command::Pool(command) => commands::pool::run(command, &global),
+        Command::Volume(command) => commands::volume::run(command, &global),
+        Command::Snapshot(command) => commands::snapshot::run(command, &global),
+        Command::Export(command) => commands::export::run(command, &global),
+        Command::Status => commands::status::run(&global),
+        Command::Doctor => commands::doctor::run(&global),
+        Command::Completions { shell } => commands::completions::run(shell),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}

@@ -326,7 +326,7 @@ pub(super) async fn status(State(appliance): Shared) -> Result<Json<model::Statu
 }
 
 pub(super) async fn doctor(State(appliance): Shared) -> Result<Json<model::DoctorInfo>> {
-    let mut findings = doctor::machine();
+    let mut findings = doctor::machine(appliance.mailboxes().len(), appliance.buffer_bytes());
     findings.extend(doctor::pools(&all_pools(&appliance).await?));
     Ok(Json(model::DoctorInfo { findings }))
 }

@@ -1,0 +1,401 @@
+//! The daemon: starts everything, serves until it is told to stop, stops everything.
+//!
+//! ```text
+//! start: state directory (lock) -> sockets bound -> processors -> known pools, given pools -> listen -> API
+//! stop:  API ends -> no further connections -> sessions end, pools close (checkpoint) -> processors end
+//! ```
+
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::net::UnixListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::api;
+use crate::appliance::{Appliance, ListenerUri, Options};
+use crate::error::{Error, Result};
+use crate::mailbox::{
+    Listener, Mailbox, NOTICES_MAX, NoticeSender, PollLoopOptions, PollLoops, PoolOptions, ShardNotice,
+    ToProcessor,
+};
+use stillpoint_hw::socket::{listen_tcp, listen_unix};
+use stillpoint_hw::{tail, topology};
+use stillpoint_processor::command::Notice;
+
+/// How many processors there are, if nothing is said: the allowed cores, at least 2.
+#[must_use]
+pub fn processors_default() -> usize {
+    topology::allowed_cores().len().max(PROCESSORS_MIN)
+}
+
+/// Objects are always spread over several processors.
+const PROCESSORS_MIN: usize = 2;
+
+/// What starts the poll loops.
+pub type StartPollLoops = fn(&PollLoopOptions, NoticeSender) -> Result<PollLoops>;
+
+/// What a processor does when there is nothing to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PollMode {
+    /// Poll for a short while, then sleep until something comes.
+    Adaptive,
+    /// Never sleep.
+    Busy,
+}
+
+/// Where log tails lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TailDirectory {
+    /// In the best place of this machine; without log tails if there is none.
+    Chosen,
+    /// Here, or the daemon does not start.
+    Given(PathBuf),
+    /// There are none.
+    None,
+}
+
+/// How the daemon runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DaemonOptions {
+    /// Where the pools that are open are remembered.
+    pub state_directory: PathBuf,
+    /// Where sockets lie; made if needed.
+    pub run_directory: PathBuf,
+    /// Socket of the API.
+    pub control_socket: PathBuf,
+    /// Sockets for NBD clients.
+    pub nbd_unix: Vec<PathBuf>,
+    /// Addresses for NBD clients.
+    pub nbd_tcp: Vec<SocketAddr>,
+    /// Number of processors; `None`: as many as there are allowed cores, at least 2.
+    pub processors: Option<usize>,
+    /// Whether processors are pinned to cores.
+    pub pin: bool,
+    /// What they do when there is nothing to do.
+    pub poll: PollMode,
+    /// Memory for map pages of each pool.
+    pub map_cache_bytes: u64,
+    /// Memory for buffers of each processor.
+    pub buffer_bytes: u64,
+    /// Where log tails lie.
+    pub tail_directory: TailDirectory,
+    /// Pools to open besides those that are remembered: the devices of each.
+    pub pools: Vec<Vec<PathBuf>>,
+}
+
+impl DaemonOptions {
+    /// Memory for map pages of each pool, unless something is said.
+    pub const MAP_CACHE_BYTES: u64 = 256 << 20;
+    /// Memory for buffers of each processor, unless something is said.
+    pub const BUFFER_BYTES: u64 = 64 << 20;
+}
+
+/// Runs the daemon until SIGTERM or SIGINT; a second one ends it at once.
+///
+/// # Errors
+/// What kept it from starting.
+pub fn run(options: DaemonOptions, start: StartPollLoops) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::failure(format!("cannot start: {error}")))?;
+    runtime.block_on(serve(options, start))
+}
+
+async fn serve(options: DaemonOptions, start: StartPollLoops) -> Result<()> {
+    let mut signals = Signals::new()?;
+    let sockets = Sockets::bind(&options)?;
+    let tail_directory = tail_directory(&options.tail_directory)?;
+    let (notices, notice_receiver) = mpsc::channel(NOTICES_MAX);
+    let processors = start_processors(&options, start, notices)?;
+    let mailboxes = processors.mailboxes.clone();
+    let pool = PoolOptions {
+        map_cache_bytes: options.map_cache_bytes,
+        tail_directory,
+    };
+    let appliance = Appliance::new(
+        Options {
+            state_directory: options.state_directory.clone(),
+            pool,
+            buffer_bytes: options.buffer_bytes,
+            listeners: sockets.uris.clone(),
+        },
+        mailboxes.clone(),
+    );
+    let result = match appliance {
+        Ok(appliance) => {
+            let appliance = Arc::new(appliance);
+            tokio::spawn(log_notices(appliance.clone(), notice_receiver));
+            open_pools(&appliance, &options.pools).await;
+            let served = serve_until_told(&appliance, sockets, &mailboxes, &mut signals).await;
+            tell(&mailboxes, || ToProcessor::Unlisten);
+            appliance.stop().await;
+            served
+        }
+        Err(error) => Err(error),
+    };
+    stop_processors(&mailboxes).await;
+    processors.join();
+    for path in options.nbd_unix.iter().chain([&options.control_socket]) {
+        // A socket that stays behind is replaced at the next start.
+        let _ = std::fs::remove_file(path);
+    }
+    tracing::info!("stopped");
+    result
+}
+
+fn start_processors(
+    options: &DaemonOptions,
+    start: StartPollLoops,
+    notices: NoticeSender,
+) -> Result<PollLoops> {
+    let cores = topology::allowed_cores();
+    let processors = options
+        .processors
+        .unwrap_or_else(|| cores.len().max(PROCESSORS_MIN));
+    start(
+        &PollLoopOptions {
+            processors,
+            pin: options.pin,
+            busy: options.poll == PollMode::Busy,
+            buffer_bytes: usize::try_from(options.buffer_bytes).unwrap_or(usize::MAX),
+        },
+        notices,
+    )
+    .map_err(|error| {
+        Error::failure(format!("cannot start the processors: {error}")).hint("stillpoint doctor tells more")
+    })
+}
+
+/// Opens what is remembered and what is given; failures are logged and shown, and stop nothing.
+async fn open_pools(appliance: &Appliance, given: &[Vec<PathBuf>]) {
+    appliance.open_known_pools().await;
+    for devices in given {
+        match appliance.open_pool(devices).await {
+            Ok(_) => {}
+            Err(error) if error.kind == crate::ErrorKind::Conflict && is_open(appliance, devices) => {}
+            Err(error) => tracing::error!("a pool that was given cannot be opened: {error}"),
+        }
+    }
+}
+
+/// Whether these devices make a pool that is open: it was remembered and given.
+fn is_open(appliance: &Appliance, devices: &[PathBuf]) -> bool {
+    appliance
+        .pools()
+        .iter()
+        .any(|pool| devices.iter().all(|device| pool.devices.paths.contains(device)))
+}
+
+async fn serve_until_told(
+    appliance: &Arc<Appliance>,
+    sockets: Sockets,
+    mailboxes: &[Mailbox],
+    signals: &mut Signals,
+) -> Result<()> {
+    for listener in &sockets.nbd {
+        for mailbox in mailboxes {
+            let listener = listener
+                .try_clone()
+                .map_err(|error| Error::failure(format!("cannot share a socket: {error}")))?;
+            mailbox.send(ToProcessor::Listen { listener })?;
+        }
+    }
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = axum::serve(sockets.control, api::router(appliance.clone()));
+    let server = server.with_graceful_shutdown(async {
+        // Told, or the sender is gone: the same.
+        let _ = stopped.await;
+    });
+    let server = tokio::spawn(async move { server.await });
+    for uri in appliance.listeners() {
+        tracing::info!("NBD clients: {}", uri.of("EXPORT"));
+    }
+    tracing::info!("ready");
+    signals.recv().await;
+    tracing::info!("stopping; a second signal stops at once");
+    signals.exit_at_the_next();
+    drop(stop);
+    match server.await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(Error::failure(format!("the API ended: {error}"))),
+        Err(error) => Err(Error::failure(format!("the API ended: {error}"))),
+    }
+}
+
+fn tell(mailboxes: &[Mailbox], message: impl Fn() -> ToProcessor) {
+    for mailbox in mailboxes {
+        if let Err(error) = mailbox.send(message()) {
+            tracing::warn!("{error}");
+        }
+    }
+}
+
+async fn stop_processors(mailboxes: &[Mailbox]) {
+    let mut answers = Vec::new();
+    for mailbox in mailboxes {
+        let (reply, answer) = oneshot::channel();
+        if mailbox.send(ToProcessor::Stop { reply }).is_ok() {
+            answers.push(answer);
+        }
+    }
+    for answer in answers {
+        // No answer: the thread has ended, which is what was asked.
+        let _ = answer.await;
+    }
+}
+
+/// The sockets of the daemon, bound before anything else is touched.
+struct Sockets {
+    control: UnixListener,
+    nbd: Vec<Listener>,
+    uris: Vec<ListenerUri>,
+}
+
+impl Sockets {
+    fn bind(options: &DaemonOptions) -> Result<Self> {
+        make_directory(&options.run_directory)?;
+        let refused = |error: stillpoint_hw::socket::ListenError| {
+            use stillpoint_hw::socket::ListenError;
+            match error {
+                ListenError::InUse { .. } | ListenError::NotASocket { .. } => {
+                    Error::conflict(error.to_string())
+                }
+                ListenError::Os { .. } => Error::failure(error.to_string()),
+            }
+        };
+        let control = listen_unix(&options.control_socket).map_err(refused)?;
+        only_for_this_user(&options.control_socket)?;
+        control
+            .set_nonblocking(true)
+            .and_then(|()| UnixListener::from_std(control))
+            .map_err(|error| Error::failure(format!("control socket: {error}")))
+            .and_then(|control| {
+                let mut sockets = Self {
+                    control,
+                    nbd: Vec::new(),
+                    uris: Vec::new(),
+                };
+                for path in &options.nbd_unix {
+                    sockets
+                        .nbd
+                        .push(Listener::Unix(listen_unix(path).map_err(refused)?));
+                    only_for_this_user(path)?;
+                    sockets.uris.push(ListenerUri::Unix(path.clone()));
+                }
+                for &address in &options.nbd_tcp {
+                    let listener = listen_tcp(address).map_err(refused)?;
+                    let bound = listener.local_addr().unwrap_or(address);
+                    sockets.nbd.push(Listener::Tcp(listener));
+                    sockets.uris.push(ListenerUri::Tcp(bound));
+                }
+                Ok(sockets)
+            })
+    }
+}
+
+fn make_directory(path: &Path) -> Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|error| {
+            Error::failure(format!("run directory {}: {error}", path.display()))
+                .hint("choose another with --run-dir")
+        })
+}
+
+fn only_for_this_user(path: &Path) -> Result<()> {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+        .map_err(|error| Error::failure(format!("{}: {error}", path.display())))
+}
+
+fn tail_directory(wanted: &TailDirectory) -> Result<Option<PathBuf>> {
+    match wanted {
+        TailDirectory::None => Ok(None),
+        TailDirectory::Given(path) => match tail::check_tail_directory(path) {
+            Ok(()) => Ok(Some(path.clone())),
+            Err(error) => Err(Error::failure(format!("--tail-dir: {error}"))
+                .hint("choose a directory on tmpfs, or --tail-dir none")),
+        },
+        TailDirectory::Chosen => match tail::tail_directory() {
+            Ok(path) => Ok(Some(path)),
+            Err(error) => {
+                tracing::warn!("no log tails, writes go through the log: {error}");
+                Ok(None)
+            }
+        },
+    }
+}
+
+async fn log_notices(appliance: Arc<Appliance>, mut notices: mpsc::Receiver<ShardNotice>) {
+    while let Some(ShardNotice { pool, shard, notice }) = notices.recv().await {
+        let pools = appliance.pools();
+        let pool = pools
+            .iter()
+            .find(|open| open.index == pool)
+            .map_or("?", |pool| pool.name());
+        let shard = shard.0;
+        match notice {
+            Notice::Corrupt { address } => {
+                tracing::error!(pool, shard, "checksum mismatch at {address}");
+            }
+            Notice::Stopped { operation, error } => {
+                tracing::error!(pool, shard, "stopped writing: {operation}: {error}");
+            }
+            Notice::SnapshotFreed { volume, snapshot } => {
+                tracing::debug!(
+                    pool,
+                    shard,
+                    volume = volume.0,
+                    snapshot = snapshot.0,
+                    "snapshot freed"
+                );
+            }
+            Notice::VolumeFreed { volume } => {
+                tracing::debug!(pool, shard, volume = volume.0, "volume freed");
+            }
+        }
+    }
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let listen =
+            |kind| signal(kind).map_err(|error| Error::failure(format!("cannot listen to signals: {error}")));
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn recv(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
+    /// From now on the next signal ends the process.
+    fn exit_at_the_next(&mut self) {
+        match Self::new() {
+            Ok(mut again) => {
+                tokio::spawn(async move {
+                    again.recv().await;
+                    tracing::warn!("stopped at once");
+                    std::process::exit(1);
+                });
+            }
+            Err(error) => tracing::warn!("{error}"),
+        }
+    }
+}

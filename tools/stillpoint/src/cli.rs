@@ -1,0 +1,247 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::size::{Duration, Size};
+
+/// Block storage whose snapshots span all cores and stop nothing.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 110, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 ok, 1 failure, 2 usage, 3 not found, 4 conflict, 5 daemon unreachable.
+Sizes: 10GiB or 10G (1024s), 10GB (1000s). Names: letters, digits, '.', '_', '-'. A snapshot is volume@name.";
+
+/// Options of every command.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// The daemon's control socket [default: control.sock in the run directory]
+    #[arg(long, global = true, env = "STILLPOINT_SOCKET", value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// How results are printed
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
+    pub output: Format,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people: sizes in KiB, MiB, GiB.
+    Table,
+    /// For programs: what the API says; bytes and nanoseconds.
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make, open, show and close pools
+    #[command(subcommand)]
+    Pool(PoolCommand),
+    /// Make, show, resize and delete volumes
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// Take, show and delete snapshots
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Offer volumes and snapshots to NBD clients
+    #[command(subcommand)]
+    Export(ExportCommand),
+    /// Show the figures of the running appliance
+    Status,
+    /// Say what this machine lacks for full speed, and how to mend it (works without a daemon)
+    Doctor,
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// `stillpoint pool`
+#[derive(Debug, Subcommand)]
+pub enum PoolCommand {
+    /// Make a pool on files or block devices, and open it
+    Create {
+        /// Its name.
+        name: String,
+        /// Its devices.
+        #[arg(required = true, value_name = "PATH")]
+        devices: Vec<PathBuf>,
+        /// Make files that do not exist, sparse, of this size
+        #[arg(long)]
+        size: Option<Size>,
+        /// Number of shards, fixed for ever [default: the number of processors]
+        #[arg(long, value_name = "N")]
+        shards: Option<u16>,
+        /// Overwrite what is on the devices
+        #[arg(long)]
+        force: bool,
+    },
+    /// Open a pool that was made before, here or on another machine
+    Open {
+        /// All its devices, in any order.
+        #[arg(required = true, value_name = "PATH")]
+        devices: Vec<PathBuf>,
+    },
+    /// List the pools
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show a pool
+    Show {
+        /// Its name.
+        name: String,
+    },
+    /// Close a pool: its clients are disconnected, and it is not opened at the next start
+    Close {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// `stillpoint volume`
+#[derive(Debug, Subcommand)]
+pub enum VolumeCommand {
+    /// Make a volume; it takes space only as it is written
+    Create {
+        /// Its name.
+        name: String,
+        /// Its size.
+        #[arg(long)]
+        size: Size,
+        /// Its pool; not needed if there is only one
+        #[arg(long)]
+        pool: Option<String>,
+        /// Logical block size: 512 or 4096 [default: 4096]
+        #[arg(long, value_name = "SIZE")]
+        block_size: Option<Size>,
+        /// Size of the pieces that are spread over the processors [default: 64MiB]
+        #[arg(long, value_name = "SIZE")]
+        object_size: Option<Size>,
+    },
+    /// List the volumes
+    #[command(visible_alias = "ls")]
+    List {
+        /// Only this pool
+        #[arg(long)]
+        pool: Option<String>,
+    },
+    /// Show a volume and how it is spread
+    Show {
+        /// Its name.
+        name: String,
+        /// Its pool; not needed if the name is unique
+        #[arg(long)]
+        pool: Option<String>,
+    },
+    /// Give a volume another size
+    Resize {
+        /// Its name.
+        name: String,
+        /// The new size.
+        #[arg(long)]
+        size: Size,
+        /// Its pool; not needed if the name is unique
+        #[arg(long)]
+        pool: Option<String>,
+        /// Make it smaller, and lose what is beyond the new end
+        #[arg(long)]
+        force: bool,
+    },
+    /// Delete a volume
+    Delete {
+        /// Its name.
+        name: String,
+        /// Its pool; not needed if the name is unique
+        #[arg(long)]
+        pool: Option<String>,
+        /// Delete its snapshots too
+        #[arg(long)]
+        with_snapshots: bool,
+    },
+}
+
+/// `stillpoint snapshot`
+#[derive(Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// Take a snapshot of a volume, or of several volumes at one instant
+    Create {
+        /// `volume@name`, or `volume1,volume2` with --name.
+        #[arg(value_name = "VOLUME@NAME")]
+        snapshot: String,
+        /// The name of the snapshot, if it is not in the argument
+        #[arg(long)]
+        name: Option<String>,
+        /// The pool; not needed if the names are unique
+        #[arg(long)]
+        pool: Option<String>,
+        /// How long answers may be held before it is given up [default: 10ms]
+        #[arg(long, value_name = "DURATION")]
+        hold_limit: Option<Duration>,
+    },
+    /// List the snapshots, oldest first
+    #[command(visible_alias = "ls")]
+    List {
+        /// Only those of this volume.
+        volume: Option<String>,
+        /// Only this pool
+        #[arg(long)]
+        pool: Option<String>,
+    },
+    /// Show a snapshot: what it cost, and its intermediate snapshots
+    Show {
+        /// `volume@name`.
+        #[arg(value_name = "VOLUME@NAME")]
+        snapshot: String,
+        /// The pool; not needed if the volume's name is unique
+        #[arg(long)]
+        pool: Option<String>,
+    },
+    /// Delete a snapshot, for all the volumes it was taken of
+    Delete {
+        /// `volume@name`.
+        #[arg(value_name = "VOLUME@NAME")]
+        snapshot: String,
+        /// The pool; not needed if the volume's name is unique
+        #[arg(long)]
+        pool: Option<String>,
+    },
+}
+
+/// `stillpoint export`
+#[derive(Debug, Subcommand)]
+pub enum ExportCommand {
+    /// Offer a volume, or a snapshot (always read-only), to NBD clients
+    Create {
+        /// `volume` or `volume@name`.
+        #[arg(value_name = "VOLUME[@NAME]")]
+        view: String,
+        /// The name clients ask for [default: as the volume or snapshot]
+        #[arg(long)]
+        name: Option<String>,
+        /// Refuse writes
+        #[arg(long)]
+        read_only: bool,
+        /// The pool; not needed if the volume's name is unique
+        #[arg(long)]
+        pool: Option<String>,
+    },
+    /// List the exports
+    #[command(visible_alias = "ls")]
+    List,
+    /// Withdraw an export; its clients are disconnected
+    Delete {
+        /// Its name.
+        name: String,
+    },
+}

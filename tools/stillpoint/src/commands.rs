@@ -1,0 +1,9 @@
+//! One module per command.
+
+pub mod completions;
+pub mod doctor;
+pub mod export;
+pub mod pool;
+pub mod snapshot;
+pub mod status;
+pub mod volume;
