@@ -1,1 +1,20 @@
-//! Placeholder.
+//! What the benches share: processes that never outlive them, fio as the load generator, figures and tables.
+//!
+//! | bench | question |
+//! |---|---|
+//! | `side_by_side` | How does Stillpoint compare with qemu-nbd and with the raw device, on the same file system? |
+//! | `micro` | What do the parts cost: checksum, ring, a shard over memory? |
+
+pub mod cases;
+pub mod cpu;
+pub mod fio;
+pub mod machine;
+pub mod memory_device;
+pub mod process;
+pub mod report;
+pub mod rounds;
+pub mod servers;
+pub mod stats;
+
+/// What goes wrong in a bench: a sentence that names the thing.
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;

@@ -1,0 +1,66 @@
+//! What is measured: the appliance, qemu-nbd on a raw file and on qcow2, and the raw file itself. All on the same
+//! file system, all of the same size, all written from end to end before anything is read.
+
+mod qemu;
+mod stillpoint;
+
+pub use qemu::{QemuNbd, make_qcow2, make_qcow2_over};
+pub use stillpoint::{Setup, Stillpoint};
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use crate::Failure;
+use crate::fio::{self, Extent, Job, Target};
+use crate::process::{self, Scratch};
+
+/// `O_DIRECT` of the ports that have `fallocate` in common use (x86, and every port with the generic number).
+const O_DIRECT: i32 = if cfg!(any(target_arch = "aarch64", target_arch = "arm")) {
+    0o200_000
+} else {
+    0o40_000
+};
+
+/// Whether the file system of `path`, an existing file, takes transfers past its page cache.
+#[must_use]
+pub fn takes_direct(path: &Path) -> bool {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(O_DIRECT)
+        .open(path)
+        .is_ok()
+}
+
+/// Makes a file of `size_bytes`, preallocated and written from end to end.
+///
+/// # Errors
+/// No space, or fio fails.
+pub fn make_written_file(path: &Path, size_bytes: u64, scratch: &Scratch) -> Result<(), Failure> {
+    process::run(
+        "fallocate",
+        Command::new("fallocate")
+            .args(["-l", &size_bytes.to_string()])
+            .arg(path),
+        scratch,
+    )?;
+    let target = Target::File {
+        path: path.to_path_buf(),
+        direct: takes_direct(path),
+    };
+    fill(&target, size_bytes, scratch)
+}
+
+/// Writes a target from end to end.
+///
+/// # Errors
+/// fio fails.
+pub fn fill(target: &Target, size_bytes: u64, scratch: &Scratch) -> Result<(), Failure> {
+    let job = Job {
+        pattern: "write",
+        block_bytes: 1 << 20,
+        depth: 4,
+    };
+    fio::run(job, target, size_bytes, Extent::Once, scratch).map(drop)
+}

@@ -1,0 +1,64 @@
+//! Medians and spreads.
+
+use serde::Serialize;
+
+/// The middle of a series, with its ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Spread {
+    /// The median (the mean of the two in the middle for an even number).
+    pub median: f64,
+    /// The smallest.
+    pub min: f64,
+    /// The largest.
+    pub max: f64,
+}
+
+impl Spread {
+    /// The spread of a series; zeros if it is empty.
+    #[must_use]
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
+        let mut values: Vec<f64> = values.into_iter().collect();
+        values.sort_by(f64::total_cmp);
+        let (Some(&min), Some(&max)) = (values.first(), values.last()) else {
+            return Self::default();
+        };
+        let middle = values.len() / 2;
+        let median = if values.len() % 2 == 1 {
+            values[middle]
+        } else {
+            f64::midpoint(values[middle - 1], values[middle])
+        };
+        Self { median, min, max }
+    }
+}
+
+/// Which of `values` lie within `tolerance` (a fraction) of their median.
+#[must_use]
+pub fn near_the_median(values: &[f64], tolerance: f64) -> Vec<bool> {
+    let median = Spread::of(values.iter().copied()).median;
+    values
+        .iter()
+        .map(|value| (value - median).abs() <= tolerance * median)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_the_middle_and_nothing_gives_zeros() {
+        assert_eq!(Spread::of([3.0, 1.0, 2.0]).median, 2.0);
+        let even = Spread::of([4.0, 1.0, 2.0, 3.0]);
+        assert_eq!((even.median, even.min, even.max), (2.5, 1.0, 4.0));
+        assert_eq!(Spread::of([]), Spread::default());
+    }
+
+    #[test]
+    fn a_round_that_moved_too_far_is_seen() {
+        assert_eq!(
+            near_the_median(&[100.0, 119.0, 81.0, 79.0, 121.0], 0.2),
+            [true, true, true, false, false]
+        );
+    }
+}
