@@ -5,6 +5,9 @@ use core::mem::{offset_of, size_of};
 use std::collections::BTreeMap;
 
 use crate::bitmap::{BLOCKS_PER_PAGE, BitmapPage};
+use crate::catalog::{
+    CounterRow, ExportHead, FiguresHead, HoldRow, SnapshotHead, SnapshotVolumeRow, VolumeHead,
+};
 use crate::directory::{DirectoryPage, ROW_HEADER_BYTES, SnapshotRow, VolumeRow};
 use crate::header::ShardHeader;
 use crate::label::{DeviceRow, FeatureFlags, PoolLabel};
@@ -189,6 +192,55 @@ fn structures() -> Vec<(&'static str, usize, Vec<Field>)> {
             changed_blocks,
             first_change_ns,
             last_change_ns,
+        }),
+        structure!(CounterRow {
+            version,
+            reserved,
+            next_volume,
+            next_export,
+            next_snapshot
+        }),
+        structure!(VolumeHead {
+            version,
+            name_bytes,
+            rotation,
+            reserved,
+            block_bytes,
+            object_blocks,
+            size_bytes,
+            created_ns,
+        }),
+        structure!(SnapshotHead {
+            version,
+            name_bytes,
+            volume_count,
+            shard_count,
+            time_stamp_ns,
+            durable_ns,
+        }),
+        structure!(SnapshotVolumeRow {
+            volume,
+            reserved,
+            size_bytes
+        }),
+        structure!(FiguresHead {
+            version,
+            count,
+            reserved
+        }),
+        structure!(HoldRow {
+            hold_ns,
+            answers_held,
+            answer_held_ns_max
+        }),
+        structure!(ExportHead {
+            version,
+            name_bytes,
+            volume,
+            snapshot,
+            read_only,
+            reserved,
+            created_ns,
         }),
         structure!(TailHeader {
             header,
