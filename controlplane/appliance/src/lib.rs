@@ -11,6 +11,7 @@ pub mod label;
 pub mod mailbox;
 mod make;
 pub mod name;
+pub mod poll_loop;
 pub mod pool;
 mod state;
 

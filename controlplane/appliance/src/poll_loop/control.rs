@@ -1,0 +1,261 @@
+//! What the control plane tells a poll loop, between two turns.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use stillpoint_export::ExportTable;
+use stillpoint_hw::buffers::PageKind;
+use stillpoint_hw::device::Devices;
+use stillpoint_processor::command::EventKind;
+use stillpoint_processor::{Processor, RequestError, ShardCommand, Ticket};
+
+use super::connections::LISTENER_KEY;
+use super::looping::Loop;
+use super::pools::{Closing, OpenPool, Opened, open_in_the_background};
+use crate::mailbox::{Listener, PoolIndex, ProcessorStatus, ToProcessor};
+
+/// Messages taken per turn.
+const MESSAGES_PER_TURN: usize = 16;
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Unix(listener) => listener.as_fd(),
+            Self::Tcp(listener) => listener.as_fd(),
+        }
+    }
+}
+
+impl Loop {
+    /// Takes in what the control plane sent, and shards that were opened meanwhile.
+    pub(super) fn receive_mail(&mut self) {
+        for _ in 0..MESSAGES_PER_TURN {
+            let Ok(message) = self.mailbox.try_recv() else {
+                break;
+            };
+            self.progress = true;
+            self.take_in(message);
+        }
+        while let Ok(opened) = self.opened.1.try_recv() {
+            self.progress = true;
+            self.pool_opened(opened);
+        }
+    }
+
+    fn take_in(&mut self, message: ToProcessor) {
+        match message {
+            ToProcessor::OpenPool { pool, part, reply } => {
+                let (done, waker) = (self.opened.0.clone(), self.wakers[self.index].clone());
+                open_in_the_background(pool, part, reply, done, waker);
+            }
+            ToProcessor::ClosePool { pool, reply } => match self.pool_mut(pool) {
+                Some(open) => {
+                    open.closing = Some(Closing {
+                        reply,
+                        checkpoints: None,
+                        error: None,
+                    })
+                }
+                None => drop(reply.send(Ok(()))),
+            },
+            ToProcessor::Shard {
+                pool,
+                shard,
+                command,
+                reply,
+            } => {
+                let ticket = self.next_ticket();
+                match self.pool_mut(pool).filter(|open| open.processor.owns(shard)) {
+                    Some(open) => {
+                        open.commands.insert(ticket, reply);
+                        self.command(pool, shard, ticket, command);
+                    }
+                    None => drop(reply.send(EventKind::Failed(RequestError::NotFound))),
+                }
+            }
+            ToProcessor::CreateSnapshot { pool, request, reply } => {
+                let now = self.now;
+                let mut actions = core::mem::take(&mut self.actions);
+                if let Some(open) = self.pool_mut(pool) {
+                    open.snapshots.insert(request.snapshot, reply);
+                    open.coordinator.create(request, now, &mut actions);
+                }
+                self.act(pool, &mut actions);
+                self.actions = actions;
+            }
+            ToProcessor::Exports { table, reply } => self.set_exports(table, reply),
+            ToProcessor::Listen { listener } => {
+                let key = LISTENER_KEY | self.listeners.len() as u32;
+                self.sockets.accept(&mut self.ring, &listener, key);
+                self.listeners.push(listener);
+            }
+            ToProcessor::Unlisten => self.unlisten(),
+            ToProcessor::Status { reply } => drop(reply.send(self.status())),
+            ToProcessor::Stop { reply } => self.stopping = Some(reply),
+        }
+    }
+
+    fn pool_mut(&mut self, pool: PoolIndex) -> Option<&mut OpenPool> {
+        self.pools.get_mut(usize::from(pool.0)).and_then(Option::as_mut)
+    }
+
+    fn next_ticket(&mut self) -> Ticket {
+        self.tickets += 1;
+        Ticket(self.tickets)
+    }
+
+    fn pool_opened(&mut self, opened: Opened) {
+        let Opened {
+            pool,
+            part,
+            reply,
+            result,
+        } = opened;
+        let result = result.map(|(shards, recovered)| {
+            let place = usize::from(pool.0);
+            if self.pools.len() <= place {
+                self.pools.resize_with(place + 1, || None);
+            }
+            assert!(
+                self.pools[place].is_none(),
+                "the control plane gives each pool a place of its own"
+            );
+            let devices = Devices::new(
+                part.files.clone(),
+                self.buffers.arenas(),
+                place as u8,
+                &mut self.ring,
+            );
+            self.pools[place] = Some(OpenPool::new(
+                Processor::new(devices, shards),
+                part.owners.clone(),
+            ));
+            recovered
+        });
+        // Nobody waits any more if the daemon is on its way out; it closes the pool then.
+        let _ = reply.send(result);
+    }
+
+    fn set_exports(&mut self, exports: Arc<ExportTable>, reply: tokio::sync::oneshot::Sender<()>) {
+        self.exports = Arc::clone(&exports);
+        let now_ns = self.now.monotonic_ns;
+        let mut leaving = Vec::new();
+        for place in 0..self.clients.len() {
+            let Some(client) = &mut self.clients[place] else {
+                continue;
+            };
+            if client.set_exports(&exports, now_ns) {
+                leaving.push(place);
+            }
+            self.list(place);
+        }
+        self.leaving.push((leaving, Some(reply)));
+    }
+
+    /// Answers whoever waited for sessions that are gone now.
+    pub(super) fn report_the_gone(&mut self) {
+        let clients = &self.clients;
+        self.leaving.retain_mut(|(places, reply)| {
+            places.retain(|&place| clients[place].as_ref().is_some_and(|client| client.is_leaving()));
+            if places.is_empty()
+                && let Some(reply) = reply.take()
+            {
+                // The control plane may have given up waiting.
+                let _ = reply.send(());
+            }
+            !places.is_empty()
+        });
+    }
+
+    fn unlisten(&mut self) {
+        for number in 0..self.listeners.len() as u32 {
+            self.sockets.cancel_accept(&mut self.ring, LISTENER_KEY | number);
+        }
+        self.unlistened = true;
+    }
+
+    /// A command of the control plane has ended.
+    pub(super) fn command_ended(&mut self, pool: PoolIndex, ticket: Ticket, kind: EventKind) {
+        let Some(open) = self.pool_mut(pool) else { return };
+        if let Some(reply) = open.commands.remove(&ticket) {
+            // Whoever asked may have gone away.
+            let _ = reply.send(kind);
+            return;
+        }
+        let Some(closing) = &mut open.closing else { return };
+        if let EventKind::Failed(error) = kind {
+            closing.error = Some(format!(
+                "checkpoint: {error}; the log still holds what it would have held"
+            ));
+        }
+        if let Some(checkpoints) = &mut closing.checkpoints {
+            checkpoints.retain(|&waiting| waiting != ticket);
+        }
+    }
+
+    /// Brings pools that are being closed on their way: first every shard makes a checkpoint, then, when nothing is
+    /// under way, the devices are given up.
+    pub(super) fn close_pools(&mut self) {
+        for place in 0..self.pools.len() {
+            let Some(open) = &self.pools[place] else { continue };
+            let Some(closing) = &open.closing else { continue };
+            match &closing.checkpoints {
+                None => self.ask_for_checkpoints(place),
+                Some(waiting) if waiting.is_empty() && open.is_quiet() => self.give_up_devices(place),
+                Some(_) => {}
+            }
+        }
+    }
+
+    fn ask_for_checkpoints(&mut self, place: usize) {
+        self.progress = true;
+        let open = self.pools[place].as_ref().expect("it is being closed");
+        let shards: Vec<_> = open
+            .processor
+            .shards()
+            .iter()
+            .map(|shard| shard.index())
+            .collect();
+        let mut tickets = Vec::with_capacity(shards.len());
+        for shard in shards {
+            let ticket = self.next_ticket();
+            self.command(PoolIndex(place as u16), shard, ticket, ShardCommand::Checkpoint);
+            tickets.push(ticket);
+        }
+        let open = self.pools[place].as_mut().expect("it is being closed");
+        open.closing.as_mut().expect("it is being closed").checkpoints = Some(tickets);
+    }
+
+    fn give_up_devices(&mut self, place: usize) {
+        self.progress = true;
+        let open = self.pools[place].take().expect("it is being closed");
+        let (devices, shards) = open.processor.into_parts();
+        devices.close(&mut self.ring);
+        drop(shards);
+        let closing = open.closing.expect("it is being closed");
+        // The daemon may have given up waiting.
+        let _ = closing.reply.send(closing.error.map_or(Ok(()), Err));
+    }
+
+    fn status(&self) -> ProcessorStatus {
+        let buffers = self.buffers.figures();
+        let arenas = self.buffers.arenas();
+        let arena = &arenas.all()[self.index];
+        ProcessorStatus {
+            core: self.core.map(|core| core.number),
+            sessions: self.clients.iter().flatten().count() as u64,
+            requests: self.figures.requests,
+            forwarded: self.figures.forwarded,
+            turns: self.figures.turns,
+            sleeps: self.figures.sleeps,
+            ring_enters: self.ring.figures().enters,
+            buffer_bytes_used: buffers.out_bytes,
+            buffer_bytes: arena.bytes() as u64,
+            buffer_memory: match arena.pages() {
+                PageKind::Huge => "huge pages",
+                PageKind::TransparentHuge => "transparent huge pages",
+                PageKind::Plain => "plain",
+            },
+        }
+    }
+}

@@ -1,0 +1,419 @@
+//! The loop itself.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender};
+use stillpoint_coordinator::Action;
+use stillpoint_export::ExportTable;
+use stillpoint_hw::buffers::{Arenas, ProcessorBuffers};
+use stillpoint_hw::clock::Clock;
+use stillpoint_hw::ring::{Completion, Owner, Ring, RingOptions};
+use stillpoint_hw::socket::{Connection, SocketError, SocketEvent};
+use stillpoint_hw::topology::Core;
+use stillpoint_hw::wake::{Sleeper, Waker};
+use stillpoint_processor::{Now, Outbox};
+use tokio::sync::oneshot;
+
+use super::connections::{CONNECTIONS_MAX, Client, LISTENER_KEY, Looked, SessionSockets, ToReceive, ToSend};
+use super::links::Links;
+use super::pools::{OpenPool, Opened};
+use super::routing::tag_of;
+use crate::mailbox::{Listener, NoticeSender, ToProcessor};
+
+/// How long a loop polls without finding anything before it sleeps.
+const QUIET_NS: u64 = 20_000;
+/// Parts that may wait for shards or links before no client is asked for more.
+const BACKLOG_MAX: usize = 1024;
+/// How long a loop with clients that wait for buffers sleeps at most: buffers come home without a sign.
+const STARVED_SLEEP_NS: u64 = 1_000_000;
+/// How long a loop that was told to stop waits for its sockets.
+const STOP_NS: u64 = 2_000_000_000;
+
+/// What a loop is made of.
+pub struct Parts {
+    pub index: usize,
+    pub core: Option<Core>,
+    pub busy: bool,
+    pub arenas: Arc<Arenas>,
+    pub sleeper: Sleeper,
+    pub wakers: Vec<Waker>,
+    pub links: Links,
+    pub mailbox: Receiver<ToProcessor>,
+    pub notices: NoticeSender,
+}
+
+/// What a loop did.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LoopFigures {
+    pub turns: u64,
+    pub sleeps: u64,
+    pub requests: u64,
+    pub forwarded: u64,
+    pub notices_dropped: u64,
+}
+
+/// A processor's thread.
+pub struct Loop {
+    pub(super) index: usize,
+    pub(super) core: Option<Core>,
+    busy: bool,
+    pub(super) ring: Ring,
+    sleeper: Sleeper,
+    pub(super) wakers: Vec<Waker>,
+    clock: Clock,
+    pub(super) now: Now,
+    pub(super) buffers: ProcessorBuffers,
+    pub(super) sockets: SessionSockets,
+    pub(super) listeners: Vec<Listener>,
+    pub(super) unlistened: bool,
+    pub(super) clients: Vec<Option<Box<Client>>>,
+    free_places: Vec<usize>,
+    /// Clients to be looked after in this turn.
+    listed: VecDeque<usize>,
+    starved: Vec<usize>,
+    pub(super) exports: Arc<ExportTable>,
+    /// Sessions that have to end, and who waits for it.
+    pub(super) leaving: Vec<(Vec<usize>, Option<oneshot::Sender<()>>)>,
+    pub(super) pools: Vec<Option<OpenPool>>,
+    pub(super) opened: (Sender<Opened>, Receiver<Opened>),
+    pub(super) links: Links,
+    pub(super) mailbox: Receiver<ToProcessor>,
+    pub(super) notices: NoticeSender,
+    pub(super) outbox: Outbox,
+    pub(super) actions: Vec<Action>,
+    pub(super) tickets: u64,
+    completions: Vec<Completion>,
+    pub(super) stopping: Option<oneshot::Sender<()>>,
+    pub(super) figures: LoopFigures,
+    pub(super) progress: bool,
+}
+
+impl Loop {
+    /// Makes the loop on the thread that will run it.
+    pub fn new(parts: Parts) -> Result<Self, String> {
+        let mut ring = Ring::new(RingOptions::default()).map_err(|error| error.to_string())?;
+        if let Err(error) = ring.register_arenas(&parts.arenas) {
+            tracing::info!(
+                "processor {}: buffers are not registered with io_uring: {error}",
+                parts.index
+            );
+        }
+        let mut clock = Clock::new();
+        Ok(Self {
+            index: parts.index,
+            core: parts.core,
+            busy: parts.busy,
+            ring,
+            sleeper: parts.sleeper,
+            wakers: parts.wakers,
+            now: clock.now(),
+            clock,
+            buffers: parts.arenas.pool(parts.index),
+            sockets: SessionSockets::new(2 * CONNECTIONS_MAX + 64),
+            listeners: Vec::new(),
+            unlistened: false,
+            clients: Vec::new(),
+            free_places: Vec::new(),
+            listed: VecDeque::new(),
+            starved: Vec::new(),
+            exports: Arc::default(),
+            leaving: Vec::new(),
+            pools: Vec::new(),
+            opened: crossbeam_channel::unbounded(),
+            links: parts.links,
+            mailbox: parts.mailbox,
+            notices: parts.notices,
+            outbox: Outbox::default(),
+            actions: Vec::new(),
+            tickets: 0,
+            completions: Vec::with_capacity(1024),
+            stopping: None,
+            figures: LoopFigures::default(),
+            progress: false,
+        })
+    }
+
+    /// Runs until told to stop.
+    pub fn run(&mut self) {
+        let mut quiet_since_ns = self.now.monotonic_ns;
+        while self.stopping.is_none() {
+            if self.turn() {
+                quiet_since_ns = self.now.monotonic_ns;
+            } else if !self.busy
+                && self.now.monotonic_ns - quiet_since_ns >= QUIET_NS
+                && !self.has_ready_work()
+            {
+                self.sleep();
+            } else {
+                core::hint::spin_loop();
+            }
+        }
+        self.wind_up();
+    }
+
+    /// One turn; gives whether anything happened.
+    fn turn(&mut self) -> bool {
+        self.progress = false;
+        self.figures.turns += 1;
+        self.now = self.clock.now();
+        self.reap();
+        self.receive_mail();
+        self.receive_messages();
+        self.submit_backlogs();
+        self.take_requests();
+        self.poll_pools();
+        self.poll_coordinators();
+        self.close_pools();
+        self.look_after_clients();
+        self.send_off();
+        self.progress
+    }
+
+    fn reap(&mut self) {
+        let mut completions = core::mem::take(&mut self.completions);
+        self.ring.reap(&mut completions);
+        self.progress |= !completions.is_empty();
+        for completion in completions.drain(..) {
+            match completion.owner() {
+                Owner::Devices(place) => {
+                    let open = self.pools[usize::from(place)]
+                        .as_mut()
+                        .expect("closed when nothing is in flight");
+                    open.processor.device_mut().complete(completion);
+                }
+                Owner::Wake => self.sleeper.complete(completion),
+                Owner::Sockets => {
+                    if let Some(event) = self.sockets.complete(completion) {
+                        self.socket_event(event);
+                    }
+                }
+            }
+        }
+        self.completions = completions;
+    }
+
+    fn socket_event(&mut self, event: SocketEvent<ToSend, ToReceive>) {
+        match event {
+            SocketEvent::Accepted { key, result } => self.accepted(key, result),
+            SocketEvent::Received {
+                key,
+                memory: ToReceive(receive),
+                result,
+            } => {
+                let client = self.clients[key as usize]
+                    .as_mut()
+                    .expect("gone only when all came back");
+                client.received(receive, result.ok(), &mut self.buffers);
+                self.list(key as usize);
+            }
+            SocketEvent::Sent {
+                key,
+                memory: ToSend(send),
+                result,
+            } => {
+                let client = self.clients[key as usize]
+                    .as_mut()
+                    .expect("gone only when all came back");
+                client.sent(send, result.ok(), &mut self.buffers);
+                self.list(key as usize);
+            }
+        }
+    }
+
+    fn accepted(&mut self, key: u32, result: Result<Connection, SocketError>) {
+        match result {
+            Ok(connection) => self.welcome(connection),
+            Err(error) if self.unlistened => tracing::debug!("accept: {error}"),
+            Err(error) => tracing::warn!("a connection could not be accepted: {error}"),
+        }
+        if !self.unlistened {
+            let listener = &self.listeners[(key & !LISTENER_KEY) as usize];
+            self.sockets.accept(&mut self.ring, listener, key);
+        }
+    }
+
+    fn welcome(&mut self, connection: Connection) {
+        let place = match self.free_places.pop() {
+            Some(place) => place,
+            None if self.clients.len() < CONNECTIONS_MAX => {
+                self.clients.push(None);
+                self.clients.len() - 1
+            }
+            None => {
+                tracing::warn!(
+                    "{CONNECTIONS_MAX} connections are open: another one from {} is refused",
+                    connection.peer()
+                );
+                return connection.shut_down();
+            }
+        };
+        let client = Client::new(connection, tag_of(self.index, place), &self.exports);
+        self.clients[place] = Some(Box::new(client));
+        self.list(place);
+    }
+
+    /// Puts a client on the list of this turn.
+    pub(super) fn list(&mut self, place: usize) {
+        if let Some(client) = &mut self.clients[place]
+            && !core::mem::replace(&mut client.listed, true)
+        {
+            self.listed.push_back(place);
+        }
+    }
+
+    /// Takes the requests of the listed clients, unless too many wait already.
+    fn take_requests(&mut self) {
+        if self.progress {
+            for place in core::mem::take(&mut self.starved) {
+                self.list(place);
+            }
+        }
+        for number in 0..self.listed.len() {
+            let place = self.listed[number];
+            loop {
+                if self.backlog() > BACKLOG_MAX {
+                    return;
+                }
+                let Some(client) = &mut self.clients[place] else {
+                    break;
+                };
+                let Some((pool, request)) = client.next_request(&mut self.buffers) else {
+                    break;
+                };
+                self.progress = true;
+                self.figures.requests += 1;
+                self.route(pool, request);
+            }
+        }
+    }
+
+    fn backlog(&self) -> usize {
+        self.links.waiting()
+            + self
+                .pools
+                .iter()
+                .flatten()
+                .map(|open| open.backlog.len())
+                .sum::<usize>()
+    }
+
+    /// Starts sends and receives of the listed clients.
+    fn look_after_clients(&mut self) {
+        let now_ns = self.now.monotonic_ns;
+        for _ in 0..self.listed.len() {
+            let Some(place) = self.listed.pop_front() else {
+                break;
+            };
+            let Some(client) = &mut self.clients[place] else {
+                continue;
+            };
+            client.listed = false;
+            let (sockets, ring, buffers) = (&mut self.sockets, &mut self.ring, &mut self.buffers);
+            match client.look_after(place as u32, now_ns, sockets, ring, buffers) {
+                Looked::Settled => {}
+                Looked::Starved => self.starved.push(place),
+                Looked::Gone => {
+                    self.clients[place] = None;
+                    self.free_places.push(place);
+                }
+            }
+        }
+        if !self.leaving.is_empty() {
+            self.hurry_the_leaving();
+            self.report_the_gone();
+        }
+    }
+
+    /// Lists clients whose grace is over.
+    fn hurry_the_leaving(&mut self) {
+        let now_ns = self.now.monotonic_ns;
+        for place in 0..self.clients.len() {
+            if self.clients[place]
+                .as_ref()
+                .is_some_and(|client| client.deadline_ns() <= now_ns)
+            {
+                self.list(place);
+                self.progress = true;
+            }
+        }
+    }
+
+    /// Hands the kernel and the other loops what this turn has for them.
+    fn send_off(&mut self) {
+        for open in self.pools.iter_mut().flatten() {
+            open.processor.device_mut().start(&mut self.ring);
+        }
+        let (wakers, ring) = (&self.wakers, &mut self.ring);
+        self.links.flush(|to| wakers[to].wake_through(ring));
+        if let Err(error) = self.ring.submit() {
+            // Nothing is lost: the entries stay queued for the next turn.
+            tracing::error!("io_uring: {error}");
+        }
+    }
+
+    fn has_ready_work(&self) -> bool {
+        !self.listed.is_empty()
+            || self.links.waiting() > 0
+            || self
+                .pools
+                .iter()
+                .flatten()
+                .any(|open| open.processor.has_ready_work())
+    }
+
+    /// Sleeps until something comes, unless something has come just now.
+    fn sleep(&mut self) {
+        self.sleeper.prepare(&mut self.ring);
+        let awaited = self.links.has_incoming()
+            || !self.mailbox.is_empty()
+            || !self.opened.1.is_empty()
+            || self.ring.has_completions();
+        if !awaited {
+            self.figures.sleeps += 1;
+            let timeout_ns = self.sleep_ns();
+            if let Err(error) = self.ring.wait(timeout_ns) {
+                tracing::error!("io_uring: {error}");
+            }
+        }
+        self.sleeper.awake();
+    }
+
+    /// How long it may sleep; `None`: until something comes.
+    fn sleep_ns(&self) -> Option<u64> {
+        let pools = self.pools.iter().flatten().filter_map(OpenPool::next_deadline_ns);
+        let clients = self.clients.iter().flatten().map(|client| client.deadline_ns());
+        let clients = clients
+            .filter(|_| !self.leaving.is_empty())
+            .filter(|&deadline| deadline != u64::MAX);
+        let starved = (!self.starved.is_empty()).then_some(self.now.monotonic_ns + STARVED_SLEEP_NS);
+        let deadline = pools.chain(clients).chain(starved).min()?;
+        Some(deadline.saturating_sub(self.now.monotonic_ns).max(1_000))
+    }
+
+    /// Ends the conversations and waits for the sockets; then the thread may end.
+    fn wind_up(&mut self) {
+        let began_ns = self.now.monotonic_ns;
+        for place in 0..self.clients.len() {
+            if let Some(client) = &mut self.clients[place] {
+                client.hang_up(&mut self.buffers);
+            }
+            self.list(place);
+        }
+        for number in 0..self.listeners.len() as u32 {
+            self.sockets.cancel_accept(&mut self.ring, LISTENER_KEY | number);
+        }
+        self.unlistened = true;
+        while self.sockets.under_way() > 0 && self.now.monotonic_ns - began_ns < STOP_NS {
+            if !self.turn()
+                && let Err(error) = self.ring.wait(Some(STARVED_SLEEP_NS))
+            {
+                tracing::error!("io_uring: {error}");
+            }
+        }
+        if let Some(reply) = self.stopping.take() {
+            // The daemon may have given up waiting.
+            let _ = reply.send(());
+        }
+    }
+}

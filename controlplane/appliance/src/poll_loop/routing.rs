@@ -1,0 +1,258 @@
+//! Who gets what: requests to the owners of their shards, answers to their sessions, the coordinator's commands to
+//! the shards and their events back.
+
+use stillpoint_coordinator::{Action, Coordinator};
+use stillpoint_export::nbd::session_tag;
+use stillpoint_processor::command::EventKind;
+use stillpoint_processor::{
+    RequestError, ShardAnswer, ShardCommand, ShardEvent, ShardIndex, ShardRequest, Ticket,
+};
+
+use super::links::{MESSAGES_PER_TURN, Message};
+use super::looping::Loop;
+use crate::mailbox::{PoolIndex, ShardNotice};
+
+/// Low bits of a session's tag: the place of its connection. The bits above are its processor.
+const PLACE_BITS: u32 = 24;
+
+/// The tag of the session in `place` of `processor`.
+pub fn tag_of(processor: usize, place: usize) -> u32 {
+    debug_assert!(place < 1 << PLACE_BITS && processor < 256);
+    (processor as u32) << PLACE_BITS | place as u32
+}
+
+fn place_of(tag: u32) -> (usize, usize) {
+    (
+        (tag >> PLACE_BITS) as usize,
+        (tag & ((1 << PLACE_BITS) - 1)) as usize,
+    )
+}
+
+impl Loop {
+    /// Takes in what other loops sent.
+    pub(super) fn receive_messages(&mut self) {
+        for from in 0..self.links.count() {
+            for _ in 0..MESSAGES_PER_TURN {
+                let Some(message) = self.links.receive(from) else {
+                    break;
+                };
+                self.progress = true;
+                match message {
+                    Message::Request { pool, request } => {
+                        self.figures.forwarded += 1;
+                        self.submit(pool, request);
+                    }
+                    Message::Answer(answer) => self.answer(answer),
+                    Message::Command(message) => {
+                        let (pool, shard, ticket, command) = *message;
+                        self.command(pool, shard, ticket, command);
+                    }
+                    Message::Event(message) => self.coordinator_event(message.0, &message.1),
+                }
+            }
+        }
+    }
+
+    /// Sends a part to the owner of its shard.
+    pub(super) fn route(&mut self, pool: PoolIndex, request: ShardRequest) {
+        let Some(open) = self.pools.get(usize::from(pool.0)).and_then(Option::as_ref) else {
+            return self.refuse(request);
+        };
+        let owner = open.owner(request.shard);
+        if owner == self.index {
+            self.submit(pool, request);
+        } else {
+            self.links.send(owner, Message::Request { pool, request });
+        }
+    }
+
+    /// Gives a part to a shard of this loop, or puts it behind those that wait.
+    fn submit(&mut self, pool: PoolIndex, request: ShardRequest) {
+        let Some(open) = self.pools.get_mut(usize::from(pool.0)).and_then(Option::as_mut) else {
+            return self.refuse(request);
+        };
+        if !open.backlog.is_empty() {
+            open.backlog.push_back(request);
+        } else if let Err(request) = open.processor.submit(request, self.now) {
+            open.backlog.push_back(request);
+        }
+    }
+
+    /// Gives the shards what waits for them.
+    pub(super) fn submit_backlogs(&mut self) {
+        for open in self.pools.iter_mut().flatten() {
+            // A full shard does not hold up the others.
+            for _ in 0..open.backlog.len() {
+                let Some(request) = open.backlog.pop_front() else {
+                    break;
+                };
+                match open.processor.submit(request, self.now) {
+                    Ok(()) => self.progress = true,
+                    Err(request) => open.backlog.push_back(request),
+                }
+            }
+        }
+    }
+
+    fn refuse(&mut self, request: ShardRequest) {
+        let result = Err(RequestError::ShuttingDown);
+        self.deliver(ShardAnswer {
+            token: request.token,
+            result,
+            buffer: request.buffer,
+            valid_bytes: 0,
+        });
+    }
+
+    /// Brings an answer to its session, wherever that is.
+    fn deliver(&mut self, answer: ShardAnswer) {
+        let (processor, _) = place_of(session_tag(answer.token));
+        if processor == self.index {
+            self.answer(answer);
+        } else {
+            self.links.send(processor, Message::Answer(answer));
+        }
+    }
+
+    /// Brings an answer to a session of this loop.
+    fn answer(&mut self, answer: ShardAnswer) {
+        let (_, place) = place_of(session_tag(answer.token));
+        let client = self.clients[place]
+            .as_mut()
+            .expect("a session waits for its answers");
+        client.session().answer(answer, &mut self.buffers);
+        self.list(place);
+    }
+
+    /// One turn of every pool's processor; distributes what it has to say.
+    pub(super) fn poll_pools(&mut self) {
+        for pool in 0..self.pools.len() {
+            let Some(open) = &mut self.pools[pool] else {
+                continue;
+            };
+            let mut outbox = core::mem::take(&mut self.outbox);
+            self.progress |= open.processor.poll(self.now, &mut self.buffers, &mut outbox);
+            for answer in outbox.answers.drain(..) {
+                self.deliver(answer);
+            }
+            for event in outbox.events.drain(..) {
+                self.event(PoolIndex(pool as u16), event);
+            }
+            self.outbox = outbox;
+        }
+    }
+
+    /// Gives a command to a shard of this loop.
+    pub(super) fn command(
+        &mut self,
+        pool: PoolIndex,
+        shard: ShardIndex,
+        ticket: Ticket,
+        command: ShardCommand,
+    ) {
+        if let Some(open) = self.pools.get_mut(usize::from(pool.0)).and_then(Option::as_mut) {
+            open.processor.command(shard, ticket, command, self.now);
+        }
+    }
+
+    /// An event of a shard of this loop, to whoever asked.
+    fn event(&mut self, pool: PoolIndex, event: ShardEvent) {
+        let for_coordinator = event.ticket.is_some_and(Coordinator::gave)
+            || matches!(event.kind, EventKind::HoldExpired { .. });
+        if for_coordinator {
+            if self.index == 0 {
+                self.coordinator_event(pool, &event);
+            } else {
+                self.links.send(0, Message::Event(Box::new((pool, event))));
+            }
+            return;
+        }
+        match (event.ticket, event.kind) {
+            (Some(ticket), kind) => self.command_ended(pool, ticket, kind),
+            (None, EventKind::Notice(notice)) => {
+                let notice = ShardNotice {
+                    pool,
+                    shard: event.shard,
+                    notice,
+                };
+                if self.notices.try_send(notice).is_err() {
+                    self.figures.notices_dropped += 1;
+                }
+            }
+            (None, kind) => unreachable!("{kind:?} answers a command"),
+        }
+    }
+
+    /// An event for the coordinator of a pool (processor 0).
+    fn coordinator_event(&mut self, pool: PoolIndex, event: &ShardEvent) {
+        let Some(open) = self.pools.get_mut(usize::from(pool.0)).and_then(Option::as_mut) else {
+            return;
+        };
+        let mut actions = core::mem::take(&mut self.actions);
+        open.coordinator.event(event, self.now, &mut actions);
+        self.act(pool, &mut actions);
+        self.actions = actions;
+    }
+
+    /// Lets the coordinators look at the clock (processor 0).
+    pub(super) fn poll_coordinators(&mut self) {
+        if self.index != 0 {
+            return;
+        }
+        for pool in 0..self.pools.len() {
+            let Some(open) = self.pools[pool]
+                .as_mut()
+                .filter(|open| !open.coordinator.is_idle())
+            else {
+                continue;
+            };
+            let mut actions = core::mem::take(&mut self.actions);
+            open.coordinator.poll(self.now, &mut actions);
+            self.act(PoolIndex(pool as u16), &mut actions);
+            self.actions = actions;
+        }
+    }
+
+    /// Does what a coordinator wants done.
+    pub(super) fn act(&mut self, pool: PoolIndex, actions: &mut Vec<Action>) {
+        for action in actions.drain(..) {
+            self.progress = true;
+            let Some(open) = self.pools[usize::from(pool.0)].as_mut() else {
+                continue;
+            };
+            match action {
+                Action::Send {
+                    shard,
+                    ticket,
+                    command,
+                } => {
+                    let owner = open.owner(shard);
+                    if owner == self.index {
+                        open.processor.command(shard, ticket, command, self.now);
+                    } else {
+                        let message = Box::new((pool, shard, ticket, command));
+                        self.links.send(owner, Message::Command(message));
+                    }
+                }
+                Action::Finish { snapshot, result } => {
+                    if let Some(reply) = open.snapshots.remove(&snapshot) {
+                        // Whoever asked may have gone away; the catalog has the snapshot all the same.
+                        let _ = reply.send(result);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_names_its_processor_and_its_place() {
+        for (processor, place) in [(0, 0), (1, 4095), (255, (1 << 24) - 1)] {
+            assert_eq!(place_of(tag_of(processor, place)), (processor, place));
+        }
+    }
+}
