@@ -92,14 +92,42 @@ pub struct Measured {
     pub p50_us: f64,
     /// 99 of 100 requests are faster.
     pub p99_us: f64,
+    /// 999 of 1000 requests are faster.
+    pub p99_9_us: f64,
+    /// The slowest request.
+    pub max_us: f64,
     /// CPU time of fio itself, user and system.
     pub client_cpu_s: f64,
+}
+
+/// fio at work.
+#[derive(Debug)]
+pub struct Running {
+    process: Process,
+    what: String,
+    output: PathBuf,
+    writes: bool,
+    limit: Duration,
+}
+
+impl Running {
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// fio fails, finds an error, or prints what cannot be understood.
+    pub fn measured(self) -> Result<Measured, Failure> {
+        let name = |error: Failure| -> Failure { format!("{}: {error}", self.what).into() };
+        self.process.wait(self.limit).map_err(name)?;
+        let text = fs::read_to_string(&self.output)
+            .map_err(|error| format!("{}: {error}", self.output.display()))?;
+        parse(&text, self.writes).map_err(name)
+    }
 }
 
 /// Runs a job.
 ///
 /// # Errors
-/// fio fails, finds an error, or prints what cannot be understood.
+/// As [`start`] and [`Running::measured`].
 pub fn run(
     job: Job,
     target: &Target,
@@ -107,12 +135,26 @@ pub fn run(
     extent: Extent,
     scratch: &Scratch,
 ) -> Result<Measured, Failure> {
+    start(job, target, size_bytes, extent, scratch)?.measured()
+}
+
+/// Starts a job.
+///
+/// # Errors
+/// fio is not there.
+pub fn start(
+    job: Job,
+    target: &Target,
+    size_bytes: u64,
+    extent: Extent,
+    scratch: &Scratch,
+) -> Result<Running, Failure> {
     let output = scratch.path("fio.json");
     let _ = fs::remove_file(&output);
     let mut command = Command::new("fio");
     command
         .args(["--name=bench", "--numjobs=1", "--norandommap", "--randrepeat=0"])
-        .args(["--output-format=json", "--percentile_list=50:99"])
+        .args(["--output-format=json", "--percentile_list=50:99:99.9"])
         .arg(format!("--output={}", output.display()))
         .arg(format!("--rw={}", job.pattern))
         .arg(format!("--bs={}", job.block_bytes))
@@ -132,13 +174,13 @@ pub fn run(
             .arg(format!("--runtime={}ms", time.as_millis()));
         limit = time + Duration::from_secs(60);
     }
-    let process = Process::start("fio", &mut command, scratch)?;
-    process
-        .wait(limit)
-        .map_err(|error| format!("{} on {target}: {error}", job.name()))?;
-    let text = fs::read_to_string(&output).map_err(|error| format!("{}: {error}", output.display()))?;
-    parse(&text, job.pattern.contains("write"))
-        .map_err(|error| format!("{} on {target}: {error}", job.name()).into())
+    Ok(Running {
+        process: Process::start("fio", &mut command, scratch)?,
+        what: format!("{} on {target}", job.name()),
+        output,
+        writes: job.pattern.contains("write"),
+        limit,
+    })
 }
 
 /// fio takes a colon in a file name for a separator.
@@ -170,6 +212,8 @@ fn parse(text: &str, writes: bool) -> Result<Measured, Failure> {
         bytes_per_second: number(&side["bw_bytes"], "bw_bytes")?,
         p50_us: percentile("50.000000")?,
         p99_us: percentile("99.000000")?,
+        p99_9_us: percentile("99.900000")?,
+        max_us: number(&side["clat_ns"]["max"], "clat_ns.max")? / 1e3,
         client_cpu_s: cpu_percent / 100.0 * runtime_s,
     })
 }
@@ -181,7 +225,7 @@ mod tests {
     const SAMPLE: &str = r#"fio: a line of an engine
 {"jobs": [{"error": 0, "usr_cpu": 5.0, "sys_cpu": 15.0, "job_runtime": 2000,
  "read": {"total_ios": 1000, "iops": 500.5, "bw_bytes": 2048000,
-  "clat_ns": {"percentile": {"50.000000": 1500, "99.000000": 2500}}},
+  "clat_ns": {"max": 9000, "percentile": {"50.000000": 1500, "99.000000": 2500, "99.900000": 3500}}},
  "write": {}}]}"#;
 
     #[test]
@@ -189,6 +233,7 @@ mod tests {
         let measured = parse(SAMPLE, false).expect("is understood");
         assert_eq!(measured.requests, 1000);
         assert_eq!((measured.p50_us, measured.p99_us), (1.5, 2.5));
+        assert_eq!((measured.p99_9_us, measured.max_us), (3.5, 9.0));
         assert!((measured.client_cpu_s - 0.4).abs() < 1e-9);
     }
 

@@ -3,6 +3,7 @@
 //! | bench | question |
 //! |---|---|
 //! | `side_by_side` | How does Stillpoint compare with qemu-nbd and with the raw device, on the same file system? |
+//! | `snapshot_cost` | What do snapshots cost those who write meanwhile: latency with and without, and the holds? |
 //! | `micro` | What do the parts cost: checksum, ring, a shard over memory? |
 
 pub mod cases;

@@ -19,11 +19,12 @@ pub struct MemoryDevice {
 }
 
 impl MemoryDevice {
-    /// A device of zeros.
+    /// A device of arbitrary content.
     #[must_use]
     pub fn new(length_bytes: usize) -> Self {
         Self {
-            bytes: vec![0; length_bytes],
+            // Not zeros: memory that was never touched is not there yet.
+            bytes: vec![0xA5; length_bytes],
             done: VecDeque::with_capacity(256),
             operations: 0,
             transfers: 0,

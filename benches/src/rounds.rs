@@ -186,6 +186,8 @@ mod tests {
                 bytes_per_second: 0.0,
                 p50_us: 0.0,
                 p99_us: 0.0,
+                p99_9_us: 0.0,
+                max_us: 0.0,
                 client_cpu_s: 0.0,
             },
             server_cpu_s: 0.5,
