@@ -21,6 +21,7 @@ use crate::mailbox::{
     Listener, Mailbox, NOTICES_MAX, NoticeSender, PollLoopOptions, PollLoops, PoolOptions, ShardNotice,
     ToProcessor,
 };
+use crate::poll_loop;
 use stillpoint_hw::socket::{listen_tcp, listen_unix};
 use stillpoint_hw::{tail, topology};
 use stillpoint_processor::command::Notice;
@@ -33,9 +34,6 @@ pub fn processors_default() -> usize {
 
 /// Objects are always spread over several processors.
 const PROCESSORS_MIN: usize = 2;
-
-/// What starts the poll loops.
-pub type StartPollLoops = fn(&PollLoopOptions, NoticeSender) -> Result<PollLoops>;
 
 /// What a processor does when there is nothing to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,20 +95,20 @@ impl DaemonOptions {
 ///
 /// # Errors
 /// What kept it from starting.
-pub fn run(options: DaemonOptions, start: StartPollLoops) -> Result<()> {
+pub fn run(options: DaemonOptions) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Error::failure(format!("cannot start: {error}")))?;
-    runtime.block_on(serve(options, start))
+    runtime.block_on(serve(options))
 }
 
-async fn serve(options: DaemonOptions, start: StartPollLoops) -> Result<()> {
+async fn serve(options: DaemonOptions) -> Result<()> {
     let mut signals = Signals::new()?;
     let sockets = Sockets::bind(&options)?;
     let tail_directory = tail_directory(&options.tail_directory)?;
     let (notices, notice_receiver) = mpsc::channel(NOTICES_MAX);
-    let processors = start_processors(&options, start, notices)?;
+    let processors = start_processors(&options, notices)?;
     let mailboxes = processors.mailboxes.clone();
     let pool = PoolOptions {
         map_cache_bytes: options.map_cache_bytes,
@@ -147,27 +145,14 @@ async fn serve(options: DaemonOptions, start: StartPollLoops) -> Result<()> {
     result
 }
 
-fn start_processors(
-    options: &DaemonOptions,
-    start: StartPollLoops,
-    notices: NoticeSender,
-) -> Result<PollLoops> {
-    let cores = topology::allowed_cores();
-    let processors = options
-        .processors
-        .unwrap_or_else(|| cores.len().max(PROCESSORS_MIN));
-    start(
-        &PollLoopOptions {
-            processors,
-            pin: options.pin,
-            busy: options.poll == PollMode::Busy,
-            buffer_bytes: usize::try_from(options.buffer_bytes).unwrap_or(usize::MAX),
-        },
-        notices,
-    )
-    .map_err(|error| {
-        Error::failure(format!("cannot start the processors: {error}")).hint("stillpoint doctor tells more")
-    })
+fn start_processors(options: &DaemonOptions, notices: NoticeSender) -> Result<PollLoops> {
+    let options = PollLoopOptions {
+        processors: options.processors.unwrap_or_else(processors_default),
+        pin: options.pin,
+        busy: options.poll == PollMode::Busy,
+        buffer_bytes: usize::try_from(options.buffer_bytes).unwrap_or(usize::MAX),
+    };
+    poll_loop::start(&options, notices).map_err(|error| error.while_doing("cannot start the processors"))
 }
 
 /// Opens what is remembered and what is given; failures are logged and shown, and stop nothing.

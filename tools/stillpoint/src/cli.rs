@@ -1,9 +1,11 @@
 //! The command line.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::config::Poll;
 use crate::size::{Duration, Size};
 
 /// Block storage whose snapshots span all cores and stop nothing.
@@ -45,6 +47,8 @@ pub enum Format {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run the appliance
+    Serve(ServeArguments),
     /// Make, open, show and close pools
     #[command(subcommand)]
     Pool(PoolCommand),
@@ -66,6 +70,51 @@ pub enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
+}
+
+/// Options of `serve`. Each is also a key of the configuration file, without the dashes in front.
+#[derive(Debug, Default, Args)]
+pub struct ServeArguments {
+    /// Configuration file (TOML); options given here win over it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where the pools that are open are remembered [default: /var/lib/stillpoint, or in the home directory]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Where sockets lie [default: /run/stillpoint, or $XDG_RUNTIME_DIR/stillpoint]
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Where log tails lie, on tmpfs; `none` for none [default: chosen; see doctor]
+    #[arg(long, value_name = "DIR")]
+    pub tail_dir: Option<PathBuf>,
+    /// Unix socket for NBD clients; may be given several times [default: nbd.sock in the run directory]
+    #[arg(long, value_name = "PATH")]
+    pub nbd_unix: Vec<PathBuf>,
+    /// TCP address for NBD clients; may be given several times [default: none; without a value: 127.0.0.1:10809]
+    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = "127.0.0.1:10809")]
+    pub nbd_tcp: Vec<SocketAddr>,
+    /// Number of processors: pinned threads that do the work [default: the allowed cores, at least 2]
+    #[arg(long, value_name = "N")]
+    pub processors: Option<u16>,
+    /// Do not pin processors to cores
+    #[arg(long)]
+    pub no_pin: bool,
+    /// `adaptive`: sleep when there is nothing to do; `busy`: never sleep [default: adaptive]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub poll: Option<Poll>,
+    /// Memory for map pages, for each pool [default: 256MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub map_cache: Option<Size>,
+    /// Memory for buffers, for each processor [default: 64MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub buffer_memory: Option<Size>,
+    /// Open a pool: its devices, separated by commas; may be given several times
+    #[arg(long, value_name = "PATH,...")]
+    pub pool: Vec<String>,
+    /// What is logged: error, warn, info, debug, or per module as in `info,stillpoint_appliance=debug`
+    /// [default: info]
+    #[arg(long, value_name = "FILTER")]
+    pub log: Option<String>,
 }
 
 /// `stillpoint pool`

@@ -4,6 +4,7 @@ pub mod completions;
 pub mod doctor;
 pub mod export;
 pub mod pool;
+pub mod serve;
 pub mod snapshot;
 pub mod status;
 pub mod volume;

@@ -3,6 +3,7 @@
 mod cli;
 mod client;
 mod commands;
+mod config;
 mod exit;
 mod output;
 mod size;
@@ -17,6 +18,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let global = cli.global;
     let result = match cli.command {
+        Command::Serve(arguments) => commands::serve::run(arguments, &global),
         Command::Pool(command) => commands::pool::run(command, &global),
         Command::Volume(command) => commands::volume::run(command, &global),
         Command::Snapshot(command) => commands::snapshot::run(command, &global),

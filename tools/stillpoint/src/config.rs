@@ -1,0 +1,256 @@
+//! The configuration of `serve`: a file, then options, then defaults.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use serde::Deserialize;
+
+use crate::cli::{Global, ServeArguments};
+use crate::size::Size;
+use stillpoint_appliance::daemon::{DaemonOptions, PollMode, TailDirectory};
+use stillpoint_appliance::{Error, directories};
+
+/// What a processor does when there is nothing to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Poll {
+    /// Poll for a short while, then sleep until something comes.
+    #[default]
+    Adaptive,
+    /// Never sleep.
+    Busy,
+}
+
+/// The configuration file. Keys are the options of `stillpoint serve`.
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct ConfigFile {
+    /// `--socket`
+    pub socket: Option<PathBuf>,
+    /// `--state-dir`
+    pub state_dir: Option<PathBuf>,
+    /// `--run-dir`
+    pub run_dir: Option<PathBuf>,
+    /// `--tail-dir`
+    pub tail_dir: Option<PathBuf>,
+    /// `--nbd-unix`, all of them
+    pub nbd_unix: Vec<PathBuf>,
+    /// `--nbd-tcp`, all of them
+    pub nbd_tcp: Vec<SocketAddr>,
+    /// `--processors`
+    pub processors: Option<u16>,
+    /// `--no-pin`
+    pub no_pin: bool,
+    /// `--poll`
+    pub poll: Option<Poll>,
+    /// `--map-cache`
+    pub map_cache: Option<Size>,
+    /// `--buffer-memory`
+    pub buffer_memory: Option<Size>,
+    /// `--pool`, all of them: each a list of devices
+    pub pool: Vec<Vec<PathBuf>>,
+    /// `--log`
+    pub log: Option<String>,
+}
+
+impl ConfigFile {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// Usage, with the line, if it is not a configuration; not found.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            let message = format!("configuration file {}: {error}", path.display());
+            match error.kind() {
+                std::io::ErrorKind::NotFound => Error::not_found(message),
+                _ => Error::failure(message),
+            }
+        })?;
+        toml::from_str(&text)
+            .map_err(|error| Error::usage(format!("configuration file {}: {error}", path.display())))
+    }
+}
+
+/// What is logged unless something is said.
+pub const LOG_DEFAULT: &str = "info";
+
+/// What `serve` is to do, and what it is to log.
+pub fn daemon_options(arguments: ServeArguments, global: &Global) -> Result<(DaemonOptions, String), Error> {
+    let file = match &arguments.config {
+        Some(path) => ConfigFile::read(path)?,
+        None => ConfigFile::default(),
+    };
+    let state_directory = arguments
+        .state_dir
+        .or(file.state_dir)
+        .unwrap_or_else(directories::state_directory);
+    let run_directory = arguments
+        .run_dir
+        .or(file.run_dir)
+        .unwrap_or_else(directories::run_directory);
+    let control_socket = global
+        .socket
+        .clone()
+        .or(file.socket)
+        .unwrap_or_else(|| directories::control_socket(&run_directory));
+    let mut nbd_unix = if arguments.nbd_unix.is_empty() {
+        file.nbd_unix
+    } else {
+        arguments.nbd_unix
+    };
+    if nbd_unix.is_empty() {
+        nbd_unix.push(directories::nbd_socket(&run_directory));
+    }
+    let nbd_tcp = if arguments.nbd_tcp.is_empty() {
+        file.nbd_tcp
+    } else {
+        arguments.nbd_tcp
+    };
+    let tail_directory = match arguments.tail_dir.or(file.tail_dir) {
+        None => TailDirectory::Chosen,
+        Some(path) if path == Path::new("none") => TailDirectory::None,
+        Some(path) => TailDirectory::Given(path),
+    };
+    let pools = file
+        .pool
+        .into_iter()
+        .chain(arguments.pool.iter().map(|devices| split(devices)));
+    let processors = arguments.processors.or(file.processors);
+    if processors == Some(0) {
+        return Err(Error::usage("0 processors: at least 1 is needed"));
+    }
+    let options = DaemonOptions {
+        state_directory,
+        run_directory,
+        control_socket,
+        nbd_unix,
+        nbd_tcp,
+        processors: processors.map(usize::from),
+        pin: !(arguments.no_pin || file.no_pin),
+        poll: match arguments.poll.or(file.poll).unwrap_or_default() {
+            Poll::Adaptive => PollMode::Adaptive,
+            Poll::Busy => PollMode::Busy,
+        },
+        map_cache_bytes: bytes(
+            arguments.map_cache.or(file.map_cache),
+            DaemonOptions::MAP_CACHE_BYTES,
+        ),
+        buffer_bytes: bytes(
+            arguments.buffer_memory.or(file.buffer_memory),
+            DaemonOptions::BUFFER_BYTES,
+        ),
+        tail_directory,
+        pools: pools.collect(),
+    };
+    Ok((
+        options,
+        arguments
+            .log
+            .or(file.log)
+            .unwrap_or_else(|| LOG_DEFAULT.to_owned()),
+    ))
+}
+
+fn bytes(size: Option<Size>, default: u64) -> u64 {
+    size.map_or(default, |Size(bytes)| bytes)
+}
+
+fn split(devices: &str) -> Vec<PathBuf> {
+    devices.split(',').map(PathBuf::from).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stillpoint_appliance::ErrorKind;
+
+    fn global() -> Global {
+        Global {
+            socket: None,
+            output: crate::cli::Format::Table,
+        }
+    }
+
+    fn read(text: &str) -> Result<ConfigFile, Error> {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), text).expect("written");
+        ConfigFile::read(file.path())
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let file = read(
+            r#"
+            socket = "/tmp/s"
+            state-dir = "/tmp/state"
+            run-dir = "/tmp/run"
+            tail-dir = "none"
+            nbd-unix = ["/tmp/n"]
+            nbd-tcp = ["127.0.0.1:10809", "[::1]:10809"]
+            processors = 3
+            no-pin = true
+            poll = "busy"
+            map-cache = "1GiB"
+            buffer-memory = 33554432
+            pool = [["/dev/a", "/dev/b"], ["/dev/c"]]
+            log = "debug"
+            "#,
+        )
+        .expect("a configuration");
+        assert_eq!(file.map_cache, Some(Size(1 << 30)));
+        assert_eq!(file.buffer_memory, Some(Size(32 << 20)));
+        assert_eq!(file.pool.len(), 2);
+        assert_eq!(file.poll, Some(Poll::Busy));
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_line() {
+        let error = read("processors = 2\nprocesors = 3\n").expect_err("a typing error");
+        assert_eq!(error.kind, ErrorKind::Usage);
+        assert!(
+            error.message.contains("line 2") && error.message.contains("procesors"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_is_refused_with_its_line() {
+        for text in [
+            "\nmap-cache = \"lots\"",
+            "\nprocessors = -1",
+            "\npoll = \"never\"",
+            "\nmap-cache = -1",
+        ] {
+            let error = read(text).expect_err(text);
+            assert!(error.message.contains("line 2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn options_win_over_the_file_and_the_file_over_defaults() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(
+            file.path(),
+            "processors = 3\nmap-cache = \"1GiB\"\nrun-dir = \"/tmp/run\"",
+        )
+        .expect("written");
+        let arguments = ServeArguments {
+            config: Some(file.path().to_owned()),
+            processors: Some(5),
+            pool: vec!["/dev/a,/dev/b".to_owned()],
+            ..ServeArguments::default()
+        };
+        let (options, log) = daemon_options(arguments, &global()).expect("a configuration");
+        assert_eq!(options.processors, Some(5));
+        assert_eq!(options.map_cache_bytes, 1 << 30);
+        assert_eq!(options.buffer_bytes, DaemonOptions::BUFFER_BYTES);
+        assert_eq!(options.control_socket, Path::new("/tmp/run/control.sock"));
+        assert_eq!(options.nbd_unix, [PathBuf::from("/tmp/run/nbd.sock")]);
+        assert_eq!(
+            options.pools,
+            [[PathBuf::from("/dev/a"), PathBuf::from("/dev/b")]]
+        );
+        assert_eq!((options.pin, log.as_str()), (true, "info"));
+    }
+}
