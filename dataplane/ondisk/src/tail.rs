@@ -83,17 +83,21 @@ pub struct SegmentHeader {
     pub sequence: U64,
     /// LSN of the segment's first record.
     pub first_lsn: U64,
+    /// Records from here on were logged since the power came on, so the data they name is on the devices or in their
+    /// caches. What older records name may have been lost with the power, unless they are known to be durable.
+    pub trusted_lsn: U64,
 }
 
 impl SegmentHeader {
     /// A header with its CRC.
     #[must_use]
-    pub fn new(sequence: u64, previous_crc32c: u32, first_lsn: u64) -> Self {
+    pub fn new(sequence: u64, previous_crc32c: u32, first_lsn: u64, trusted_lsn: u64) -> Self {
         let mut header = Self {
             crc32c: 0.into(),
             previous_crc32c: previous_crc32c.into(),
             sequence: sequence.into(),
             first_lsn: first_lsn.into(),
+            trusted_lsn: trusted_lsn.into(),
         };
         header.crc32c = crate::crc32c(&header.as_bytes()[4..]).into();
         header

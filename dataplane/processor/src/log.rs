@@ -57,13 +57,15 @@ pub struct LogWriter<T> {
     durable_lsn: u64,
     /// The mark of the last durable checkpoint: older pages may be overwritten.
     trimmed: LogMark,
+    /// Records from here on were logged since the power came on.
+    trusted_lsn: u64,
     /// Until a checkpoint passes the first LSN, no page may say that more than the second is durable.
     distrusted: Option<(u64, u64)>,
 }
 
 impl<T: LogTail> LogWriter<T> {
     /// A log that goes on at `at`, with `trimmed` the mark of the checkpoint that was opened. Everything
-    /// before `at` counts as durable.
+    /// before `at` counts as durable; records from `trusted_lsn` on were logged since the power came on.
     pub fn new(
         pool: [u8; 16],
         shard: ShardIndex,
@@ -71,6 +73,7 @@ impl<T: LogTail> LogWriter<T> {
         tail: T,
         trimmed: LogMark,
         at: LogMark,
+        trusted_lsn: u64,
     ) -> Self {
         let mut log = Self {
             pool,
@@ -87,6 +90,7 @@ impl<T: LogTail> LogWriter<T> {
             written_lsn: at.lsn,
             durable_lsn: at.lsn,
             trimmed,
+            trusted_lsn,
             distrusted: None,
         };
         if log.tail.is_there() {
@@ -106,7 +110,12 @@ impl<T: LogTail> LogWriter<T> {
         self.segment = segment;
         self.segment_used = SEGMENT_HEADER_BYTES;
         if self.tail.is_there() {
-            let header = SegmentHeader::new(self.next_sequence, self.previous_crc32c, self.next_lsn);
+            let header = SegmentHeader::new(
+                self.next_sequence,
+                self.previous_crc32c,
+                self.next_lsn,
+                self.trusted_lsn,
+            );
             let bytes = self.tail.segment(segment);
             // First no record, then the header: a reader never takes old records for the new ones.
             bytes[SEGMENT_HEADER_BYTES..SEGMENT_HEADER_BYTES + 16].fill(0);

@@ -254,7 +254,8 @@ fn structures() -> Vec<(&'static str, usize, Vec<Field>)> {
             crc32c,
             previous_crc32c,
             sequence,
-            first_lsn
+            first_lsn,
+            trusted_lsn
         }),
     ]
 }

@@ -60,7 +60,7 @@ pub fn pages() -> Vec<Sample> {
 
 /// The start of a segment of the log tail.
 pub fn segment_header() -> SegmentHeader {
-    SegmentHeader::new(901, 0xC0FF_EE00, FIRST_LSN)
+    SegmentHeader::new(901, 0xC0FF_EE00, FIRST_LSN, 69_998)
 }
 
 pub fn label() -> PoolLabel {

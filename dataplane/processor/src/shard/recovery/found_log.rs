@@ -96,6 +96,7 @@ impl<D: OpenDevice> Opening<'_, D> {
                 continue;
             }
             self.report.tail_fitted = true;
+            self.trusted_lsn = self.trusted_lsn.min(header.trusted_lsn.get());
             for replay in records {
                 if replay.lsn == next_lsn {
                     next_lsn += 1;
@@ -118,7 +119,9 @@ impl<D: OpenDevice> Opening<'_, D> {
             error,
         };
         let (pool, pages) = (self.layout.pool, self.layout.log_pages);
-        let mut log = LogWriter::new(pool, self.shard, pages, NoTail, mark, found.end);
+        let mut log = LogWriter::new(pool, self.shard, pages, NoTail, mark, found.end, found.end.lsn);
+        // Until the flush below, the data that these and older records name may still be lost with the power.
+        log.distrust_from(found.durable_lsn);
         let start = self.layout.log_start_block(self.shard.0);
         let mut left = newest;
         while !left.is_empty() {

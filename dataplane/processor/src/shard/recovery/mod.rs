@@ -9,7 +9,10 @@
 //! | the first page that does not | the end of the log |
 //! | a tail segment whose header names a boundary of that chain | its records go on after the log's |
 //! | any other tail segment | ignored: it belongs to another life of the pool |
-//! | no tail segment that fits (a power cut) | data named by records not known to be durable is verified by CRC, and a block that fails keeps its older content |
+//! | records not known to be durable, logged before the power came on | the data they name is verified by CRC, and a block that fails keeps its older content |
+//!
+//! Whether the power was cut says the tail: its segments name the first record that was logged since. Without a tail
+//! that fits, no record counts as logged since.
 //!
 //! Opening writes nothing but the tail's records, into the log; what is replayed becomes durable with the next
 //! checkpoint, which begins at once. Opening twice gives the same.
@@ -109,6 +112,8 @@ struct Opening<'a, D> {
     directory: Directory,
     volumes: std::collections::BTreeMap<VolumeId, VirtualVolume>,
     now: Now,
+    /// What records from here on name reached the devices: they were logged since the power came on.
+    trusted_lsn: u64,
     report: RecoveryReport,
 }
 
@@ -141,6 +146,7 @@ impl<T: LogTail> Shard<T> {
             directory: Directory::new(layout.pool, shard),
             volumes: std::collections::BTreeMap::new(),
             now,
+            trusted_lsn: u64::MAX,
             report: RecoveryReport {
                 generation,
                 ..RecoveryReport::default()
@@ -159,8 +165,9 @@ impl<T: LogTail> Shard<T> {
         opening.replay(&found, &newest)?;
         let at = opening.relog(&found, mark, &newest)?;
         let report = opening.report.clone();
-        let mut log = LogWriter::new(layout.pool, shard, layout.log_pages, tail, mark, at);
-        if !report.tail_fitted && at.lsn > found.durable_lsn {
+        let trusted_lsn = opening.trusted_lsn.min(at.lsn);
+        let mut log = LogWriter::new(layout.pool, shard, layout.log_pages, tail, mark, at, trusted_lsn);
+        if at.lsn > found.durable_lsn {
             // A record that was dropped must not count as durable should the next crash come before a checkpoint.
             log.distrust_from(found.durable_lsn);
         }

@@ -38,17 +38,13 @@ impl<D: OpenDevice> Opening<'_, D> {
                 }
             }
         }
-        let trusted_lsn = if self.report.tail_fitted {
-            u64::MAX
-        } else {
-            found.durable_lsn
-        };
+        let doubtful = found.durable_lsn..self.trusted_lsn;
         for records in logged
             .chunks(RECORDS_AT_ONCE)
             .chain(newest.chunks(RECORDS_AT_ONCE))
         {
             self.fetch_pages_for(records)?;
-            let bad = self.verify(records, trusted_lsn);
+            let bad = self.verify(records, &doubtful);
             for replay in records {
                 self.apply(replay, &bad)?;
             }
@@ -108,10 +104,10 @@ impl<D: OpenDevice> Opening<'_, D> {
         Ok(())
     }
 
-    /// Reads the data that untrusted records name; gives the addresses of the blocks that did not reach the device.
-    fn verify(&mut self, records: &[Replay<'_>], trusted_lsn: u64) -> Vec<u64> {
+    /// Reads the data that doubtful records name; gives the addresses of the blocks that did not reach the device.
+    fn verify(&mut self, records: &[Replay<'_>], doubtful: &core::ops::Range<u64>) -> Vec<u64> {
         let mut wanted: Vec<(DeviceAddress, u32)> = Vec::new();
-        for replay in records.iter().filter(|replay| replay.lsn >= trusted_lsn) {
+        for replay in records.iter().filter(|replay| doubtful.contains(&replay.lsn)) {
             if let Record::Write { address, crcs, .. } = replay.record {
                 wanted.extend(
                     crcs.iter()
