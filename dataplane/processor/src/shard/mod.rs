@@ -334,6 +334,9 @@ impl<T: LogTail> Shard<T> {
         outbox: &mut Outbox,
     ) -> bool {
         self.now = now;
+        // Before the commands, so that a release that comes too late finds no hold; after them, so that neither does a
+        // cut whose deadline is past already.
+        self.expire_holds();
         self.run_commands();
         self.expire_holds();
         self.run_ready(buffers);

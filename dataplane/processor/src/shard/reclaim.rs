@@ -128,6 +128,8 @@ impl<T: LogTail> Shard<T> {
                 Ok(()) => self.progress = true,
                 Err(Outcome::Map(MapError::Miss(page))) => {
                     self.reclaim.waiting_for_page = true;
+                    // Loads are issued earlier in a turn: there has to be another one.
+                    self.progress = true;
                     self.loads.wait(page, super::loads::Waiter::Reclaim);
                     return;
                 }
