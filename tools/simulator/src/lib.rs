@@ -1,6 +1,20 @@
 //! The shipping data plane and coordinator over simulated devices, messages and time, replayed from a seed.
+//!
+//! ```text
+//! scenario ─ plans a run from a seed
+//!   world ─ clients and control plane: send, check every answer, crash, recover, compare
+//!     model ─ what may be seen: the laws I1, I2, I3, I6, I7 over the history of every sector
+//!     machine ─ one life of the appliance: messages, turns, the coordinator
+//!       stillpoint-processor, stillpoint-coordinator ─ the code that ships
+//!         device, memory ─ write caches that forget, log tails that outlive a kill
+//! ```
+//! Everything is decided by one [`random::Random`]; the same seed and the same code give the same run.
 
 pub mod device;
+pub mod machine;
+pub mod memory;
 pub mod model;
 pub mod random;
+pub mod scenario;
 pub mod stamp;
+pub mod world;

@@ -49,6 +49,8 @@ pub struct VolumeModel {
 pub enum Crash {
     /// The process was killed: all that was acknowledged is there.
     Kill,
+    /// The same without a log tail: what was only seen by a read, and not acknowledged, may be gone.
+    KillWithoutTail,
     /// Power was cut: all that was durable is there.
     PowerCut,
 }
@@ -68,6 +70,12 @@ impl VolumeModel {
         if sectors as usize > self.sectors.len() {
             self.sectors.resize(sectors as usize, Sector::default());
         }
+    }
+
+    /// Sectors with a history.
+    #[must_use]
+    pub fn sectors(&self) -> u64 {
+        self.sectors.len() as u64
     }
 
     /// A write was sent; it is `number` in `writes`.

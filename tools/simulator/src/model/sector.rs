@@ -216,6 +216,16 @@ impl Sector {
             .unwrap_or(0)
     }
 
+    /// The latest sending among the versions that were acknowledged.
+    fn acknowledged(&self, writes: &Writes) -> Tick {
+        let known = self.versions().iter().map(|version| writes.get(version.number));
+        known
+            .filter(|known| known.acknowledged)
+            .map(|known| known.sent)
+            .max()
+            .unwrap_or(0)
+    }
+
     /// Whether a version may be seen by a read between these ticks.
     fn may_be_seen(&self, writes: &Writes, index: usize, past: Tick, sent: Tick, ended: Tick) -> bool {
         let number = self.versions()[index].number;
@@ -262,6 +272,7 @@ impl Sector {
     ) -> Result<(), String> {
         let (past, sent) = match crash {
             Crash::Kill => (self.past(writes, tick), tick),
+            Crash::KillWithoutTail => (self.acknowledged(writes), tick),
             Crash::PowerCut => {
                 let durable = self
                     .versions()
@@ -292,9 +303,9 @@ impl Sector {
             }
             // An older acknowledged version may come back at a power cut; one that was in flight and is not there
             // may not.
-            Crash::Kill => self
+            Crash::Kill | Crash::KillWithoutTail => self
                 .versions
-                .retain(|version| version.number != found.number && version.in_effect(writes) != NEVER),
+                .retain(|version| version.number != found.number && writes.get(version.number).acknowledged),
         }
         self.versions.push(found);
         Ok(())

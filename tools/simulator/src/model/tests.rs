@@ -137,6 +137,18 @@ fn a_kill_loses_nothing_acknowledged() {
 }
 
 #[test]
+fn without_a_tail_a_kill_may_lose_what_was_only_seen() {
+    for (crash, may_lose) in [(Crash::Kill, false), (Crash::KillWithoutTail, true)] {
+        let mut world = world();
+        let first = world.write(0);
+        let seen = world.send(0);
+        assert!(world.read(0, seen));
+        assert_eq!(world.recover(crash, 0, first), may_lose);
+        assert!(!world.recover(crash, 0, 0));
+    }
+}
+
+#[test]
 fn a_power_cut_loses_nothing_durable() {
     let mut world = world();
     let first = world.write(0);

@@ -1,0 +1,154 @@
+//! One run: what is planned from the seed, and how it goes.
+
+use stillpoint_processor::shard::ShardOptions;
+
+use crate::device::DeviceHabits;
+use crate::machine::Pace;
+use crate::model::{Broken, Crash};
+use crate::random::Random;
+use crate::world::{Coverage, World};
+
+/// What one run is like.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Shards of the pool.
+    pub shards: u16,
+    /// Size of each device.
+    pub device_blocks: Vec<u64>,
+    /// How the devices behave.
+    pub habits: DeviceHabits,
+    /// How fast things go.
+    pub pace: Pace,
+    /// Whether there is a log tail.
+    pub tail: bool,
+    /// What a shard is opened with.
+    pub shard_options: ShardOptions,
+    /// Memory for transfers, per processor.
+    pub pool_bytes: usize,
+    /// Clients, each with one operation at a time.
+    pub clients: usize,
+    /// The longest pause of a client.
+    pub think_ns: u64,
+    /// Operations of each life.
+    pub operations: Vec<u64>,
+    /// Volumes made at the start, and at most.
+    pub volumes: usize,
+    /// Volumes at most.
+    pub volumes_max: usize,
+    /// Bytes of a volume at most.
+    pub volume_bytes_max: u64,
+    /// Snapshots at most.
+    pub snapshots_max: usize,
+    /// How often the operator does something when a client does.
+    pub operator_percent: u64,
+    /// Writes with FUA.
+    pub fua_percent: u64,
+    /// The shortest time for which answers may be held.
+    pub hold_ns_min: u64,
+    /// The longest.
+    pub hold_ns_max: u64,
+    /// How often the coordinator dies in the middle of a snapshot.
+    pub coordinator_death_percent: u64,
+    /// Out of ten thousand device writes, how many fail.
+    pub device_errors: u64,
+    /// Whether device content is damaged on purpose.
+    pub corruption: bool,
+}
+
+impl Plan {
+    /// The plan for a seed.
+    #[must_use]
+    pub fn new(random: &mut Random) -> Self {
+        let shards = random.between(1, 4) as u16;
+        let devices = random.between(1, 3);
+        let device_blocks = (0..devices)
+            .map(|_| 257 + u64::from(shards) * random.between(1024, 1400) + random.below(8))
+            .collect();
+        let lives = random.between(1, 4);
+        let message_ns = *random.pick(&[200, 1_000, 5_000]);
+        let late = random.percent(30);
+        Self {
+            shards,
+            device_blocks,
+            habits: DeviceHabits {
+                queue_depth: *random.pick(&[2, 8, 64]),
+                latency_ns: *random.pick(&[2_000, 10_000, 50_000]),
+                flush_ns: *random.pick(&[5_000, 50_000, 500_000]),
+                read_errors: 0,
+                write_errors: 0,
+            },
+            pace: Pace {
+                message_ns,
+                turn_ns: *random.pick(&[100, 500, 2_000]),
+                late_turns: if late { 50 } else { 0 },
+                late_ns: 3_000_000,
+            },
+            tail: random.percent(80),
+            shard_options: ShardOptions {
+                map_cache_pages: *random.pick(&[64, 256, 4096]),
+                in_flight_max: *random.pick(&[4, 32, 256]),
+                #[cfg(feature = "planted-bugs")]
+                hold_answers: true,
+            },
+            pool_bytes: *random.pick(&[4 << 20, 16 << 20]),
+            clients: random.between(1, 12) as usize,
+            think_ns: *random.pick(&[0, 5_000, 50_000]),
+            operations: (0..lives).map(|_| random.between(10, 250)).collect(),
+            volumes: random.between(1, 3) as usize,
+            volumes_max: 4,
+            volume_bytes_max: *random.pick(&[300_000, 1_500_000, 3_000_000]),
+            snapshots_max: *random.pick(&[2, 5, 12]),
+            operator_percent: *random.pick(&[3, 10]),
+            fua_percent: *random.pick(&[0, 10]),
+            hold_ns_min: 20_000,
+            hold_ns_max: *random.pick(&[100_000, 10_000_000]),
+            coordinator_death_percent: *random.pick(&[0, 0, 10]),
+            device_errors: 0,
+            corruption: false,
+        }
+    }
+}
+
+/// Runs a seed from end to end.
+///
+/// # Errors
+/// The first law that is broken.
+pub fn run(seed: u64, trace: bool) -> Result<Coverage, Broken> {
+    run_with(seed, trace, |_| {})
+}
+
+/// Runs a seed with changes to its plan.
+///
+/// # Errors
+/// The first law that is broken.
+pub fn run_with(seed: u64, trace: bool, change: impl FnOnce(&mut Plan)) -> Result<Coverage, Broken> {
+    let mut random = Random::new(seed);
+    let mut plan = Plan::new(&mut random);
+    change(&mut plan);
+    if trace {
+        eprintln!("{plan:#?}");
+    }
+    let (lives, volumes) = (plan.operations.clone(), plan.volumes);
+    let mut world = World::new(plan, random.fork(), trace)?;
+    world.make_volumes(volumes)?;
+    let last = lives.len() - 1;
+    for (life, operations) in lives.into_iter().enumerate() {
+        world.work(operations)?;
+        // Half of the deaths come in the middle of everything, half when all is quiet; the last life may end well.
+        let quiet = random.percent(30);
+        if quiet {
+            world.quiesce()?;
+        }
+        if life < last || !quiet || world.coordinator_is_dead() {
+            let crash = if random.percent(50) {
+                Crash::Kill
+            } else {
+                Crash::PowerCut
+            };
+            world.crash_and_recover(crash)?;
+        }
+    }
+    world.compare_everything()?;
+    world.delete_everything()?;
+    Ok(world.coverage)
+}

@@ -1,0 +1,233 @@
+//! The clients, the control plane and what they know: sends operations into a [`Machine`], checks every answer.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `operations.rs` | reads, writes, flushes, discards of clients, and the checks of their answers |
+//! | `jobs.rs` | the control plane: volumes, snapshots, checkpoints, in the order of commands that is safe at a crash |
+//! | `looks.rs` | whole volumes and snapshots read and compared |
+//! | `recovery.rs` | crash, open, reconcile with the catalog, compare |
+//! | `workload.rs` | what the clients and the operator happen to want next |
+
+mod jobs;
+mod looks;
+mod operations;
+mod recovery;
+mod workload;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use stillpoint_ondisk::layout::Layout;
+use stillpoint_processor::command::ShardStatus;
+use stillpoint_processor::host_view::{HostView, Placement};
+use stillpoint_processor::{ShardIndex, SnapshotId, View, VolumeId};
+
+use crate::device::Devices;
+use crate::machine::{Machine, News, Stuck};
+use crate::memory::TailShelf;
+use crate::model::{Broken, CutBounds, Tick, VolumeModel, Writes};
+use crate::random::Random;
+use crate::scenario::Plan;
+use crate::stamp::{SECTOR_BYTES, Shown};
+
+use jobs::Job;
+use operations::Operation;
+
+/// Turns of one life at most: beyond it something runs in circles.
+const TURNS_MAX: u64 = 3_000_000;
+
+/// A virtual volume, as its clients know it.
+#[derive(Debug)]
+pub struct Volume {
+    id: u32,
+    placement: Placement,
+    block_bytes: u32,
+    size_bytes: u64,
+    model: VolumeModel,
+    state: State,
+    /// Operations on it that were not answered yet.
+    in_flight: usize,
+    /// It is part of a snapshot being made, or a job changes it.
+    job: bool,
+    /// Its size is being changed, or it is being made or deleted: clients leave it alone.
+    resizing: bool,
+}
+
+/// Whether a volume or a snapshot exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It was asked for. After a crash it may be there, whole, or not.
+    Asked,
+    /// It was confirmed.
+    There,
+    /// Its end was asked for. After a crash it may be there, whole, or not.
+    Ending,
+    /// It never was, or is no more.
+    Gone,
+}
+
+/// A snapshot, as its clients know it.
+#[derive(Debug)]
+pub struct Snapshot {
+    id: u64,
+    /// Volumes with their sizes at the time.
+    volumes: Vec<(u32, u64)>,
+    state: State,
+    bounds: CutBounds,
+    /// What each volume shows, once it was looked at.
+    content: BTreeMap<u32, Vec<Shown>>,
+    hold_limit_ns: u64,
+}
+
+/// What a run came across: a simulation that never gets into trouble proves nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Coverage(pub BTreeMap<&'static str, u64>);
+
+impl Coverage {
+    /// Counts one more.
+    pub fn count(&mut self, what: &'static str) {
+        self.add(what, 1);
+    }
+
+    /// Counts `number` more.
+    pub fn add(&mut self, what: &'static str, number: u64) {
+        *self.0.entry(what).or_default() += number;
+    }
+
+    /// Adds up two runs.
+    pub fn merge(&mut self, other: &Self) {
+        other.0.iter().for_each(|(what, count)| self.add(what, *count));
+    }
+}
+
+/// A pool and all who use it.
+pub struct World {
+    plan: Plan,
+    layout: Layout,
+    devices: Devices,
+    tails: Vec<TailShelf>,
+    machine: Machine,
+    random: Random,
+    tick: Tick,
+    writes: Writes,
+    volumes: BTreeMap<u32, Volume>,
+    snapshots: BTreeMap<u64, Snapshot>,
+    operations: BTreeMap<u64, Operation>,
+    operations_sent: u64,
+    jobs: BTreeMap<u64, Job>,
+    jobs_begun: u64,
+    next_volume: u32,
+    next_snapshot: u64,
+    /// Clients that want to send something now.
+    idle_clients: Vec<usize>,
+    /// Snapshots that the coordinator works on.
+    snapshots_asked: usize,
+    /// What the last status job brought.
+    statuses: BTreeMap<u16, ShardStatus>,
+    /// Steps after which the coordinator dies.
+    coordinator_dies_after: Option<u64>,
+    /// Calls that the last opening took.
+    open_calls: u64,
+    /// What happened.
+    pub coverage: Coverage,
+    trace: bool,
+}
+
+/// A law was broken: which, and what led there.
+pub type Checked<T = ()> = Result<T, Broken>;
+
+fn broken<T>(what: impl fmt::Display) -> Checked<T> {
+    Err(Broken(what.to_string()))
+}
+
+impl Volume {
+    fn sectors(&self) -> u64 {
+        self.size_bytes / SECTOR_BYTES as u64
+    }
+
+    fn host_view(&self, snapshot: Option<(u64, u64)>) -> HostView {
+        HostView {
+            view: View {
+                volume: VolumeId(self.id),
+                snapshot: snapshot.map(|(id, _)| SnapshotId(id)),
+            },
+            placement: self.placement,
+            size_bytes: snapshot.map_or(self.size_bytes, |(_, size_bytes)| size_bytes),
+            block_bytes: self.block_bytes,
+            read_only: snapshot.is_some(),
+        }
+    }
+}
+
+impl World {
+    fn tick(&mut self) -> Tick {
+        self.tick += 1;
+        self.tick
+    }
+
+    fn shards(&self) -> impl Iterator<Item = ShardIndex> + use<> {
+        (0..self.layout.shard_count).map(ShardIndex)
+    }
+
+    fn trace(&self, what: impl FnOnce() -> String) {
+        if self.trace {
+            eprintln!(
+                "{:>12} ns  tick {:>6}  {}",
+                self.machine.now().monotonic_ns,
+                self.tick,
+                what()
+            );
+        }
+    }
+
+    /// Lets the next thing happen and takes in what it brings.
+    fn step(&mut self) -> Checked {
+        if self.machine.turns() > TURNS_MAX {
+            return broken("the processors run in circles: too many turns");
+        }
+        match self.coordinator_dies_after {
+            Some(0) => {
+                self.coordinator_dies_after = None;
+                // What it was asked for is never answered; holds end by themselves.
+                self.snapshots_asked = 0;
+                self.machine.kill_coordinator();
+                self.coverage.count("coordinators that died");
+            }
+            Some(steps) => self.coordinator_dies_after = Some(steps - 1),
+            None => {}
+        }
+        match self.machine.step() {
+            Ok(None) => Ok(()),
+            Ok(Some(News::Answer(answer))) => self.answered(answer),
+            Ok(Some(News::Event(event))) => self.event(event),
+            Ok(Some(News::Snapshot { snapshot, result })) => self.snapshot_ended(snapshot, result),
+            Ok(Some(News::Alarm(client))) => {
+                self.idle_clients.push(client as usize);
+                Ok(())
+            }
+            Err(Stuck::Hold { seat }) => {
+                broken(format!("I9: processor {seat} holds answers beyond the deadline"))
+            }
+            Err(Stuck::Idle) => broken(self.describe_hang()),
+        }
+    }
+
+    /// Goes on until there are no operations, jobs and messages left.
+    fn settle(&mut self) -> Checked {
+        while !(self.operations.is_empty() && self.jobs.is_empty() && self.machine.is_quiet()) {
+            self.step()?;
+        }
+        Ok(())
+    }
+
+    fn describe_hang(&self) -> String {
+        let mut text = "nothing will ever happen again, but these were not answered:".to_string();
+        for operation in self.operations.values() {
+            text += &format!("\n    {operation}");
+        }
+        for job in self.jobs.values() {
+            text += &format!("\n    {job}");
+        }
+        text + &self.machine.describe()
+    }
+}

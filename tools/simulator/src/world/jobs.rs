@@ -1,0 +1,455 @@
+//! The control plane: each job is a row of stages, each stage a set of commands that are sent together; the
+//! next stage begins when all are answered. The catalog row always decides:
+//!
+//! | job | stages |
+//! |---|---|
+//! | create a volume | the row, then shares on all shards |
+//! | grow a volume | shares, then the row |
+//! | shrink a volume | the row, then the shares |
+//! | delete a volume | the row, then the shares |
+//! | create a snapshot | the coordinator's |
+//! | delete a snapshot | the rows, then the intermediate snapshots |
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+
+use stillpoint_coordinator::{OverallSnapshot, SnapshotError, SnapshotRequest, SnapshotVolume};
+use stillpoint_ondisk::catalog::{self, Key, Value, VolumeHead};
+use stillpoint_processor::command::{EventKind, Notice, ShardStatus};
+use stillpoint_processor::host_view::Placement;
+use stillpoint_processor::{
+    RequestError, ShardCommand, ShardEvent, ShardIndex, SnapshotId, Ticket, VolumeId,
+};
+
+use super::{Checked, Snapshot, State, Volume, World, broken};
+use crate::model::{CutBounds, Range, VolumeModel};
+use crate::stamp::{SECTOR_BYTES, Shown};
+
+/// What a job is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A new volume.
+    CreateVolume(u32),
+    /// Another size.
+    ResizeVolume {
+        /// The volume.
+        volume: u32,
+        /// The new size.
+        size_bytes: u64,
+        /// The write of zeros that shrinking amounts to.
+        zeros: Option<Shown>,
+    },
+    /// No volume any more.
+    DeleteVolume(u32),
+    /// No snapshot any more.
+    DeleteSnapshot(u64),
+    /// A checkpoint of all shards.
+    Checkpoint,
+    /// What recovery finds out of place is put right.
+    Reconcile,
+    /// The figures of all shards.
+    Status,
+}
+
+type Stage = Vec<(ShardIndex, ShardCommand)>;
+
+/// A job going on.
+#[derive(Debug)]
+pub struct Job {
+    purpose: Purpose,
+    stages: VecDeque<Stage>,
+    waiting: Vec<Ticket>,
+    failed: Option<RequestError>,
+    statuses: BTreeMap<u16, ShardStatus>,
+}
+
+impl fmt::Display for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (waiting, left) = (self.waiting.len(), self.stages.len());
+        write!(
+            f,
+            "{:?}: {waiting} commands not answered, {left} stages to come",
+            self.purpose
+        )
+    }
+}
+
+/// Low bits of a ticket: which command of the job.
+const TICKET_BITS: u32 = 16;
+
+impl World {
+    /// Begins a job.
+    pub(super) fn begin(&mut self, purpose: Purpose, stages: Vec<Stage>) {
+        self.jobs_begun += 1;
+        let id = self.jobs_begun;
+        self.trace(|| format!("begin  job {id}: {purpose:?}"));
+        let job = Job {
+            purpose,
+            stages: stages.into_iter().filter(|stage| !stage.is_empty()).collect(),
+            waiting: Vec::new(),
+            failed: None,
+            statuses: BTreeMap::new(),
+        };
+        self.jobs.insert(id, job);
+        self.next_stage(id);
+    }
+
+    fn next_stage(&mut self, id: u64) {
+        let job = self.jobs.get_mut(&id).expect("a job that goes on");
+        let Some(stage) = job.stages.pop_front() else {
+            let job = self.jobs.remove(&id).expect("a job that goes on");
+            self.trace(|| format!("end    job {id}: {:?}: {:?}", job.purpose, job.failed));
+            return self.job_ended(job);
+        };
+        let left = job.stages.len() as u64;
+        for (index, (shard, command)) in (0..).zip(stage) {
+            let ticket = Ticket((id * 16 + left) << TICKET_BITS | index);
+            job.waiting.push(ticket);
+            self.machine.command(shard, ticket, command);
+        }
+    }
+
+    /// Takes in what a shard told.
+    pub(super) fn event(&mut self, event: ShardEvent) -> Checked {
+        let Some(ticket) = event.ticket else {
+            return self.notice(&event);
+        };
+        let id = (ticket.0 >> TICKET_BITS) / 16;
+        let Some(job) = self.jobs.get_mut(&id) else {
+            return broken(format!("an event for a job that has ended: {event:?}"));
+        };
+        let Some(position) = job.waiting.iter().position(|waiting| *waiting == ticket) else {
+            return broken(format!("a command was answered twice: {event:?}"));
+        };
+        job.waiting.swap_remove(position);
+        match event.kind {
+            EventKind::Done => {}
+            EventKind::Status(status) => drop(job.statuses.insert(event.shard.0, *status)),
+            EventKind::Failed(error) => {
+                let (stopped, full) = (RequestError::ShardStopped, RequestError::NoSpace);
+                let may_stop = self.plan.device_errors > 0 && (error == stopped || error == RequestError::Io);
+                let may_be_full = error == full && !job.purpose.must_work_when_full();
+                if !may_stop && !may_be_full {
+                    return broken(format!("shard {} failed at {job}: {error}", event.shard.0));
+                }
+                job.failed = Some(error);
+            }
+            other => return broken(format!("shard {} answered {job} with {other:?}", event.shard.0)),
+        }
+        if job.waiting.is_empty() {
+            if job.failed.is_some() {
+                job.stages.clear();
+            }
+            self.next_stage(id);
+        }
+        Ok(())
+    }
+
+    fn notice(&mut self, event: &ShardEvent) -> Checked {
+        match &event.kind {
+            EventKind::Notice(Notice::Corrupt { address }) if !self.plan.corruption => broken(format!(
+                "I4: shard {} found damage at {address} though nothing was damaged",
+                event.shard.0
+            )),
+            EventKind::Notice(Notice::Stopped { operation, error }) if self.plan.device_errors == 0 => {
+                broken(format!(
+                    "shard {} stopped at {operation} ({error}) though no device failed",
+                    event.shard.0
+                ))
+            }
+            EventKind::Notice(Notice::Stopped { .. }) => {
+                self.coverage.count("shards stopped by device errors");
+                Ok(())
+            }
+            EventKind::Notice(Notice::SnapshotFreed { .. }) => {
+                self.coverage.count("intermediate snapshots freed");
+                Ok(())
+            }
+            EventKind::Notice(_) => Ok(()),
+            other => broken(format!("an event that nobody asked for: {other:?}")),
+        }
+    }
+
+    fn job_ended(&mut self, job: Job) {
+        let done = job.failed.is_none();
+        match job.purpose {
+            Purpose::CreateVolume(volume) => {
+                if done {
+                    let target = self.volume(volume);
+                    (target.state, target.job, target.resizing) = (State::There, false, false);
+                } else {
+                    self.coverage.count("volumes refused for lack of space");
+                    self.begin_delete_volume(volume);
+                }
+            }
+            Purpose::ResizeVolume {
+                volume,
+                size_bytes,
+                zeros,
+            } => {
+                let tick = self.tick();
+                if let Some(zeros) = zeros {
+                    self.writes.end(zeros, done, done, tick);
+                }
+                let target = self.volume(volume);
+                (target.job, target.resizing) = (false, false);
+                // A resize that failed half way leaves the size that is safe: the smaller one.
+                target.size_bytes = if done {
+                    size_bytes
+                } else {
+                    target.size_bytes.min(size_bytes)
+                };
+                self.coverage.count("volumes resized");
+            }
+            Purpose::DeleteVolume(volume) if done => self.volume(volume).state = State::Gone,
+            Purpose::DeleteSnapshot(snapshot) if done => {
+                self.snapshots
+                    .get_mut(&snapshot)
+                    .expect("snapshots stay known")
+                    .state = State::Gone;
+                self.coverage.count("snapshots deleted");
+            }
+            Purpose::Status => self.statuses = job.statuses,
+            Purpose::Checkpoint
+            | Purpose::Reconcile
+            | Purpose::DeleteVolume(_)
+            | Purpose::DeleteSnapshot(_) => {}
+        }
+    }
+
+    fn volume(&mut self, volume: u32) -> &mut Volume {
+        self.volumes.get_mut(&volume).expect("volumes stay known")
+    }
+
+    /// One command for every shard.
+    pub(super) fn for_all(&self, command: impl Fn(ShardIndex) -> ShardCommand) -> Stage {
+        self.shards().map(|shard| (shard, command(shard))).collect()
+    }
+
+    fn volume_row(&self, volume: u32, size_bytes: u64) -> Stage {
+        let target = &self.volumes[&volume];
+        let head = VolumeHead {
+            version: catalog::VERSION.into(),
+            name_bytes: 0.into(),
+            rotation: target.placement.rotation.into(),
+            reserved: [0; 2],
+            block_bytes: target.block_bytes.into(),
+            object_blocks: target.placement.object_blocks.into(),
+            size_bytes: size_bytes.into(),
+            created_ns: 0.into(),
+        };
+        let key = Key::Volume(volume).encode();
+        let value = Value::Volume(head, &format!("volume-{volume}")).encode();
+        vec![(ShardIndex(0), ShardCommand::CatalogPut { key, value })]
+    }
+
+    /// Makes a volume of a random shape.
+    pub(super) fn begin_create_volume(&mut self) {
+        let id = self.next_volume;
+        self.next_volume += 1;
+        let block_bytes = *self.random.pick(&[512, 4096]);
+        let blocks = self
+            .random
+            .between(1, self.plan.volume_bytes_max / u64::from(block_bytes));
+        let placement = Placement {
+            shard_count: self.layout.shard_count,
+            rotation: self.random.below(u64::from(self.layout.shard_count)) as u16,
+            object_blocks: 256,
+        };
+        let size_bytes = blocks * u64::from(block_bytes);
+        let volume = Volume {
+            id,
+            placement,
+            block_bytes,
+            size_bytes,
+            model: VolumeModel::new(id, size_bytes / SECTOR_BYTES as u64),
+            state: State::Asked,
+            in_flight: 0,
+            job: true,
+            resizing: true,
+        };
+        self.volumes.insert(id, volume);
+        let shares = self.for_all(|shard| ShardCommand::CreateVolume {
+            volume: VolumeId(id),
+            share_blocks: placement.share_blocks(shard, size_bytes.div_ceil(4096)),
+        });
+        let row = self.volume_row(id, size_bytes);
+        self.begin(Purpose::CreateVolume(id), vec![row, shares]);
+    }
+
+    /// Gives a volume another size. Nothing else goes on with it.
+    pub(super) fn begin_resize_volume(&mut self, volume: u32, size_bytes: u64) {
+        let tick = self.tick();
+        let target = self.volumes.get_mut(&volume).expect("volumes stay known");
+        assert!(target.in_flight == 0 && !target.job);
+        (target.job, target.resizing) = (true, true);
+        let (placement, old_bytes) = (target.placement, target.size_bytes);
+        let sectors = |bytes: u64| bytes / SECTOR_BYTES as u64;
+        target.model.grow(sectors(size_bytes));
+        let zeros = (size_bytes < old_bytes).then(|| {
+            let number = self.writes.send(true, tick);
+            let range = Range {
+                first: sectors(size_bytes),
+                count: sectors(old_bytes - size_bytes),
+            };
+            target.model.write_sent(number, range);
+            number
+        });
+        let shares = self.resize_shares(volume, placement, size_bytes);
+        let row = self.volume_row(volume, size_bytes);
+        let stages = if zeros.is_some() {
+            vec![row, shares]
+        } else {
+            vec![shares, row]
+        };
+        let purpose = Purpose::ResizeVolume {
+            volume,
+            size_bytes,
+            zeros,
+        };
+        self.begin(purpose, stages);
+    }
+
+    /// The commands that give every shard the right share of a volume.
+    pub(super) fn resize_shares(&self, volume: u32, placement: Placement, size_bytes: u64) -> Stage {
+        self.for_all(|shard| ShardCommand::ResizeVolume {
+            volume: VolumeId(volume),
+            share_blocks: placement.share_blocks(shard, size_bytes.div_ceil(4096)),
+        })
+    }
+
+    /// Deletes a volume that has no snapshots.
+    pub(super) fn begin_delete_volume(&mut self, volume: u32) {
+        let target = self.volume(volume);
+        (target.state, target.job) = (State::Ending, true);
+        let key = Key::Volume(volume).encode();
+        let row = vec![(ShardIndex(0), ShardCommand::CatalogDelete { key })];
+        let shares = self.for_all(|_| ShardCommand::DeleteVolume {
+            volume: VolumeId(volume),
+        });
+        self.begin(Purpose::DeleteVolume(volume), vec![row, shares]);
+    }
+
+    /// Takes a snapshot of some volumes at one instant.
+    pub(super) fn begin_create_snapshot(&mut self, volumes: &[u32]) {
+        let sent = self.tick();
+        let id = self.next_snapshot;
+        self.next_snapshot += 1;
+        let sizes: Vec<(u32, u64)> = volumes
+            .iter()
+            .map(|id| (*id, self.volumes[id].size_bytes))
+            .collect();
+        volumes.iter().for_each(|id| self.volume(*id).job = true);
+        let hold_limit_ns = self.random.between(self.plan.hold_ns_min, self.plan.hold_ns_max);
+        let request = SnapshotRequest {
+            snapshot: SnapshotId(id),
+            name: format!("snapshot-{id}"),
+            volumes: sizes
+                .iter()
+                .map(|&(volume, size_bytes)| SnapshotVolume {
+                    volume: VolumeId(volume),
+                    size_bytes,
+                })
+                .collect(),
+            shard_count: self.layout.shard_count,
+            hold_limit_ns,
+            step_limit_ns: 10_000_000_000,
+        };
+        let snapshot = Snapshot {
+            id,
+            volumes: sizes,
+            state: State::Asked,
+            bounds: CutBounds::new(sent, u64::MAX),
+            content: BTreeMap::new(),
+            hold_limit_ns,
+        };
+        self.snapshots.insert(id, snapshot);
+        self.snapshots_asked += 1;
+        self.trace(|| format!("ask    snapshot {id} of {volumes:?}"));
+        assert!(self.machine.snapshot(request), "nobody asks a dead coordinator");
+    }
+
+    /// The coordinator told how a snapshot ended.
+    pub(super) fn snapshot_ended(
+        &mut self,
+        id: SnapshotId,
+        result: Result<OverallSnapshot, SnapshotError>,
+    ) -> Checked {
+        let tick = self.tick();
+        self.trace(|| format!("end    snapshot {}: {result:?}", id.0));
+        self.snapshots_asked -= 1;
+        let snapshot = self.snapshots.get_mut(&id.0).expect("snapshots stay known");
+        snapshot.bounds.answered = tick;
+        for (volume, _) in snapshot.volumes.clone() {
+            self.volume(volume).job = false;
+        }
+        let snapshot = self.snapshots.get_mut(&id.0).expect("snapshots stay known");
+        match result {
+            Ok(overall) => {
+                if overall.hold_ns_max() > snapshot.hold_limit_ns {
+                    return broken(format!(
+                        "I9: snapshot {} was held for longer than its limit",
+                        id.0
+                    ));
+                }
+                snapshot.state = State::There;
+                self.coverage.count("snapshots taken");
+                self.coverage.add("answers held", overall.answers_held());
+                self.send_first_looks(id.0);
+            }
+            Err(SnapshotError::InDoubt { .. }) => {}
+            Err(error) => {
+                snapshot.state = State::Gone;
+                self.coverage.count(match error {
+                    SnapshotError::HoldExpired { .. } => "snapshots aborted at the hold's deadline",
+                    SnapshotError::Refused { .. } => "snapshots refused",
+                    _ => "snapshots failed otherwise",
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes a snapshot.
+    pub(super) fn begin_delete_snapshot(&mut self, id: u64) {
+        let snapshot = self.snapshots.get_mut(&id).expect("snapshots stay known");
+        snapshot.state = State::Ending;
+        let volumes: Vec<u32> = snapshot.volumes.iter().map(|(volume, _)| *volume).collect();
+        let figures = Key::Figures {
+            snapshot: id,
+            first_shard: 0,
+        };
+        let rows = [Key::Snapshot(id), figures]
+            .map(|key| (ShardIndex(0), ShardCommand::CatalogDelete { key: key.encode() }))
+            .to_vec();
+        let shares = volumes
+            .iter()
+            .flat_map(|&volume| {
+                self.for_all(|_| ShardCommand::DeleteSnapshot {
+                    volume: VolumeId(volume),
+                    snapshot: SnapshotId(id),
+                })
+            })
+            .collect();
+        self.begin(Purpose::DeleteSnapshot(id), vec![rows, shares]);
+    }
+
+    /// Makes a checkpoint of all shards.
+    pub(super) fn begin_checkpoint(&mut self) {
+        let stage = self.for_all(|_| ShardCommand::Checkpoint);
+        self.begin(Purpose::Checkpoint, vec![stage]);
+    }
+
+    /// Asks all shards for their figures.
+    pub(super) fn begin_status(&mut self) {
+        let stage = self.for_all(|_| ShardCommand::Status);
+        self.begin(Purpose::Status, vec![stage]);
+    }
+}
+
+impl Purpose {
+    /// I10: what makes room works without room.
+    fn must_work_when_full(&self) -> bool {
+        !matches!(self, Self::CreateVolume(_) | Self::ResizeVolume { .. })
+    }
+}

@@ -1,0 +1,363 @@
+//! Making a pool, and what happens at the end of a life: crash, open, reconcile with the catalog, compare.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use stillpoint_ondisk::catalog::{Key, Value};
+use stillpoint_processor::format::{PoolSpec, make_pool};
+use stillpoint_processor::shard::{OpenError, RecoveryReport};
+use stillpoint_processor::{Now, Shard, ShardCommand, ShardIndex, SnapshotId, VolumeId};
+
+use super::jobs::Purpose;
+use super::looks::Look;
+use super::{Checked, Coverage, State, World, broken};
+use crate::device::{CrashFate, Devices};
+use crate::machine::{Machine, WALL_START_NS};
+use crate::memory::{SimulatedTail, TailShelf};
+use crate::model::{Broken, Crash, Range, Writes};
+use crate::random::Random;
+use crate::scenario::Plan;
+
+type Opened = Vec<(Shard<SimulatedTail>, RecoveryReport)>;
+
+impl World {
+    /// Makes a pool as planned and opens it.
+    ///
+    /// # Errors
+    /// If that is refused.
+    pub fn new(plan: Plan, mut random: Random, trace: bool) -> Checked<Self> {
+        let devices = Devices::new(&plan.device_blocks, plan.habits, random.fork());
+        let spec = PoolSpec {
+            pool: *b"a simulated pool",
+            name: "simulated".to_string(),
+            shard_count: plan.shards,
+            created_ns: WALL_START_NS,
+            devices: (0..)
+                .zip(&plan.device_blocks)
+                .map(|(i, &blocks)| ([i; 16], blocks))
+                .collect(),
+        };
+        let layout = make_pool(&mut devices.open_port(None), &spec)
+            .map_err(|error| Broken(format!("the pool cannot be made: {error}")))?;
+        let tails: Vec<TailShelf> = (0..plan.shards).map(|_| TailShelf::default()).collect();
+        let machine = Machine::new(Vec::new(), 0, 0, &devices, plan.pace, 0, random.fork());
+        let mut world = Self {
+            layout,
+            devices,
+            tails,
+            machine,
+            tick: 0,
+            writes: Writes::default(),
+            volumes: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
+            operations: BTreeMap::new(),
+            operations_sent: 0,
+            jobs: BTreeMap::new(),
+            jobs_begun: 0,
+            next_volume: 1,
+            next_snapshot: 1,
+            snapshots_asked: 0,
+            statuses: BTreeMap::new(),
+            open_calls: 0,
+            coordinator_dies_after: None,
+            idle_clients: Vec::new(),
+            coverage: Coverage::default(),
+            random,
+            plan,
+            trace,
+        };
+        let opened = world
+            .open_shards(None)
+            .map_err(|error| Broken(format!("a new pool does not open: {error}")))?;
+        world.start(opened);
+        Ok(world)
+    }
+
+    fn open_shards(&mut self, calls: Option<u64>) -> Result<Opened, OpenError> {
+        let options = self.plan.shard_options;
+        let now_ns = self.machine.now().monotonic_ns;
+        let now = Now {
+            monotonic_ns: now_ns,
+            wall_ns: WALL_START_NS + now_ns,
+        };
+        let mut port = self.devices.open_port(calls);
+        let mut opened = Vec::new();
+        for shard in self.shards() {
+            let tail = self.tails[usize::from(shard.0)].take(self.plan.tail);
+            opened.push(Shard::open(&self.layout, shard, &mut port, tail, options, now)?);
+        }
+        self.open_calls = port.calls();
+        Ok(opened)
+    }
+
+    /// Starts a life with these shards.
+    fn start(&mut self, opened: Opened) {
+        let mut shards = Vec::new();
+        for (shard, report) in opened {
+            self.trace(|| format!("open   shard {}: {report:?}", shard.index().0));
+            self.coverage.add("log records replayed", report.log_records);
+            self.coverage
+                .add("log tail records replayed", report.tail_records);
+            self.coverage
+                .add("blocks dropped in recovery", report.dropped_blocks);
+            shards.push(shard);
+        }
+        let processors = self.random.between(1, u64::from(self.plan.shards).min(3)) as usize;
+        let now_ns = self.machine.now().monotonic_ns;
+        let random = self.random.fork();
+        let (pool_bytes, pace) = (self.plan.pool_bytes, self.plan.pace);
+        self.machine = Machine::new(
+            shards,
+            processors,
+            pool_bytes,
+            &self.devices,
+            pace,
+            now_ns,
+            random,
+        );
+    }
+
+    /// Ends this life, opens the pool again and compares everything with the model.
+    pub fn crash_and_recover(&mut self, crash: Crash) -> Checked {
+        self.die(crash);
+        let mut worst = match crash {
+            Crash::Kill if !self.plan.tail => Crash::KillWithoutTail,
+            other => other,
+        };
+        let mut calls = None;
+        if self.random.percent(30) {
+            calls = Some(self.random.below(self.open_calls * 2 + 2));
+        }
+        let opened = loop {
+            match self.open_shards(calls) {
+                Ok(opened) => break opened,
+                Err(error) if calls.is_some() => {
+                    self.trace(|| format!("crash  while opening: {error}"));
+                    self.coverage.count("crashes during recovery");
+                    let next = if self.random.percent(50) {
+                        Crash::PowerCut
+                    } else {
+                        Crash::Kill
+                    };
+                    self.crash_devices(next);
+                    if next == Crash::PowerCut {
+                        worst = Crash::PowerCut;
+                    }
+                    calls = None;
+                }
+                Err(error) => return broken(format!("the pool does not open after {crash:?}: {error}")),
+            }
+        };
+        let mending = self.compare_with_catalog(&opened)?;
+        self.start(opened);
+        self.begin(Purpose::Reconcile, vec![mending]);
+        self.settle()?;
+        self.forget_what_lies_beyond_the_ends();
+        // Snapshots first: they are compared with the history up to the crash, which the volumes then close.
+        self.send_snapshot_looks();
+        self.settle()?;
+        self.send_volume_looks(Look::Recovered(worst));
+        self.settle()
+    }
+
+    fn die(&mut self, crash: Crash) {
+        let tick = self.tick();
+        self.trace(|| format!("crash  {crash:?}"));
+        self.coverage.count(match crash {
+            Crash::Kill | Crash::KillWithoutTail => "kills",
+            Crash::PowerCut => "power cuts",
+        });
+        self.writes.crash(tick);
+        self.operations.clear();
+        self.jobs.clear();
+        self.idle_clients.clear();
+        (self.snapshots_asked, self.coordinator_dies_after) = (0, None);
+        for volume in self.volumes.values_mut() {
+            (volume.in_flight, volume.job, volume.resizing) = (0, false, false);
+        }
+        for snapshot in self.snapshots.values_mut() {
+            snapshot.bounds.answered = snapshot.bounds.answered.min(tick);
+        }
+        let (devices, pace, now_ns) = (
+            self.devices.clone(),
+            self.plan.pace,
+            self.machine.now().monotonic_ns,
+        );
+        // The processors go, and their log tails back to the shelves.
+        self.machine = Machine::new(Vec::new(), 0, 0, &devices, pace, now_ns, self.random.fork());
+        self.crash_devices(crash);
+    }
+
+    fn crash_devices(&mut self, crash: Crash) {
+        let fates = [
+            CrashFate::Lost,
+            CrashFate::Kept,
+            CrashFate::Mixed,
+            CrashFate::Reordered,
+        ];
+        let fate = *self.random.pick(&fates);
+        self.devices.crash(crash == Crash::PowerCut, fate);
+        if crash == Crash::PowerCut {
+            for tail in &mut self.tails {
+                *tail = TailShelf::default();
+            }
+        }
+    }
+
+    /// Decides by the catalog what exists, checks it against what was confirmed (I8), and gives the commands that
+    /// put the rest right.
+    fn compare_with_catalog(&mut self, opened: &Opened) -> Checked<Vec<(ShardIndex, ShardCommand)>> {
+        let mut commands = Vec::new();
+        let (mut volume_rows, mut snapshot_rows) = (BTreeMap::new(), BTreeSet::new());
+        let mut figures = Vec::new();
+        for (key, value) in opened[0].0.catalog() {
+            let decoded = Key::decode(&key).and_then(|key| Ok((key, Value::decode(key, &value)?)));
+            match decoded.map_err(|damage| Broken(format!("a catalog row is damaged: {damage}")))? {
+                (Key::Volume(id), Value::Volume(head, _)) => {
+                    volume_rows.insert(id, head.size_bytes.get());
+                }
+                (Key::Snapshot(id), _) => drop(snapshot_rows.insert(id)),
+                (Key::Figures { snapshot, .. }, _) => figures.push((snapshot, key)),
+                (other, _) => return broken(format!("a row that nobody wrote: {other:?}")),
+            }
+        }
+        for (snapshot, key) in figures {
+            if !snapshot_rows.contains(&snapshot) {
+                commands.push((ShardIndex(0), ShardCommand::CatalogDelete { key }));
+            }
+        }
+        self.decide_volumes(&volume_rows)?;
+        self.decide_snapshots(&snapshot_rows)?;
+        for (shard, _) in opened {
+            self.compare_shares(shard, &mut commands)?;
+        }
+        Ok(commands)
+    }
+
+    /// What a shrinking that a crash interrupted has cut off must never be seen again.
+    fn forget_what_lies_beyond_the_ends(&mut self) {
+        let tick = self.tick();
+        let Self { volumes, writes, .. } = self;
+        for volume in volumes.values_mut() {
+            let (first, end) = (volume.sectors(), volume.model.sectors());
+            if first < end {
+                let zeros = writes.send(true, tick);
+                volume.model.write_sent(
+                    zeros,
+                    Range {
+                        first,
+                        count: end - first,
+                    },
+                );
+                writes.end(zeros, true, true, tick);
+            }
+        }
+    }
+
+    fn decide_volumes(&mut self, rows: &BTreeMap<u32, u64>) -> Checked {
+        for volume in self.volumes.values_mut() {
+            let row = rows.get(&volume.id);
+            match (volume.state, row) {
+                (State::There, None) => return broken(format!("volume {} is lost", volume.id)),
+                (State::Gone, Some(_)) => return broken(format!("volume {} came back", volume.id)),
+                (_, Some(&size_bytes)) => (volume.state, volume.size_bytes) = (State::There, size_bytes),
+                (_, None) => volume.state = State::Gone,
+            }
+        }
+        match rows.keys().find(|id| !self.volumes.contains_key(id)) {
+            Some(id) => broken(format!("volume {id} was never made")),
+            None => Ok(()),
+        }
+    }
+
+    fn decide_snapshots(&mut self, rows: &BTreeSet<u64>) -> Checked {
+        for snapshot in self.snapshots.values_mut() {
+            let row = rows.contains(&snapshot.id);
+            snapshot.state = match (snapshot.state, row) {
+                (State::There, false) => return broken(format!("I8: snapshot {} is lost", snapshot.id)),
+                (State::Gone, true) => return broken(format!("I8: snapshot {} came back", snapshot.id)),
+                (_, true) => State::There,
+                (_, false) => State::Gone,
+            };
+        }
+        match rows.iter().find(|id| !self.snapshots.contains_key(id)) {
+            Some(id) => broken(format!("snapshot {id} was never asked for")),
+            None => Ok(()),
+        }
+    }
+
+    /// What one shard holds besides, or instead of, what the catalog says.
+    fn compare_shares(
+        &mut self,
+        shard: &Shard<SimulatedTail>,
+        commands: &mut Vec<(ShardIndex, ShardCommand)>,
+    ) -> Checked {
+        let index = shard.index();
+        let mut give = |command| commands.push((index, command));
+        let mut held = BTreeSet::new();
+        let mut orphans = 0;
+        for share in shard.shares() {
+            let volume = share.id;
+            held.insert(volume.0);
+            let Some(known) = self
+                .volumes
+                .get(&volume.0)
+                .filter(|known| known.state == State::There)
+            else {
+                give(ShardCommand::DeleteVolume { volume });
+                continue;
+            };
+            let share_blocks = known
+                .placement
+                .share_blocks(index, known.size_bytes.div_ceil(4096));
+            if share_blocks != share.share_blocks {
+                give(ShardCommand::ResizeVolume { volume, share_blocks });
+            }
+            for found in share.snapshots.iter().filter(|found| !found.deleting) {
+                let snapshot = found.snapshot;
+                if self
+                    .snapshots
+                    .get(&snapshot.0)
+                    .is_none_or(|known| known.state != State::There)
+                {
+                    orphans += 1;
+                    give(ShardCommand::DeleteSnapshot { volume, snapshot });
+                }
+            }
+        }
+        for volume in self
+            .volumes
+            .values()
+            .filter(|volume| volume.state == State::There)
+        {
+            if !held.contains(&volume.id) {
+                let share_blocks = volume
+                    .placement
+                    .share_blocks(index, volume.size_bytes.div_ceil(4096));
+                give(ShardCommand::CreateVolume {
+                    volume: VolumeId(volume.id),
+                    share_blocks,
+                });
+            }
+        }
+        self.coverage
+            .add("intermediate snapshots without a commit record", orphans);
+        for snapshot in self
+            .snapshots
+            .values()
+            .filter(|snapshot| snapshot.state == State::There)
+        {
+            for (volume, _) in &snapshot.volumes {
+                let id = SnapshotId(snapshot.id);
+                let share = shard.shares().find(|share| share.id.0 == *volume);
+                if !share.is_some_and(|share| share.snapshots.iter().any(|s| s.snapshot == id && !s.deleting))
+                {
+                    return broken(format!(
+                        "I8: shard {} lost its part of snapshot {}",
+                        index.0, snapshot.id
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,331 @@
+//! What the clients and the operator happen to want next.
+
+use super::looks::Look;
+use super::operations::Does;
+use super::{Checked, State, World, broken};
+use crate::stamp::SECTOR_BYTES;
+use stillpoint_ondisk::header::ShardHeader;
+use stillpoint_ondisk::layout::HEADER_COPIES;
+use stillpoint_processor::ShardIndex;
+
+/// Jobs going on at the same time at most.
+const JOBS_MAX: usize = 4;
+/// Bytes of a block.
+const BLOCK: u64 = 4096;
+
+impl World {
+    /// Lets the clients work until they have sent `operations` more.
+    ///
+    /// # Errors
+    /// The first law that is broken.
+    pub fn work(&mut self, operations: u64) -> Checked {
+        let end = self.operations_sent + operations;
+        for client in 0..self.plan.clients {
+            self.think(client);
+        }
+        while self.operations_sent < end {
+            while let Some(client) = self.idle_clients.pop() {
+                if self.jobs.len() < JOBS_MAX && self.random.percent(self.plan.operator_percent) {
+                    self.operate();
+                }
+                if !self.send_something(client) {
+                    self.think(client);
+                }
+            }
+            self.step()?;
+        }
+        Ok(())
+    }
+
+    /// Lets everything that was begun end; the clients begin nothing new.
+    ///
+    /// # Errors
+    /// The first law that is broken.
+    pub fn quiesce(&mut self) -> Checked {
+        while !(self.operations.is_empty() && self.jobs.is_empty() && self.snapshots_asked == 0) {
+            self.step()?;
+        }
+        self.settle()?;
+        self.idle_clients.clear();
+        Ok(())
+    }
+
+    /// The client sends its next operation after a while.
+    pub(super) fn think(&mut self, client: usize) {
+        let delay_ns = self.random.between(200, 200 + self.plan.think_ns);
+        self.machine.alarm(delay_ns, client as u64);
+    }
+
+    /// One more operation of a client; false if there is nothing it could do.
+    fn send_something(&mut self, client: usize) -> bool {
+        if self.random.percent(8) && self.send_snapshot_read(client) {
+            return true;
+        }
+        let usable: Vec<u32> = self
+            .volumes
+            .values()
+            .filter(|volume| volume.state == State::There && !volume.resizing)
+            .map(|volume| volume.id)
+            .collect();
+        if usable.is_empty() {
+            return false;
+        }
+        let volume = *self.random.pick(&usable);
+        let (offset, length) = self.range(volume, None);
+        let tick = self.tick;
+        let does = match self.random.below(100) {
+            0..45 => {
+                let fua = self.random.percent(self.plan.fua_percent);
+                Does::Write {
+                    number: self.writes.send(false, tick + 1),
+                    fua,
+                }
+            }
+            45..65 => Does::Read(Look::Live),
+            65..75 => Does::Flush,
+            75..85 => return self.send_discard(client, volume, offset, length),
+            85..90 => Does::WriteZeros {
+                number: self.writes.send(true, tick + 1),
+            },
+            90..96 => Does::BlockStatus,
+            _ => Does::Cache,
+        };
+        self.send(Some(client), does, volume, None, offset, length);
+        true
+    }
+
+    fn send_discard(&mut self, client: usize, volume: u32, offset: u64, length: u64) -> bool {
+        let end = (offset + length).next_multiple_of(BLOCK);
+        let end = end.min(self.volumes[&volume].size_bytes / BLOCK * BLOCK);
+        let start = offset / BLOCK * BLOCK;
+        if start >= end {
+            return false;
+        }
+        let fua = self.random.percent(self.plan.fua_percent);
+        let number = self.writes.send(true, self.tick + 1);
+        self.send(
+            Some(client),
+            Does::Discard { number, fua },
+            volume,
+            None,
+            start,
+            end - start,
+        );
+        true
+    }
+
+    fn send_snapshot_read(&mut self, client: usize) -> bool {
+        let there: Vec<u64> = self
+            .snapshots
+            .values()
+            .filter(|snapshot| snapshot.state == State::There)
+            .map(|snapshot| snapshot.id)
+            .collect();
+        if there.is_empty() {
+            return false;
+        }
+        let id = *self.random.pick(&there);
+        let (volume, size_bytes) = *self.random.pick(&self.snapshots[&id].volumes);
+        let (offset, length) = self.range(volume, Some(size_bytes));
+        let does = Does::Read(Look::Snapshot(id));
+        self.send(Some(client), does, volume, Some((id, size_bytes)), offset, length);
+        true
+    }
+
+    /// A random range: mostly small, now and then spanning objects; often on a place that was used before.
+    fn range(&mut self, volume: u32, size_bytes: Option<u64>) -> (u64, u64) {
+        let target = &self.volumes[&volume];
+        let unit = u64::from(target.block_bytes);
+        let size = size_bytes.unwrap_or(target.size_bytes);
+        let units = size / unit;
+        let length = match self.random.below(100) {
+            0..40 => 1,
+            40..75 => self.random.between(1, (16_384 / unit).max(1)),
+            75..95 => self.random.between(1, 65_536 / unit),
+            _ => self.random.between(1, 1_500_000 / unit),
+        };
+        let length = length.min(units);
+        let last = units - length;
+        let first = if self.random.percent(30) {
+            // A hot spot, so that operations meet.
+            self.random.below(last.min(16) + 1)
+        } else if self.random.percent(10) {
+            // Across the end of an object.
+            (1_048_576 / unit).saturating_sub(length / 2).min(last)
+        } else {
+            self.random.below(last + 1)
+        };
+        (first * unit, length * unit)
+    }
+
+    /// Something that an operator might do now.
+    fn operate(&mut self) {
+        let ready: Vec<u32> = self
+            .volumes
+            .values()
+            .filter(|volume| volume.state == State::There && !volume.job)
+            .map(|volume| volume.id)
+            .collect();
+        match self.random.below(100) {
+            0..45 => self.operate_create_snapshot(ready),
+            45..65 => {
+                let there: Vec<u64> = self
+                    .snapshots
+                    .values()
+                    .filter(|snapshot| snapshot.state == State::There)
+                    .map(|snapshot| snapshot.id)
+                    .collect();
+                if !there.is_empty() {
+                    let id = *self.random.pick(&there);
+                    self.begin_delete_snapshot(id);
+                }
+            }
+            65..80 => self.begin_checkpoint(),
+            80..90 => {
+                let idle = ready.iter().filter(|id| self.volumes[id].in_flight == 0);
+                if let Some(&volume) = idle.clone().next() {
+                    // Whole blocks: what a block holds beyond a size within it is not cleared.
+                    let size = self.random.between(1, self.plan.volume_bytes_max / BLOCK) * BLOCK;
+                    self.begin_resize_volume(volume, size);
+                }
+            }
+            90..95 => {
+                let live = self
+                    .volumes
+                    .values()
+                    .filter(|volume| volume.state == State::There)
+                    .count();
+                if live < self.plan.volumes_max {
+                    self.begin_create_volume();
+                }
+            }
+            _ => {
+                let unused = ready
+                    .iter()
+                    .find(|id| self.volumes[id].in_flight == 0 && !self.has_snapshots(**id));
+                if let Some(&volume) = unused
+                    && ready.len() > 1
+                {
+                    self.begin_delete_volume(volume);
+                }
+            }
+        }
+    }
+
+    fn operate_create_snapshot(&mut self, mut ready: Vec<u32>) {
+        let live = self
+            .snapshots
+            .values()
+            .filter(|snapshot| snapshot.state == State::There)
+            .count();
+        if ready.is_empty() || live >= self.plan.snapshots_max || !self.machine.has_coordinator() {
+            return;
+        }
+        self.random.shuffle(&mut ready);
+        let count = self.random.between(1, ready.len() as u64) as usize;
+        self.begin_create_snapshot(&ready[..count]);
+        if self.random.percent(self.plan.coordinator_death_percent) {
+            self.coordinator_dies_after = Some(self.random.below(40));
+        }
+    }
+
+    fn has_snapshots(&self, volume: u32) -> bool {
+        self.snapshots.values().any(|snapshot| {
+            snapshot.state != State::Gone && snapshot.volumes.iter().any(|(id, _)| *id == volume)
+        })
+    }
+
+    /// Deletes everything and checks that all space came back.
+    ///
+    /// # Errors
+    /// The first law that is broken.
+    pub fn delete_everything(&mut self) -> Checked {
+        let there = |state: State| state == State::There;
+        let snapshots: Vec<u64> = self
+            .snapshots
+            .values()
+            .filter(|s| there(s.state))
+            .map(|s| s.id)
+            .collect();
+        snapshots
+            .into_iter()
+            .for_each(|id| self.begin_delete_snapshot(id));
+        self.settle()?;
+        let volumes: Vec<u32> = self
+            .volumes
+            .values()
+            .filter(|v| there(v.state))
+            .map(|v| v.id)
+            .collect();
+        volumes.into_iter().for_each(|id| self.begin_delete_volume(id));
+        self.settle()?;
+        // What one checkpoint frees, the next one makes available.
+        for _ in 0..3 {
+            self.begin_checkpoint();
+            self.settle()?;
+        }
+        self.begin_status();
+        self.settle()?;
+        for shard in self.shards() {
+            let status = &self.statuses[&shard.0];
+            let directory = self.directory_blocks(shard)?;
+            if status.used_blocks != directory || status.pending_blocks != 0 {
+                return broken(format!(
+                    "space: with everything deleted shard {} uses {} blocks (and {} pending), its directory {directory}",
+                    shard.0, status.used_blocks, status.pending_blocks
+                ));
+            }
+            self.coverage.add("checkpoints", status.checkpoints);
+            self.coverage.add("map pages read back", status.map_misses);
+        }
+        Ok(())
+    }
+
+    /// Blocks of a shard's directory, as the newest header on the device says.
+    fn directory_blocks(&self, shard: ShardIndex) -> Checked<u64> {
+        let home = self.layout.home(shard.0);
+        let newest = (0..HEADER_COPIES)
+            .filter_map(|copy| {
+                let mut bytes = [0; BLOCK as usize];
+                self.devices
+                    .peek(home, self.layout.header_block(shard.0, copy), &mut bytes);
+                ShardHeader::parse(&bytes, self.layout.pool, shard.0).ok()
+            })
+            .max_by_key(|header| header.generation.get());
+        match newest {
+            Some(header) => {
+                Ok(u64::from(header.directory_pages.get()) + u64::from(header.directory_index_count.get()))
+            }
+            None => broken(format!("shard {} has no sound header", shard.0)),
+        }
+    }
+
+    /// Compares all volumes and snapshots with what they must be, while nothing else goes on.
+    ///
+    /// # Errors
+    /// The first law that is broken.
+    pub fn compare_everything(&mut self) -> Checked {
+        self.send_volume_looks(Look::Live);
+        self.send_snapshot_looks();
+        self.settle()
+    }
+
+    /// Makes the first volumes.
+    ///
+    /// # Errors
+    /// The first law that is broken.
+    pub fn make_volumes(&mut self, count: usize) -> Checked {
+        for _ in 0..count {
+            self.begin_create_volume();
+        }
+        self.settle()
+    }
+
+    /// Whether the coordinator of this life is dead.
+    #[must_use]
+    pub fn coordinator_is_dead(&self) -> bool {
+        !self.machine.has_coordinator()
+    }
+}
+
+const _: () = assert!(BLOCK.is_multiple_of(SECTOR_BYTES as u64));
