@@ -212,6 +212,7 @@ impl<T: LogTail> Shard<T> {
     fn write_pages(&mut self, buffers: &mut impl BufferPool) {
         while self.checkpoint.writes_in_flight < WRITES_MAX {
             let Some(buffer) = buffers.take(PAGES_PER_WRITE * PAGE_BYTES) else {
+                self.short_of_buffers = true;
                 return;
             };
             let mut operation = self.operation(OperationKind::Write, Tag::CheckpointWrite);
@@ -268,6 +269,7 @@ impl<T: LogTail> Shard<T> {
 
     fn write_header(&mut self, buffers: &mut impl BufferPool) {
         let Some(mut buffer) = buffers.take(PAGE_BYTES) else {
+            self.short_of_buffers = true;
             return;
         };
         let mut header = self

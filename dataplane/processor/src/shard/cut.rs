@@ -3,7 +3,7 @@
 //! | phase | message | becomes | answer |
 //! |---|---|---|---|
 //! | none | Prepare | Prepared | Prepared, or Refused |
-//! | Prepared | Cut | Holding | Taken |
+//! | Prepared | Cut | Holding | Taken; Refused if a volume has gone since |
 //! | Holding | Release | Released | Released |
 //! | Holding | the deadline | none (intermediate snapshots to be freed) | HoldExpired |
 //! | Released | Persist | none (the commit record decides) | Durable, when it is |
@@ -34,15 +34,19 @@ impl<T: LogTail> Shard<T> {
         self.event(Some(ticket), kind);
     }
 
-    fn refusal(&self, volumes: &[VolumeId]) -> Option<RefusedReason> {
+    /// What forbids a cut of these volumes, at prepare and again at the cut: a volume whose map is being freed must
+    /// not be frozen.
+    fn cannot_be_cut<'v>(&self, mut volumes: impl Iterator<Item = &'v VolumeId>) -> Option<RefusedReason> {
         if self.stopped.is_some() {
             return Some(RefusedReason::ShardStopped);
         }
-        let missing = volumes
-            .iter()
-            .find(|id| self.volumes.get(id).is_none_or(|volume| volume.deleting));
-        if let Some(&volume) = missing {
-            return Some(RefusedReason::NoSuchVolume(volume));
+        let missing = volumes.find(|id| self.volumes.get(id).is_none_or(|volume| volume.deleting));
+        missing.map(|&volume| RefusedReason::NoSuchVolume(volume))
+    }
+
+    fn refusal(&self, volumes: &[VolumeId]) -> Option<RefusedReason> {
+        if let Some(reason) = self.cannot_be_cut(volumes.iter()) {
+            return Some(reason);
         }
         let busy = |id: &VolumeId| {
             self.cuts
@@ -77,14 +81,16 @@ impl<T: LogTail> Shard<T> {
             );
             return true;
         };
+        if let Some(reason) = self.cannot_be_cut(self.cuts[position].volumes.iter().map(|(id, _)| id)) {
+            self.event(Some(ticket), EventKind::Refused { reason });
+            return true;
+        }
         if !self.log.has_urgent_room(self.cuts[position].volumes.len() * 64) {
             self.want_log_room();
             return false;
         }
         for (id, frozen) in &mut self.cuts[position].volumes {
-            let Some(volume) = self.volumes.get_mut(id) else {
-                continue;
-            };
+            let volume = self.volumes.get_mut(id).expect("looked up before");
             *frozen = volume.epoch;
             self.log.append(&Record::Cut {
                 volume: id.0,
@@ -172,7 +178,9 @@ impl<T: LogTail> Shard<T> {
 
     /// Marks one intermediate snapshot as to be freed, and logs it. False if the log has no room yet.
     pub(super) fn drop_snapshot(&mut self, volume: VolumeId, snapshot: SnapshotId) -> bool {
-        if !self.log.has_urgent_room(RECORD_BYTES_MAX.min(64)) {
+        // A stopped shard logs nothing more and nobody will make room; the missing commit record says the same (I8).
+        let logs = self.stopped.is_none();
+        if logs && !self.log.has_urgent_room(RECORD_BYTES_MAX.min(64)) {
             self.want_log_room();
             return false;
         }
@@ -183,10 +191,12 @@ impl<T: LogTail> Shard<T> {
         if let Some(found) = found.filter(|found| !found.deleting) {
             found.deleting = true;
             found.dirty = true;
-            self.log.append(&Record::SnapshotDelete {
-                volume: volume.0,
-                snapshot: snapshot.0,
-            });
+            if logs {
+                self.log.append(&Record::SnapshotDelete {
+                    volume: volume.0,
+                    snapshot: snapshot.0,
+                });
+            }
             self.reclaim.wake();
         }
         true

@@ -60,6 +60,8 @@ impl<T: LogTail> Shard<T> {
         ) {
             return Err(Outcome::LogRoom);
         }
+        // Even a try that ends in an error may have moved the root.
+        volume.dirty = true;
         let free = volume.free_rule();
         let mut tree = TreeMut {
             family: volume.family,

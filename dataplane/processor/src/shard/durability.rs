@@ -131,6 +131,7 @@ impl<T: LogTail> Shard<T> {
     fn write_log(&mut self, buffers: &mut impl BufferPool) {
         let bytes = self.log.pending_bytes();
         let Some(mut buffer) = buffers.take(bytes) else {
+            self.short_of_buffers = true;
             return;
         };
         let first = self.log.start_write(&mut buffer.bytes_mut()[..bytes]);

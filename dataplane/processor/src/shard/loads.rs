@@ -47,17 +47,21 @@ impl Loads {
         });
         load.waiters.push(waiter);
     }
+
+    /// Whether a load waits for nothing but its turn.
+    pub(super) fn can_issue(&self) -> bool {
+        !self.to_issue.is_empty() && self.in_flight < LOADS_MAX
+    }
 }
 
 impl<T: LogTail> Shard<T> {
     pub(super) fn issue_loads(&mut self, buffers: &mut impl BufferPool) {
-        while self.loads.in_flight < LOADS_MAX
-            && let Some(&address) = self.loads.to_issue.front()
-        {
+        while self.loads.can_issue() {
             let Some(buffer) = buffers.take(BLOCK_BYTES) else {
+                self.short_of_buffers = true;
                 return;
             };
-            self.loads.to_issue.pop_front();
+            let address = self.loads.to_issue.pop_front().expect("a load can be issued");
             self.loads.in_flight += 1;
             self.status.map_misses += 1;
             let mut operation = self.operation(OperationKind::Read, Tag::LoadPage(address));

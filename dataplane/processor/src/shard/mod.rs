@@ -204,6 +204,8 @@ pub struct Shard<T> {
     events: Vec<ShardEvent>,
     stopped: Option<Stopped>,
     status: ShardStatus,
+    /// The last turn found no buffer for something that nobody else will wake.
+    short_of_buffers: bool,
     progress: bool,
 }
 
@@ -334,6 +336,7 @@ impl<T: LogTail> Shard<T> {
         outbox: &mut Outbox,
     ) -> bool {
         self.now = now;
+        self.short_of_buffers = false;
         // Before the commands, so that a release that comes too late finds no hold; after them, so that neither does a
         // cut whose deadline is past already.
         self.expire_holds();
@@ -378,7 +381,9 @@ impl<T: LogTail> Shard<T> {
     pub fn has_ready_work(&self) -> bool {
         !self.ready.is_empty()
             || !self.outgoing.is_empty()
-            || self.checkpoint.is_promoting()
+            || self.short_of_buffers
+            || self.loads.can_issue()
+            || (self.checkpoint.is_promoting() && self.reads_in_flight[1 - self.read_side] == 0)
             || (!self.reclaim.is_idle() && !self.reclaim.is_waiting() && self.stopped.is_none())
     }
 
@@ -396,6 +401,7 @@ impl<T: LogTail> Shard<T> {
             Step::Read => self.step_read(id),
             Step::Cache => self.step_cache(id),
             Step::Merge => self.step_merge(id, buffers),
+            Step::Queue if self.stopped.is_some() => Outcome::Answer(Err(RequestError::ShardStopped)),
             Step::Queue => {
                 self.write_queue.push_back(id);
                 Outcome::Parked

@@ -290,6 +290,8 @@ impl<T: LogTail> Shard<T> {
         if !self.log.has_room(record.encoded_bytes()) {
             return Err(Outcome::LogRoom);
         }
+        // Even a try that ends in an error may have moved the root.
+        volume.dirty = true;
         let free = volume.free_rule();
         let mut tree = TreeMut {
             family: volume.family,

@@ -247,6 +247,7 @@ impl<T: LogTail> Shard<T> {
             events: Vec::new(),
             stopped: None,
             status: ShardStatus::default(),
+            short_of_buffers: false,
             progress: true,
         }
     }

@@ -1,6 +1,7 @@
 //! A shard over a device in memory: one request at a time, to pin down what each part promises. Schedules, crashes and
 //! faults are the simulator's.
 
+mod adverse;
 mod work;
 
 use std::collections::VecDeque;
@@ -17,6 +18,11 @@ use crate::request::{Token, View};
 pub(super) struct MemoryDevice {
     pub(super) bytes: Vec<u8>,
     done: VecDeque<Box<Operation>>,
+    /// Operations of this kind do not come back.
+    held: Option<OperationKind>,
+    waiting: Vec<Box<Operation>>,
+    /// Operations of this kind fail.
+    failing: Option<OperationKind>,
 }
 
 impl MemoryDevice {
@@ -40,12 +46,23 @@ impl MemoryDevice {
 
 impl BlockDevice for MemoryDevice {
     fn submit(&mut self, mut operation: Box<Operation>) -> Result<(), Full> {
-        self.run(&mut operation);
+        if self.held == Some(operation.kind) {
+            self.waiting.push(operation);
+            return Ok(());
+        }
+        if self.failing == Some(operation.kind) {
+            operation.result = Err(DeviceError::Os(5));
+        } else {
+            self.run(&mut operation);
+        }
         self.done.push_back(operation);
         Ok(())
     }
 
     fn poll(&mut self, completed: &mut Vec<Box<Operation>>) {
+        for operation in core::mem::take(&mut self.waiting) {
+            self.submit(operation).expect("room");
+        }
         completed.extend(self.done.drain(..));
     }
 }
@@ -68,14 +85,18 @@ impl OpenDevice for MemoryDevice {
     }
 }
 
-/// Buffers without a limit.
+/// Buffers without a limit, or none at all.
 #[derive(Debug, Default)]
 pub(super) struct Pool {
     spare: Vec<Buffer>,
+    dry: bool,
 }
 
 impl BufferPool for Pool {
     fn take(&mut self, length_bytes: usize) -> Option<Buffer> {
+        if self.dry {
+            return None;
+        }
         if let Some(position) = self
             .spare
             .iter()
@@ -99,6 +120,7 @@ const LIVE: View = View {
 
 struct Rig {
     layout: Layout,
+    options: ShardOptions,
     processor: Processor<MemoryDevice, MemoryTail>,
     pool: Pool,
     outbox: Outbox,
@@ -115,6 +137,10 @@ fn options() -> ShardOptions {
 
 impl Rig {
     fn new(pool_bytes: usize) -> Self {
+        Self::with(pool_bytes, options())
+    }
+
+    fn with(pool_bytes: usize, options: ShardOptions) -> Self {
         let mut device = MemoryDevice {
             bytes: vec![0; pool_bytes],
             ..MemoryDevice::default()
@@ -127,7 +153,7 @@ impl Rig {
             devices: vec![([1; 16], (pool_bytes / BLOCK) as u64)],
         };
         let layout = make_pool(&mut device, &spec).expect("a pool");
-        let mut rig = Self::open(layout, device, MemoryTail::default());
+        let mut rig = Self::open(layout, device, MemoryTail::default(), options);
         assert_eq!(
             rig.command(ShardCommand::CreateVolume {
                 volume: VOLUME,
@@ -138,16 +164,16 @@ impl Rig {
         rig
     }
 
-    fn open(layout: Layout, mut device: MemoryDevice, tail: MemoryTail) -> Self {
+    fn open(layout: Layout, mut device: MemoryDevice, tail: MemoryTail, options: ShardOptions) -> Self {
         let now = Now {
             monotonic_ns: 1,
             wall_ns: 1_000,
         };
-        let (shard, _) =
-            Shard::open(&layout, ShardIndex(0), &mut device, tail, options(), now).expect("opens");
+        let (shard, _) = Shard::open(&layout, ShardIndex(0), &mut device, tail, options, now).expect("opens");
         let processor = Processor::new(device, vec![shard]);
         Self {
             layout,
+            options,
             processor,
             pool: Pool::default(),
             outbox: Outbox::default(),
@@ -159,9 +185,12 @@ impl Rig {
     /// Ends like kill -9: what the device and the tail hold stays.
     fn kill(self) -> Self {
         let (mut device, mut shards) = self.processor.into_parts();
-        device.done.clear();
+        device = MemoryDevice {
+            bytes: device.bytes,
+            ..MemoryDevice::default()
+        };
         let tail = shards.pop().expect("one shard").into_tail();
-        Self::open(self.layout, device, tail)
+        Self::open(self.layout, device, tail, self.options)
     }
 
     fn turn(&mut self) {

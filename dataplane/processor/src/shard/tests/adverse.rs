@@ -1,0 +1,129 @@
+//! Interleavings, faults and shortages, each set up by hand.
+
+use super::*;
+
+fn small_cache() -> ShardOptions {
+    ShardOptions {
+        map_cache_pages: 32,
+        ..ShardOptions::default()
+    }
+}
+
+const LEAF: usize = 256 * BLOCK;
+
+fn write_request(offset: usize, data: &[u8]) -> ShardRequest {
+    request(
+        LIVE,
+        RequestKind::Write { fua: false },
+        offset,
+        data.len(),
+        Some(data),
+    )
+}
+
+#[test]
+fn a_checkpoint_knows_the_root_that_an_unfinished_write_moved() {
+    let mut rig = Rig::with(64 << 20, small_cache());
+    for leaf in 0..64 {
+        rig.write(leaf * LEAF, &[leaf as u8 + 1; BLOCK]);
+    }
+    let used = rig.used_blocks();
+    // The write copies the root and then waits for its leaf, while a checkpoint goes by.
+    rig.processor.device_mut().held = Some(OperationKind::Read);
+    rig.send(write_request(0, &[0xFF; BLOCK]));
+    for _ in 0..10 {
+        rig.turn();
+    }
+    assert!(rig.outbox.answers.is_empty(), "it waits for its leaf");
+    assert_eq!(rig.command(ShardCommand::Checkpoint), EventKind::Done);
+    rig = rig.kill();
+    rig.write(LEAF, &[0xEE; BLOCK]);
+    assert_eq!(rig.read(LIVE, 0, BLOCK), [1; BLOCK]);
+    assert_eq!(rig.used_blocks(), used);
+}
+
+#[test]
+fn a_shard_that_stops_answers_the_writes_that_were_still_merging() {
+    let mut rig = Rig::new(64 << 20);
+    rig.write(0, &[1; BLOCK]);
+    rig.processor.device_mut().held = Some(OperationKind::Read);
+    rig.send(write_request(512, &[2; 512]));
+    rig.turn();
+    rig.processor.device_mut().failing = Some(OperationKind::Flush);
+    rig.send(request(LIVE, RequestKind::Flush, 0, 0, None));
+    for _ in 0..10 {
+        rig.turn();
+    }
+    assert_eq!(
+        rig.outbox.answers.pop().expect("the flush").result,
+        Err(RequestError::ShardStopped)
+    );
+    rig.processor.device_mut().held = None;
+    rig.settle();
+    assert_eq!(
+        rig.outbox.answers.pop().expect("the write").result,
+        Err(RequestError::ShardStopped)
+    );
+}
+
+#[test]
+fn whoever_waits_for_a_buffer_is_ready_work() {
+    let mut rig = Rig::with(64 << 20, small_cache());
+    for leaf in 0..64 {
+        rig.write(leaf * LEAF, &[1; BLOCK]);
+    }
+    rig.used_blocks();
+    rig.settle();
+    let waits: [fn(&mut Rig); 3] = [
+        |rig| rig.send(request(LIVE, RequestKind::Read, 0, BLOCK, None)),
+        |rig| rig.send(request(LIVE, RequestKind::Flush, 0, 0, None)),
+        |rig| {
+            let ticket = Ticket(99);
+            rig.processor
+                .command(ShardIndex(0), ticket, ShardCommand::Checkpoint, rig.now);
+        },
+    ];
+    for (number, wait) in waits.into_iter().enumerate() {
+        // Something to load, to log and to write in a checkpoint.
+        rig.write((number + 1) * LEAF, &[2; BLOCK]);
+        rig.pool.dry = true;
+        wait(&mut rig);
+        for _ in 0..10 {
+            rig.turn();
+        }
+        assert!(rig.processor.has_ready_work(), "wait {number}");
+        rig.pool.dry = false;
+        rig.settle();
+        assert!(!rig.processor.has_ready_work());
+        rig.outbox.answers.clear();
+    }
+}
+
+#[test]
+fn a_volume_that_is_being_deleted_is_not_cut() {
+    let mut rig = Rig::new(64 << 20);
+    let baseline = rig.used_blocks();
+    for i in 0..64 {
+        rig.write(i * 1000 * BLOCK, &[1; BLOCK]);
+    }
+    let snapshot = SnapshotId(5);
+    rig.command(ShardCommand::Prepare {
+        snapshot,
+        volumes: vec![VOLUME],
+    });
+    assert_eq!(
+        rig.command(ShardCommand::DeleteVolume { volume: VOLUME }),
+        EventKind::Done
+    );
+    let cut = rig.command(ShardCommand::Cut {
+        snapshot,
+        time_stamp: TimeStamp(1),
+        deadline_ns: u64::MAX,
+    });
+    assert!(matches!(cut, EventKind::Refused { .. }), "{cut:?}");
+    assert_eq!(rig.command(ShardCommand::Abort { snapshot }), EventKind::Aborted);
+    rig.settle();
+    rig = rig.kill();
+    rig.settle();
+    assert!(rig.used_blocks() <= baseline);
+}
