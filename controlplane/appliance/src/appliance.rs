@@ -18,8 +18,6 @@ use tokio::sync::oneshot;
 /// How the appliance does things.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where the pools that are open are remembered.
-    pub state_directory: PathBuf,
     /// How pools are opened.
     pub pool: PoolOptions,
     /// Memory for buffers of each processor.
@@ -79,13 +77,10 @@ pub struct Appliance {
 }
 
 impl Appliance {
-    /// An appliance on these processors, without pools.
-    ///
-    /// # Errors
-    /// If the state directory cannot be used.
-    pub fn new(options: Options, mailboxes: Arc<[Mailbox]>) -> Result<Self> {
-        let state = State::open(&options.state_directory)?;
-        Ok(Self {
+    /// An appliance on these processors, without pools; `state` remembers those that were open.
+    #[must_use]
+    pub fn new(options: Options, state: State, mailboxes: Arc<[Mailbox]>) -> Self {
+        Self {
             options,
             state,
             started: Instant::now(),
@@ -93,7 +88,7 @@ impl Appliance {
             pools: Mutex::default(),
             structure: tokio::sync::Mutex::new(()),
             publishing: tokio::sync::Mutex::new(()),
-        })
+        }
     }
 
     /// How long it has been running, in nanoseconds.

@@ -21,7 +21,9 @@ use crate::mailbox::{
     Listener, Mailbox, NOTICES_MAX, NoticeSender, PollLoopOptions, PollLoops, PoolOptions, ShardNotice,
     ToProcessor,
 };
+use crate::patience;
 use crate::poll_loop;
+use crate::state::State;
 use stillpoint_hw::socket::{listen_tcp, listen_unix};
 use stillpoint_hw::{tail, topology};
 use stillpoint_processor::command::Notice;
@@ -105,7 +107,8 @@ pub fn run(options: DaemonOptions) -> Result<()> {
 
 async fn serve(options: DaemonOptions) -> Result<()> {
     let mut signals = Signals::new()?;
-    let sockets = Sockets::bind(&options)?;
+    let state = State::open(&options.state_directory)?;
+    let sockets = patience::unless_in_use(|| Sockets::bind(&options)).await?;
     let tail_directory = tail_directory(&options.tail_directory)?;
     let (notices, notice_receiver) = mpsc::channel(NOTICES_MAX);
     let processors = start_processors(&options, notices)?;
@@ -114,27 +117,17 @@ async fn serve(options: DaemonOptions) -> Result<()> {
         map_cache_bytes: options.map_cache_bytes,
         tail_directory,
     };
-    let appliance = Appliance::new(
-        Options {
-            state_directory: options.state_directory.clone(),
-            pool,
-            buffer_bytes: options.buffer_bytes,
-            listeners: sockets.uris.clone(),
-        },
-        mailboxes.clone(),
-    );
-    let result = match appliance {
-        Ok(appliance) => {
-            let appliance = Arc::new(appliance);
-            tokio::spawn(log_notices(appliance.clone(), notice_receiver));
-            open_pools(&appliance, &options.pools).await;
-            let served = serve_until_told(&appliance, sockets, &mailboxes, &mut signals).await;
-            tell(&mailboxes, || ToProcessor::Unlisten);
-            appliance.stop().await;
-            served
-        }
-        Err(error) => Err(error),
+    let options_of_appliance = Options {
+        pool,
+        buffer_bytes: options.buffer_bytes,
+        listeners: sockets.uris.clone(),
     };
+    let appliance = Arc::new(Appliance::new(options_of_appliance, state, mailboxes.clone()));
+    tokio::spawn(log_notices(appliance.clone(), notice_receiver));
+    open_pools(&appliance, &options.pools).await;
+    let result = serve_until_told(&appliance, sockets, &mailboxes, &mut signals).await;
+    tell(&mailboxes, || ToProcessor::Unlisten);
+    appliance.stop().await;
     stop_processors(&mailboxes).await;
     processors.join();
     for path in options.nbd_unix.iter().chain([&options.control_socket]) {

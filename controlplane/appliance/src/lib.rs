@@ -11,9 +11,10 @@ pub mod label;
 pub mod mailbox;
 mod make;
 pub mod name;
+mod patience;
 pub mod poll_loop;
 pub mod pool;
-mod state;
+pub mod state;
 
 pub use appliance::{Appliance, ListenerUri, Options};
 pub use error::{Error, ErrorKind, Result};

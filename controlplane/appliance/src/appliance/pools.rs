@@ -12,6 +12,7 @@ use crate::label::{self, PoolDevices};
 use crate::mailbox::{MailboxError, PoolIndex, PoolPart, ProcessorIndex, RecoveredShard, ToProcessor};
 use crate::make;
 use crate::name;
+use crate::patience;
 use crate::pool::{OpenedPool, Pool};
 use crate::state::KnownPool;
 use stillpoint_hw::device::{DeviceFileError, PoolFiles, Problem};
@@ -64,7 +65,8 @@ impl Appliance {
                     .hint("close that one first: stillpoint pool close NAME")
             });
         }
-        let files = PoolFiles::open(&devices.paths).map_err(|error| device_error(&error))?;
+        let claim = || PoolFiles::open(&devices.paths).map_err(|error| device_error(&error));
+        let files = patience::unless_in_use(claim).await?;
         let pool = self.open(devices, files).await?;
         self.lock()
             .failed
