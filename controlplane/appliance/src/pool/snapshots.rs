@@ -1,5 +1,7 @@
 //! Taking and deleting snapshots.
 
+use std::time::Duration;
+
 use super::Pool;
 use crate::api::model::CreateSnapshot;
 use crate::catalog::{Catalog, Change};
@@ -13,6 +15,10 @@ use stillpoint_ondisk::catalog::GROUP_MAX;
 use stillpoint_processor::command::RefusedReason;
 use stillpoint_processor::{ShardCommand, VolumeId};
 
+/// How often a snapshot is tried whose hold becomes too long.
+const HOLD_TRIES: u32 = 4;
+/// The pause before the second try; it doubles.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// How long a hold may be allowed to last: beyond it clients time out.
 pub const HOLD_NS_MAX: u64 = 5_000_000_000;
 
@@ -33,7 +39,7 @@ impl Pool {
         let volumes = self.group(&request.volumes)?;
         let ids: Vec<VolumeId> = volumes.iter().map(|of| of.volume).collect();
         self.catalog().reserve_snapshot_name(&ids, &request.name)?;
-        let result = self.cut(request, volumes, hold_limit_ns).await;
+        let result = self.cut_patiently(request, &volumes, hold_limit_ns).await;
         let mut catalog = self.catalog();
         match result {
             Ok(overall) => {
@@ -75,6 +81,33 @@ impl Pool {
             });
         }
         Ok(volumes)
+    }
+
+    /// Cuts, and tries again if a hold became too long: on a busy machine a processor may not have got its core in
+    /// time. Each try holds for no longer than the limit, and the pauses let the clients go on.
+    async fn cut_patiently(
+        &self,
+        request: &CreateSnapshot,
+        volumes: &[SnapshotVolume],
+        hold_limit_ns: u64,
+    ) -> Result<OverallSnapshot, Refusal> {
+        let mut pause = RETRY_PAUSE;
+        for _ in 1..HOLD_TRIES {
+            match self.cut(request, volumes.to_vec(), hold_limit_ns).await {
+                Err(Refusal::Coordinator(SnapshotError::HoldExpired { shard, .. })) => {
+                    tracing::info!(
+                        pool = self.name(),
+                        shard = shard.0,
+                        "{}: held for too long, trying again",
+                        what(request)
+                    );
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
+                result => return result,
+            }
+        }
+        self.cut(request, volumes.to_vec(), hold_limit_ns).await
     }
 
     async fn cut(
@@ -173,7 +206,7 @@ fn told(error: &SnapshotError) -> Error {
         },
         SnapshotError::HoldExpired { .. } => (
             ErrorKind::Failure,
-            "try again, or allow a longer hold with --hold-limit",
+            "it was tried 4 times; allow a longer hold with --hold-limit, or leave a core to each processor",
         ),
         SnapshotError::Failed { error: cause, .. } => {
             return Error {
