@@ -149,6 +149,12 @@ impl PageCache {
         self.frames.closed_pages()
     }
 
+    /// Clean pages that may be in memory now.
+    #[must_use]
+    pub fn clean_room_pages(&self) -> usize {
+        self.frames.capacity() - self.frames.open_pages() - self.frames.closed_pages()
+    }
+
     /// Pages that may be in memory.
     #[must_use]
     pub fn capacity_pages(&self) -> usize {

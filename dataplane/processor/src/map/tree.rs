@@ -174,7 +174,14 @@ impl PageCache {
         }
         let (mut rest, mut address, mut crcs) = (blocks, address, crcs);
         while let Some((leaf, slots)) = next_in_leaf(&mut rest) {
-            let frame = self.writable_leaf(tree, leaf).expect("writable pages stay so");
+            // Found, not made: the pages of the first round may have filled the cache, but dirty pages stay.
+            let Ok(Leaf::Page(frame)) = self.leaf(tree.family, tree.root, leaf) else {
+                unreachable!("writable pages stay in the cache")
+            };
+            assert!(
+                self.frames.is_writable(frame, tree.epoch.0),
+                "the first round made it writable"
+            );
             let (now, later) = crcs.split_at(slots.len());
             self.replace(tree, leaf, frame, slots, address, now);
             if !later.is_empty() {

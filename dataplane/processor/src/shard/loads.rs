@@ -12,6 +12,8 @@ use crate::request::RequestError;
 
 /// Page loads in flight at most.
 const LOADS_MAX: usize = 64;
+/// Clean pages that the cache has room for, for each load in flight: about what one request looks at.
+const ROOM_PAGES_PER_LOAD: usize = 8;
 
 /// Who waits for a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,11 +37,16 @@ pub(super) struct Loads {
 }
 
 impl Loads {
-    /// Runs `waiter` again when `page` is there.
-    pub(super) fn wait(&mut self, page: PageRef, waiter: Waiter) {
+    /// Runs `waiter` again when `page` is there. Whoever waits `again` goes before those who wait for the first time:
+    /// the pages it waited for before must not be gone by the time the last one comes.
+    pub(super) fn wait(&mut self, page: PageRef, waiter: Waiter, again: bool) {
         let address = page.address;
         let load = self.loads.entry(address).or_insert_with(|| {
-            self.to_issue.push_back(address);
+            if again {
+                self.to_issue.push_front(address);
+            } else {
+                self.to_issue.push_back(address);
+            }
             Load {
                 page,
                 waiters: Vec::new(),
@@ -47,16 +54,18 @@ impl Loads {
         });
         load.waiters.push(waiter);
     }
-
-    /// Whether a load waits for nothing but its turn.
-    pub(super) fn can_issue(&self) -> bool {
-        !self.to_issue.is_empty() && self.in_flight < LOADS_MAX
-    }
 }
 
 impl<T: LogTail> Shard<T> {
+    /// Whether a load waits for nothing but its turn. A small cache takes few at a time, so that what they bring is
+    /// still there when it is looked for.
+    pub(super) fn can_load(&self) -> bool {
+        let room = self.cache.clean_room_pages() / ROOM_PAGES_PER_LOAD;
+        !self.loads.to_issue.is_empty() && self.loads.in_flight < room.clamp(1, LOADS_MAX)
+    }
+
     pub(super) fn issue_loads(&mut self, buffers: &mut impl BufferPool) {
-        while self.loads.can_issue() {
+        while self.can_load() {
             let Some(buffer) = buffers.take(BLOCK_BYTES) else {
                 self.short_of_buffers = true;
                 return;

@@ -382,7 +382,7 @@ impl<T: LogTail> Shard<T> {
         !self.ready.is_empty()
             || !self.outgoing.is_empty()
             || self.short_of_buffers
-            || self.loads.can_issue()
+            || self.can_load()
             || (self.checkpoint.is_promoting() && self.reads_in_flight[1 - self.read_side] == 0)
             || (!self.reclaim.is_idle() && !self.reclaim.is_waiting() && self.stopped.is_none())
     }
@@ -415,7 +415,10 @@ impl<T: LogTail> Shard<T> {
             Outcome::Parked => {}
             Outcome::Answer(result) => self.answer(id, result),
             Outcome::Again => self.ready.push_back(id),
-            Outcome::Map(MapError::Miss(page)) => self.loads.wait(page, loads::Waiter::Slot(id)),
+            Outcome::Map(MapError::Miss(page)) => {
+                let again = core::mem::replace(&mut self.slots[id].waited, true);
+                self.loads.wait(page, loads::Waiter::Slot(id), again);
+            }
             Outcome::Map(MapError::NoSpace) => self.stall_for_space(id),
             Outcome::Map(MapError::CacheFull) => {
                 self.checkpoint.want();

@@ -130,7 +130,7 @@ impl<T: LogTail> Shard<T> {
                     self.reclaim.waiting_for_page = true;
                     // Loads are issued earlier in a turn: there has to be another one.
                     self.progress = true;
-                    self.loads.wait(page, super::loads::Waiter::Reclaim);
+                    self.loads.wait(page, super::loads::Waiter::Reclaim, true);
                     return;
                 }
                 Err(Outcome::Map(MapError::CacheFull | MapError::NoSpace)) => {

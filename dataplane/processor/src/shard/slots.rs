@@ -56,6 +56,8 @@ pub(super) struct Slot {
     pub(super) skip_bytes: u32,
     pub(super) length_bytes: u32,
     pub(super) buffer: Option<Buffer>,
+    /// Whether it has waited for a map page before.
+    pub(super) waited: bool,
     /// The newest epoch that the answer depends on.
     pub(super) max_birth: Epoch,
     /// Blocks applied, discarded or listed so far.
@@ -119,6 +121,7 @@ impl Slots {
         slot.skip_bytes = request.skip_bytes;
         slot.length_bytes = request.length_bytes;
         slot.buffer = request.buffer;
+        slot.waited = false;
         slot.max_birth = Epoch(0);
         slot.done_blocks = 0;
         slot.valid_bytes = 0;
@@ -159,6 +162,7 @@ impl Slot {
             skip_bytes: 0,
             length_bytes: 0,
             buffer: None,
+            waited: false,
             max_birth: Epoch(0),
             done_blocks: 0,
             valid_bytes: 0,

@@ -387,3 +387,14 @@ fn a_reused_root_address_does_not_lead_to_leaves_of_the_old_root() {
     assert!(seen_again, "the test reuses the address");
     assert!(world.space.is_used(leaf.address));
 }
+
+#[test]
+fn a_run_over_two_leaves_is_mapped_whichever_places_their_hints_share() {
+    let mut world = World::new(32, 16_000);
+    let mut tree = tree();
+    for round in 0..20_000u64 {
+        let leaf = round * 37 % 3000;
+        assert!(world.set(&mut tree, NOBODY, leaf * 256 + 255, 2));
+        tree.content.clear();
+    }
+}

@@ -91,8 +91,7 @@ impl<D: OpenDevice> Opening<'_, D> {
                 continue;
             }
             let records = segment_records(bytes, header.first_lsn.get());
-            let agrees = |replay: &Replay<'_>| replay.lsn >= found.end.lsn || found.has_record(replay);
-            if !records.iter().all(agrees) {
+            if !found.agrees_with(&records) {
                 continue;
             }
             self.report.tail_fitted = true;
@@ -219,17 +218,20 @@ impl FoundLog {
         })
     }
 
-    /// Whether the log holds this very record.
-    fn has_record(&self, replay: &Replay<'_>) -> bool {
+    /// Whether the log holds these very records (in order, without gaps), as far as it goes.
+    fn agrees_with(&self, records: &[Replay<'_>]) -> bool {
+        let Some(first) = records.first() else { return true };
         let pages: Vec<&LogPage> = self.pages().collect();
-        let after = pages.partition_point(|page| page.first_lsn.get() <= replay.lsn);
-        let Some(page) = after.checked_sub(1).map(|position| pages[position]) else {
-            return false;
-        };
-        let payload = &page.payload[..usize::from(page.used_bytes.get())];
-        let records = segment_records(payload, page.first_lsn.get());
-        records
-            .iter()
-            .any(|found| found.lsn == replay.lsn && found.record == replay.record)
+        let after = pages.partition_point(|page| page.first_lsn.get() <= first.lsn);
+        let held = pages[after.saturating_sub(1)..].iter().flat_map(|page| {
+            let payload = &page.payload[..usize::from(page.used_bytes.get())];
+            segment_records(payload, page.first_lsn.get())
+        });
+        let mut held = held.skip_while(|found| found.lsn < first.lsn);
+        let mut within = records.iter().take_while(|record| record.lsn < self.end.lsn);
+        within.all(|record| {
+            held.next()
+                .is_some_and(|found| found.lsn == record.lsn && found.record == record.record)
+        })
     }
 }

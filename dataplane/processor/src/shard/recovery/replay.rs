@@ -2,6 +2,7 @@
 
 use stillpoint_ondisk::crc32c;
 use stillpoint_ondisk::directory::RowKind;
+use stillpoint_ondisk::map_page::LEVEL_MAX;
 use stillpoint_ondisk::page::PAGE_BYTES;
 use stillpoint_ondisk::record::Record;
 
@@ -52,9 +53,10 @@ impl<D: OpenDevice> Opening<'_, D> {
         Ok(())
     }
 
-    /// Reads the map pages that these records will touch, level by level, many at a time.
+    /// Reads the map pages that these records will touch, level by level, many at a time. What the cache does not hold
+    /// is read again when a record needs it.
     fn fetch_pages_for(&mut self, records: &[Replay<'_>]) -> Result<(), OpenError> {
-        loop {
+        for _ in 0..=LEVEL_MAX {
             let mut missing: Vec<PageRef> = Vec::new();
             for replay in records {
                 let (volume, first, last) = match replay.record {
@@ -77,17 +79,15 @@ impl<D: OpenDevice> Opening<'_, D> {
             }
             missing.sort_by_key(|page| page.address);
             missing.dedup_by_key(|page| page.address);
-            missing.truncate(self.cache.capacity_pages() / 4);
+            missing.truncate(self.cache.clean_room_pages() / 2);
             if missing.is_empty() {
-                return Ok(());
+                break;
             }
             for pages in missing.chunks(READ_AHEAD_PAGES) {
                 self.load_map_pages(pages)?;
             }
-            if missing.len() >= self.cache.capacity_pages() / 4 {
-                return Ok(());
-            }
         }
+        Ok(())
     }
 
     fn load_map_pages(&mut self, pages: &[PageRef]) -> Result<(), OpenError> {

@@ -127,3 +127,65 @@ fn a_volume_that_is_being_deleted_is_not_cut() {
     rig.settle();
     assert!(rig.used_blocks() <= baseline);
 }
+
+/// Bytes that one interior page of level 1 covers.
+const REGION: usize = 256 * LEAF;
+
+fn wide_volume(rig: &mut Rig) -> View {
+    let volume = VolumeId(2);
+    let share_blocks = 1 << 28;
+    assert_eq!(
+        rig.command(ShardCommand::CreateVolume { volume, share_blocks }),
+        EventKind::Done
+    );
+    View {
+        volume,
+        snapshot: None,
+    }
+}
+
+#[test]
+fn requests_that_need_more_map_pages_than_the_cache_holds_all_get_on() {
+    let mut rig = Rig::with(64 << 20, small_cache());
+    let view = wide_volume(&mut rig);
+    let kind = RequestKind::Write { fua: false };
+    for i in 0..500 {
+        let answer = rig.ask(view, kind, i * REGION, BLOCK, Some(&[i as u8; BLOCK]));
+        assert_eq!(answer.result, Ok(()));
+    }
+    rig.used_blocks();
+    for i in 0..500 {
+        rig.send(request(view, RequestKind::Read, i * REGION, BLOCK, None));
+        rig.send(request(
+            view,
+            kind,
+            i * REGION + BLOCK,
+            BLOCK,
+            Some(&[i as u8; BLOCK]),
+        ));
+    }
+    rig.settle();
+    assert_eq!(rig.outbox.answers.len(), 1000);
+    assert!(rig.outbox.answers.iter().all(|answer| answer.result.is_ok()));
+}
+
+#[test]
+fn recovery_ends_when_the_log_touches_more_than_the_cache_holds() {
+    let mut rig = Rig::with(64 << 20, ShardOptions::default());
+    for leaf in 0..300 {
+        rig.write(leaf * LEAF, &[1; BLOCK]);
+    }
+    rig.used_blocks();
+    // The first 4096 records make most of the cache dirty, the rest needs more than is left of it.
+    for i in 0..4096 {
+        rig.write(i % 212 * LEAF, &[2; BLOCK]);
+    }
+    for leaf in 212..272 {
+        rig.write(leaf * LEAF, &[2; BLOCK]);
+    }
+    rig.options.map_cache_pages = 256;
+    rig = rig.kill();
+    for leaf in 0..272 {
+        assert_eq!(rig.read(LIVE, leaf * LEAF, BLOCK), [2; BLOCK]);
+    }
+}
