@@ -133,6 +133,8 @@ fn shard_options(part: &PoolPart) -> ShardOptions {
     let least = stillpoint_processor::map::CAPACITY_PAGES_MIN as u64;
     ShardOptions {
         map_cache_pages: share.max(least) as usize,
+        #[cfg(feature = "planted-bugs")]
+        hold_answers: std::env::var_os("STILLPOINT_PLANTED_BUG").is_none_or(|bug| bug != "answers-not-held"),
         ..ShardOptions::default()
     }
 }
