@@ -61,6 +61,9 @@ pub enum Command {
     /// Offer volumes and snapshots to NBD clients
     #[command(subcommand)]
     Export(ExportCommand),
+    /// Show what this is: a small appliance in a temporary directory, a snapshot in the middle of a load, and the
+    /// proof that it shows one instant
+    Demo(DemoArguments),
     /// Show the figures of the running appliance
     Status,
     /// Say what this machine lacks for full speed, and how to mend it (works without a daemon)
@@ -115,6 +118,26 @@ pub struct ServeArguments {
     /// [default: info]
     #[arg(long, value_name = "FILTER")]
     pub log: Option<String>,
+}
+
+/// Options of `demo`.
+#[derive(Debug, Args)]
+pub struct DemoArguments {
+    /// Leave the daemon running and say how to look around
+    #[arg(long)]
+    pub keep: bool,
+    /// Where to put everything; made, and not removed [default: a temporary directory]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Number of processors [default: the allowed cores, at least 2]
+    #[arg(long, value_name = "N")]
+    pub processors: Option<u16>,
+    /// Connections of the load
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub connections: u16,
+    /// Requests in flight on each connection
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub depth: u16,
 }
 
 /// `stillpoint pool`

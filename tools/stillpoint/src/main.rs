@@ -4,7 +4,9 @@ mod cli;
 mod client;
 mod commands;
 mod config;
+mod demo;
 mod exit;
+mod nbd_client;
 mod output;
 mod size;
 
@@ -23,6 +25,7 @@ fn main() -> ExitCode {
         Command::Volume(command) => commands::volume::run(command, &global),
         Command::Snapshot(command) => commands::snapshot::run(command, &global),
         Command::Export(command) => commands::export::run(command, &global),
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Status => commands::status::run(&global),
         Command::Doctor => commands::doctor::run(&global),
         Command::Completions { shell } => commands::completions::run(shell),

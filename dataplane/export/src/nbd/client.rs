@@ -1,6 +1,10 @@
 //! The client's side of the protocol: a negotiation over any stream, requests to bytes, bytes to replies. Used
 //! by the demo, the benches and the tests; always asks for structured replies, and copes without.
 
+mod connection;
+
+pub use connection::{Completed, Connection, RequestFailed};
+
 use super::wire::{
     CHUNK_MAGIC, CONTEXT_ALLOCATION, ChunkHeader, GREETING_MAGIC, NAME_BYTES_MAX, OPTION_MAGIC, OptionHeader,
     OptionReplyHeader, Reader, ReplyError, SIMPLE_REPLY_MAGIC, SimpleReply, chunk, handshake_flags, info,

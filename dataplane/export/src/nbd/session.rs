@@ -37,7 +37,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             requests: 128,
-            data_bytes: 32 * PART_BYTES_MAX,
+            data_bytes: 16 * PART_BYTES_MAX,
         }
     }
 }

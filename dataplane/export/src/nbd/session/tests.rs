@@ -1,5 +1,6 @@
 //! The session against a client made of bytes, shards made of a map, and a pool that counts.
 
+mod client;
 mod handshake;
 mod harness;
 mod limits;
