@@ -18,6 +18,9 @@ use crate::ids::{DeviceAddress, ShardIndex};
 /// Directory pages of one shard at most.
 pub const PAGES_MAX: usize = DIRECTORY_INDEX_MAX * ENTRIES;
 
+/// Pages that rows which were admitted may still add.
+const PAGES_TO_COME_MAX: usize = 256;
+
 type RowKey = (RowKind, Vec<u8>);
 
 #[derive(Debug, Default)]
@@ -174,6 +177,12 @@ impl Directory {
     pub fn pages_to_write(&self) -> usize {
         let indexes: BTreeSet<u32> = self.dirty.iter().map(|page| page / ENTRIES as u32).collect();
         self.dirty.len() + indexes.len()
+    }
+
+    /// Whether there may be too few pages for the rows that can come until the next checkpoint.
+    #[must_use]
+    pub fn is_nearly_full(&self) -> bool {
+        self.pages.len() + PAGES_TO_COME_MAX > PAGES_MAX
     }
 
     /// Pages in use.

@@ -29,7 +29,7 @@ pub use cache::PageCache;
 pub use frames::CAPACITY_PAGES_MIN;
 
 use crate::ids::{DeviceAddress, Epoch, VolumeId};
-use crate::space::Space;
+use crate::space::{Purpose, Space};
 use stillpoint_ondisk::map_page::{ENTRIES, LEVEL_MAX, MapEntry, MapPage, MapPageIdentity};
 
 /// Bits of a block number that one level decodes.
@@ -135,6 +135,8 @@ pub struct TreeMut<'a> {
     pub free: FreeRule,
     /// Where pages come from, and where what is replaced goes.
     pub space: &'a mut Space,
+    /// What the change is for: how far it may use the space up.
+    pub purpose: Purpose,
     /// Kept up to date.
     pub stats: &'a mut TreeStats,
 }

@@ -4,7 +4,6 @@ use super::cache::PageCache;
 use super::frames::Tenant;
 use super::{Entry, LEVEL_BITS, MapError, PATH_PAGES_MAX, Root, TreeMut};
 use crate::ids::{DeviceAddress, Epoch, ShareBlock, VolumeId};
-use crate::space::Purpose;
 use core::ops::Range;
 use stillpoint_ondisk::map_page::{ENTRIES, LEVEL_MAX, MapEntry, MapPage};
 use stillpoint_ondisk::page::{PageHeader, PageKind};
@@ -324,10 +323,7 @@ impl PageCache {
         level: u8,
         index: u64,
     ) -> Result<(u32, MapEntry), MapError> {
-        let extent = tree
-            .space
-            .reserve(1, Purpose::Metadata)
-            .ok_or(MapError::NoSpace)?;
+        let extent = tree.space.reserve(1, tree.purpose).ok_or(MapError::NoSpace)?;
         tree.space.commit(extent);
         let generation = self.frames.open_generation();
         let entry = MapEntry::new(extent.address.0, generation as u32, tree.epoch.0);

@@ -15,6 +15,7 @@ use std::collections::VecDeque;
 use stillpoint_ondisk::PAGE_BYTES;
 use stillpoint_ondisk::directory::RowKind;
 use stillpoint_ondisk::header::ShardHeader;
+use stillpoint_ondisk::map_page::ENTRIES;
 use stillpoint_ondisk::page::{self, PageHeader, PageKind};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -34,6 +35,10 @@ const WRITES_MAX: u32 = 4;
 const PAGES_PER_WRITE: usize = 16;
 /// Bitmap pages freed per turn.
 const PROMOTE_PAGES_PER_TURN: usize = 16;
+/// Rows that may come to the directory until a checkpoint is due...
+const ROWS_MADE_MAX: u64 = 512;
+/// ...and the pages kept free for them; a row of a volume or snapshot is far smaller than 1/16 of a page.
+const ROW_PAGES_TO_COME: u64 = ROWS_MADE_MAX / 16;
 /// errno: no space.
 const ENOSPC: i32 = 28;
 
@@ -110,9 +115,10 @@ impl<T: LogTail> Shard<T> {
         let reclaimable = self.space.pending_blocks();
         self.checkpoint.wanted
             || self.log.used_pages() * 2 > self.log.ring_pages()
+            || self.rows_made >= ROWS_MADE_MAX
             || dirty * 3 > self.cache.capacity_pages()
             || (dirty as u64 > scarce && dirty > 16)
-            || (reclaimable > self.space.data_room() && reclaimable > 1024)
+            || (reclaimable > self.space.room(Purpose::Data) && reclaimable > 1024)
     }
 
     pub(super) fn drive_checkpoint(&mut self, buffers: &mut impl BufferPool) {
@@ -157,13 +163,14 @@ impl<T: LogTail> Shard<T> {
         let generation = self.cache.begin_checkpoint();
         let space = &mut self.space;
         let image = self.directory.checkpoint(generation, || {
-            let extent = space.reserve(1, Purpose::Metadata).expect("room was checked");
+            let extent = space.reserve(1, Purpose::Checkpoint).expect("room was checked");
             space.commit(extent);
             extent.address
         });
         for place in image.replaced {
             self.space.free(place, 1);
         }
+        self.reserve_for_checkpoint();
         self.space.begin_checkpoint();
         let header = header_of(
             &self.layout.pool,
@@ -185,6 +192,15 @@ impl<T: LogTail> Shard<T> {
         checkpoint.bitmaps_done = false;
         checkpoint.running = core::mem::take(&mut checkpoint.asked);
         self.progress = true;
+    }
+
+    /// Sees to it that everything else leaves room for the directory, should the next checkpoint write all of it.
+    pub(super) fn reserve_for_checkpoint(&mut self) {
+        let pages = u64::from(self.directory.page_count());
+        let indexes = pages.div_ceil(ENTRIES as u64);
+        self.space
+            .set_checkpoint_reserve(pages + indexes + ROW_PAGES_TO_COME);
+        self.rows_made = 0;
     }
 
     /// Brings the directory rows of whatever changed up to date.

@@ -105,6 +105,8 @@ impl<T: LogTail> Shard<T> {
                     return true;
                 }
                 self.log.append(&Record::CatalogPut { key, value });
+                // A catalog row may take a page of its own.
+                self.rows_made += 16;
             }
             ShardCommand::CatalogDelete { key } => {
                 self.directory.remove(RowKind::Catalog, key);
@@ -116,9 +118,10 @@ impl<T: LogTail> Shard<T> {
         true
     }
 
-    /// Whether the next checkpoint would have space for one more changed directory page.
+    /// Whether the directory and the next checkpoint would have space for one more changed directory page.
     fn directory_has_room(&self) -> bool {
-        self.space.free_blocks() > self.directory.pages_to_write() as u64 + 4
+        !self.directory.is_nearly_full()
+            && self.space.free_blocks() > self.directory.pages_to_write() as u64 + 4
     }
 
     fn create_volume(&mut self, volume: VolumeId, share_blocks: u64) {
@@ -132,5 +135,6 @@ impl<T: LogTail> Shard<T> {
         });
         self.volumes
             .insert(volume, VirtualVolume::new(volume, volume, share_blocks));
+        self.rows_made += 1;
     }
 }

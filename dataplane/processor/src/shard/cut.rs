@@ -58,7 +58,10 @@ impl<T: LogTail> Shard<T> {
         }
         let many = |id: &VolumeId| self.volumes[id].snapshots.len() >= SNAPSHOTS_PER_VOLUME_MAX;
         let directory_pages = self.directory.pages_to_write() as u64 + volumes.len() as u64 + 2;
-        if volumes.iter().any(many) || self.space.free_blocks() < directory_pages {
+        if volumes.iter().any(many)
+            || self.directory.is_nearly_full()
+            || self.space.free_blocks() < directory_pages
+        {
             return Some(RefusedReason::NoSpace);
         }
         None
@@ -99,6 +102,7 @@ impl<T: LogTail> Shard<T> {
                 time_stamp_ns: time_stamp.0,
             });
             volume.cut(snapshot, time_stamp);
+            self.rows_made += 1;
         }
         self.cuts[position].begin(self.now.monotonic_ns, deadline_ns);
         #[cfg(feature = "planted-bugs")]

@@ -5,6 +5,7 @@ use crate::ids::{ShareBlock, VolumeId};
 use crate::map::TreeMut;
 use crate::ports::LogTail;
 use crate::request::{RequestError, RequestKind};
+use crate::space::Purpose;
 use stillpoint_ondisk::record::Record;
 
 /// Leaves cleared per step.
@@ -69,6 +70,7 @@ impl<T: LogTail> Shard<T> {
             epoch: volume.epoch,
             free,
             space: &mut self.space,
+            purpose: Purpose::Metadata,
             stats: &mut volume.stats,
         };
         let done = self

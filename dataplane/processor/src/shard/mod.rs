@@ -46,7 +46,7 @@ use crate::map::{MapError, PageCache};
 use crate::outbox::Outbox;
 use crate::ports::{BlockDevice, Buffer, BufferPool, DeviceError, LogTail, Operation, OperationKind};
 use crate::request::{RequestError, RequestKind, ShardAnswer, ShardRequest};
-use crate::space::Space;
+use crate::space::{Purpose, Space};
 use crate::virtual_volume::VirtualVolume;
 
 use checkpoint::Checkpoint;
@@ -61,6 +61,8 @@ const STEPS_PER_TURN: usize = 256;
 
 /// Blocks that may be on their way from one checkpoint's places to the next one's.
 const CHECKPOINT_BLOCKS: u64 = 64;
+/// Blocks that a step of a discard needs at most, with some to spare.
+const DISCARD_BLOCKS: u64 = 16;
 
 /// What can be chosen when a shard is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,6 +193,8 @@ pub struct Shard<T> {
     cuts: Vec<CutInProgress>,
     commands: VecDeque<(Ticket, ShardCommand)>,
     reclaim: reclaim::Reclaim,
+    /// Volumes and snapshots that have come since the last checkpoint began.
+    rows_made: u64,
     /// Checkpoints begun when space was first found wanting; `None` while there is room.
     no_space_since: Option<u64>,
     outgoing: VecDeque<Box<Operation>>,
@@ -434,7 +438,11 @@ impl<T: LogTail> Shard<T> {
     }
 
     fn stall_for_space(&mut self, id: SlotId) {
-        if self.is_out_of_space(0) {
+        let purpose = match self.slots[id].kind {
+            RequestKind::Write { .. } => Purpose::Map,
+            _ => Purpose::Metadata,
+        };
+        if self.is_out_of_space(purpose, 0) {
             self.give_up_space(id);
         } else {
             self.stalled.push_back(id);
@@ -442,10 +450,14 @@ impl<T: LogTail> Shard<T> {
     }
 
     /// Notes that there was no room for `blocks`; true if no checkpoint can change that.
-    fn is_out_of_space(&mut self, blocks: u32) -> bool {
+    fn is_out_of_space(&mut self, purpose: Purpose, blocks: u32) -> bool {
+        let needed = match purpose {
+            Purpose::Metadata => DISCARD_BLOCKS,
+            _ => u64::from(blocks) + CHECKPOINT_BLOCKS,
+        };
         match self.no_space_since {
             Some(since) if self.checkpoint.promoted() <= since => false,
-            Some(_) if self.space.data_room_to_come() < u64::from(blocks) + CHECKPOINT_BLOCKS => true,
+            Some(_) if self.space.room_to_come(purpose) < needed => true,
             _ => {
                 self.no_space_since = Some(self.checkpoint.begun());
                 self.checkpoint.want();

@@ -147,7 +147,7 @@ impl<T: LogTail> Shard<T> {
                 return;
             }
             if !self.reserve_for(id) {
-                if members == 0 && self.is_out_of_space(wanted) {
+                if members == 0 && self.is_out_of_space(Purpose::Data, wanted) {
                     self.write_queue.pop_front();
                     self.answer(id, Err(RequestError::NoSpace));
                     continue;
@@ -299,6 +299,7 @@ impl<T: LogTail> Shard<T> {
             epoch: volume.epoch,
             free,
             space: &mut self.space,
+            purpose: Purpose::Map,
             stats: &mut volume.stats,
         };
         let first = ShareBlock(slot.first.0 + start as u64);

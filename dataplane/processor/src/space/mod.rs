@@ -46,13 +46,19 @@ pub struct Extent {
     pub blocks: u32,
 }
 
-/// What a reservation is for.
+/// What a reservation is for, and so how much it has to leave free. Each may take what the one before leaves: what
+/// fills a pool up never takes the space that emptying it needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// Blocks of a volume: refused when only the metadata reserve is left.
+    /// Blocks of a volume: leaves the metadata reserve.
     Data,
-    /// Map and directory pages: may use the last block.
+    /// Map pages of writes: leaves half of the metadata reserve, so that discarding works on a full pool.
+    Map,
+    /// Map pages of discards: leaves what a checkpoint needs, which is what gives freed blocks back.
     Metadata,
+    /// Directory pages of a checkpoint, and recovery, which needs no more than what was there before: may use the
+    /// last block.
+    Checkpoint,
 }
 
 /// One device's slice.
@@ -130,6 +136,7 @@ pub struct Space {
     used_blocks: u64,
     pending_blocks: u64,
     metadata_reserve_blocks: u64,
+    checkpoint_reserve_blocks: u64,
 }
 
 /// What the set that is not open is.
@@ -195,6 +202,7 @@ impl Space {
             used_blocks: 0,
             pending_blocks: 0,
             metadata_reserve_blocks: reserve,
+            checkpoint_reserve_blocks: 0,
         };
         space.mark_static_areas();
         space
@@ -276,10 +284,7 @@ impl Space {
     /// purpose.
     pub fn reserve(&mut self, blocks: u32, purpose: Purpose) -> Option<Extent> {
         assert!(blocks > 0, "a reservation has at least one block");
-        let room = match purpose {
-            Purpose::Data => self.data_room(),
-            Purpose::Metadata => self.free_blocks,
-        };
+        let room = self.room(purpose);
         if room == 0 {
             return None;
         }
@@ -435,16 +440,31 @@ impl Space {
         self.total_blocks - self.free_blocks - self.used_blocks - self.pending_blocks
     }
 
-    /// Blocks that [`Purpose::Data`] may reserve once everything that was freed is free.
-    #[must_use]
-    pub fn data_room_to_come(&self) -> u64 {
-        (self.free_blocks() + self.pending_blocks()).saturating_sub(self.metadata_reserve_blocks)
+    /// How many blocks the next checkpoint may need for the directory.
+    pub fn set_checkpoint_reserve(&mut self, blocks: u64) {
+        self.checkpoint_reserve_blocks = blocks;
     }
 
-    /// Blocks that [`Purpose::Data`] may still reserve.
+    /// Blocks that must stay free of what is reserved for `purpose`.
+    fn left_by(&self, purpose: Purpose) -> u64 {
+        match purpose {
+            Purpose::Data => self.checkpoint_reserve_blocks + self.metadata_reserve_blocks,
+            Purpose::Map => self.checkpoint_reserve_blocks + self.metadata_reserve_blocks / 2,
+            Purpose::Metadata => self.checkpoint_reserve_blocks,
+            Purpose::Checkpoint => 0,
+        }
+    }
+
+    /// Blocks that may be reserved for `purpose` once everything that was freed is free.
     #[must_use]
-    pub fn data_room(&self) -> u64 {
-        self.free_blocks.saturating_sub(self.metadata_reserve_blocks)
+    pub fn room_to_come(&self, purpose: Purpose) -> u64 {
+        (self.free_blocks + self.pending_blocks).saturating_sub(self.left_by(purpose))
+    }
+
+    /// Blocks that may be reserved for `purpose` now.
+    #[must_use]
+    pub fn room(&self, purpose: Purpose) -> u64 {
+        self.free_blocks.saturating_sub(self.left_by(purpose))
     }
 
     fn page_number(&self, device: DeviceIndex, page: u64) -> usize {

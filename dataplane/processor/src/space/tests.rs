@@ -105,7 +105,7 @@ fn data_leaves_the_metadata_reserve_alone() {
         while let Some(extent) = space.reserve(256, Purpose::Data) {
             space.commit(extent);
         }
-        assert_eq!(space.data_room(), 0);
+        assert_eq!(space.room(Purpose::Data), 0);
         assert_eq!(space.free_blocks(), reserve);
         for _ in 0..reserve {
             let extent = space.reserve(1, Purpose::Metadata).unwrap();
@@ -393,7 +393,7 @@ impl Model {
         let (purpose, room) = if metadata {
             (Purpose::Metadata, self.space.free_blocks())
         } else {
-            (Purpose::Data, self.space.data_room())
+            (Purpose::Data, self.space.room(Purpose::Data))
         };
         let Some(extent) = self.space.reserve(blocks, purpose) else {
             assert_eq!(room, 0);

@@ -78,6 +78,7 @@ impl World {
                 epoch: tree.epoch,
                 free,
                 space: &mut self.space,
+                purpose: Purpose::Metadata,
                 stats: &mut tree.stats,
             },
         )

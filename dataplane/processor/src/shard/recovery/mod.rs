@@ -215,7 +215,7 @@ impl<T: LogTail> Shard<T> {
         for volume in volumes.values().filter(|volume| !volume.deleting) {
             reclaim.trim_again(volume.id, volume.share_blocks);
         }
-        Self {
+        let mut opened = Self {
             layout,
             shard,
             options,
@@ -236,6 +236,7 @@ impl<T: LogTail> Shard<T> {
             cuts: Vec::new(),
             commands: VecDeque::new(),
             reclaim,
+            rows_made: 0,
             no_space_since: None,
             outgoing: VecDeque::new(),
             spare_operations: Vec::new(),
@@ -249,7 +250,9 @@ impl<T: LogTail> Shard<T> {
             status: ShardStatus::default(),
             short_of_buffers: false,
             progress: true,
-        }
+        };
+        opened.reserve_for_checkpoint();
+        opened
     }
 }
 

@@ -12,7 +12,7 @@ use crate::BLOCK_BYTES;
 use crate::ids::{DeviceAddress, ShareBlock, SnapshotId, TimeStamp, VolumeId};
 use crate::map::{MapError, PageCache, PageRef, TreeMut};
 use crate::ports::{OpenDevice, Transferred};
-use crate::space::Extent;
+use crate::space::{Extent, Purpose};
 use crate::virtual_volume::VirtualVolume;
 
 /// Records whose map pages are fetched together.
@@ -278,6 +278,7 @@ impl<D: OpenDevice> Opening<'_, D> {
                 epoch: volume.epoch,
                 free,
                 space: &mut self.space,
+                purpose: Purpose::Checkpoint,
                 stats: &mut volume.stats,
             };
             match step(&mut self.cache, &mut tree) {

@@ -189,3 +189,71 @@ fn recovery_ends_when_the_log_touches_more_than_the_cache_holds() {
         assert_eq!(rig.read(LIVE, leaf * LEAF, BLOCK), [2; BLOCK]);
     }
 }
+
+fn discard_request(offset: usize, length: usize) -> ShardRequest {
+    request(LIVE, RequestKind::Discard { fua: false }, offset, length, None)
+}
+
+/// Writes a block to every leaf of 0..4000, many at the same time, until the pool is full; gives those that fitted.
+fn fill_leaves(rig: &mut Rig) -> Vec<usize> {
+    let mut written = Vec::new();
+    for first in (0..4000).step_by(1000) {
+        for leaf in first..first + 1000 {
+            let mut write = write_request(leaf * LEAF, &[leaf as u8; BLOCK]);
+            write.token = Token(leaf as u64);
+            rig.send(write);
+        }
+        rig.settle();
+        for answer in rig.outbox.answers.drain(..) {
+            match answer.result {
+                Ok(()) => written.push(answer.token.0 as usize),
+                Err(error) => assert_eq!(error, RequestError::NoSpace),
+            }
+        }
+    }
+    written
+}
+
+#[test]
+fn a_pool_full_of_small_scattered_writes_takes_any_number_of_discards() {
+    for pool_bytes in [8 << 20, 16 << 20] {
+        let mut rig = Rig::new(pool_bytes);
+        let written = fill_leaves(&mut rig);
+        assert!(written.len() < 4000, "the pool is full");
+        for snapshot in [false, true] {
+            if snapshot {
+                rig.snapshot(1);
+            }
+            let some = written.iter().skip(usize::from(snapshot)).step_by(2);
+            let asked = some.clone().count();
+            for &leaf in some {
+                rig.send(discard_request(leaf * LEAF, BLOCK));
+                if rig.processor.shards()[0].status().in_flight == 1000 {
+                    rig.settle();
+                }
+            }
+            rig.settle();
+            assert_eq!(rig.outbox.answers.len(), asked);
+            for answer in rig.outbox.answers.drain(..) {
+                assert_eq!(answer.result, Ok(()), "snapshot: {snapshot}");
+            }
+        }
+        rig = rig.kill();
+        assert!(!rig.processor.shards()[0].status().stopped);
+        for &leaf in &written {
+            assert_eq!(rig.read(LIVE, leaf * LEAF, BLOCK), [0; BLOCK]);
+        }
+        let delete = ShardCommand::DeleteSnapshot {
+            volume: VOLUME,
+            snapshot: SnapshotId(1),
+        };
+        assert_eq!(rig.command(delete), EventKind::Done);
+        rig.settle();
+        let rewritten = fill_leaves(&mut rig).len();
+        assert!(
+            rewritten * 10 >= written.len() * 9,
+            "{rewritten} of {}",
+            written.len()
+        );
+    }
+}
