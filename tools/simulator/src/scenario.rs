@@ -49,7 +49,7 @@ pub struct Plan {
     pub hold_ns_max: u64,
     /// How often the coordinator dies in the middle of a snapshot.
     pub coordinator_death_percent: u64,
-    /// Out of ten thousand device writes, how many fail.
+    /// Out of ten thousand device operations, how many fail.
     pub device_errors: u64,
     /// Whether device content is damaged on purpose.
     pub corruption: bool,
@@ -103,7 +103,7 @@ impl Plan {
             hold_ns_min: 20_000,
             hold_ns_max: *random.pick(&[100_000, 10_000_000]),
             coordinator_death_percent: *random.pick(&[0, 0, 10]),
-            device_errors: 0,
+            device_errors: *random.pick(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 20]),
             corruption: false,
         }
     }
@@ -133,13 +133,15 @@ pub fn run_with(seed: u64, trace: bool, change: impl FnOnce(&mut Plan)) -> Resul
     world.make_volumes(volumes)?;
     let last = lives.len() - 1;
     for (life, operations) in lives.into_iter().enumerate() {
+        world.let_devices_fail(true);
         world.work(operations)?;
         // Half of the deaths come in the middle of everything, half when all is quiet; the last life may end well.
         let quiet = random.percent(30);
         if quiet {
             world.quiesce()?;
         }
-        if life < last || !quiet || world.coordinator_is_dead() {
+        world.let_devices_fail(false);
+        if life < last || !quiet || world.must_end_in_a_crash() {
             let crash = if random.percent(50) {
                 Crash::Kill
             } else {
@@ -149,6 +151,7 @@ pub fn run_with(seed: u64, trace: bool, change: impl FnOnce(&mut Plan)) -> Resul
         }
     }
     world.compare_everything()?;
+    world.audit_in_silence()?;
     world.delete_everything()?;
     Ok(world.coverage)
 }

@@ -5,9 +5,11 @@
 //! | `operations.rs` | reads, writes, flushes, discards of clients, and the checks of their answers |
 //! | `jobs.rs` | the control plane: volumes, snapshots, checkpoints, in the order of commands that is safe at a crash |
 //! | `looks.rs` | whole volumes and snapshots read and compared |
+//! | `audit.rs` | the devices, read without the code that wrote them |
 //! | `recovery.rs` | crash, open, reconcile with the catalog, compare |
 //! | `workload.rs` | what the clients and the operator happen to want next |
 
+mod audit;
 mod jobs;
 mod looks;
 mod operations;

@@ -3,10 +3,8 @@
 use super::looks::Look;
 use super::operations::Does;
 use super::{Checked, State, World, broken};
+use crate::device::DeviceHabits;
 use crate::stamp::SECTOR_BYTES;
-use stillpoint_ondisk::header::ShardHeader;
-use stillpoint_ondisk::layout::HEADER_COPIES;
-use stillpoint_processor::ShardIndex;
 
 /// Jobs going on at the same time at most.
 const JOBS_MAX: usize = 4;
@@ -259,16 +257,14 @@ impl World {
             .collect();
         volumes.into_iter().for_each(|id| self.begin_delete_volume(id));
         self.settle()?;
-        // What one checkpoint frees, the next one makes available.
-        for _ in 0..3 {
-            self.begin_checkpoint();
-            self.settle()?;
-        }
+        self.audit_in_silence()?;
         self.begin_status();
         self.settle()?;
         for shard in self.shards() {
             let status = &self.statuses[&shard.0];
-            let directory = self.directory_blocks(shard)?;
+            let header = self.newest_header(shard)?;
+            let directory =
+                u64::from(header.directory_pages.get() + u32::from(header.directory_index_count.get()));
             if status.used_blocks != directory || status.pending_blocks != 0 {
                 return broken(format!(
                     "space: with everything deleted shard {} uses {} blocks (and {} pending), its directory {directory}",
@@ -281,23 +277,17 @@ impl World {
         Ok(())
     }
 
-    /// Blocks of a shard's directory, as the newest header on the device says.
-    fn directory_blocks(&self, shard: ShardIndex) -> Checked<u64> {
-        let home = self.layout.home(shard.0);
-        let newest = (0..HEADER_COPIES)
-            .filter_map(|copy| {
-                let mut bytes = [0; BLOCK as usize];
-                self.devices
-                    .peek(home, self.layout.header_block(shard.0, copy), &mut bytes);
-                ShardHeader::parse(&bytes, self.layout.pool, shard.0).ok()
-            })
-            .max_by_key(|header| header.generation.get());
-        match newest {
-            Some(header) => {
-                Ok(u64::from(header.directory_pages.get()) + u64::from(header.directory_index_count.get()))
-            }
-            None => broken(format!("shard {} has no sound header", shard.0)),
+    /// Makes checkpoints and audits what they left on the devices.
+    ///
+    /// # Errors
+    /// The first law that is broken.
+    pub fn audit_in_silence(&mut self) -> Checked {
+        // What one checkpoint frees, the next one makes available.
+        for _ in 0..3 {
+            self.begin_checkpoint();
+            self.settle()?;
         }
+        self.audit()
     }
 
     /// Compares all volumes and snapshots with what they must be, while nothing else goes on.
@@ -321,10 +311,21 @@ impl World {
         self.settle()
     }
 
-    /// Whether the coordinator of this life is dead.
+    /// Whether this life cannot go on as if nothing had happened: its coordinator is dead, or a shard may have
+    /// stopped writing.
     #[must_use]
-    pub fn coordinator_is_dead(&self) -> bool {
-        !self.machine.has_coordinator()
+    pub fn must_end_in_a_crash(&self) -> bool {
+        !self.machine.has_coordinator() || self.plan.device_errors > 0
+    }
+
+    /// Lets device operations fail as often as planned, or not at all.
+    pub fn let_devices_fail(&self, fail: bool) {
+        let errors = if fail { self.plan.device_errors } else { 0 };
+        self.devices.set_habits(DeviceHabits {
+            read_errors: errors,
+            write_errors: errors,
+            ..self.plan.habits
+        });
     }
 }
 
