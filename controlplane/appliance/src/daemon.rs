@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::api;
 use crate::appliance::{Appliance, ListenerUri, Options};
 use crate::error::{Error, Result};
+use crate::label;
 use crate::mailbox::{
     Listener, Mailbox, NOTICES_MAX, NoticeSender, PollLoopOptions, PollLoops, PoolOptions, ShardNotice,
     ToProcessor,
@@ -162,6 +163,9 @@ async fn open_pools(appliance: &Appliance, given: &[Vec<PathBuf>]) {
 
 /// Whether these devices make a pool that is open: it was remembered and given.
 fn is_open(appliance: &Appliance, devices: &[PathBuf]) -> bool {
+    let Ok(devices) = label::absolute(devices) else {
+        return false;
+    };
     appliance
         .pools()
         .iter()

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
+use stillpoint_hw::device::PoolFiles;
 use stillpoint_ondisk::label::PoolLabel;
 use stillpoint_ondisk::layout::Layout;
 use stillpoint_ondisk::{BLOCK_BYTES, Damage, PAGE_BYTES};
@@ -21,6 +22,8 @@ pub struct PoolDevices {
     pub paths: Vec<PathBuf>,
     /// When the pool was made, nanoseconds since the Unix epoch.
     pub created_ns: u64,
+    /// What an operator should know about the labels.
+    pub remarks: Vec<String>,
 }
 
 impl PoolDevices {
@@ -37,11 +40,48 @@ pub fn id_text(id: &[u8; 16]) -> String {
     id.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The same paths, whatever the working directory will be.
+///
+/// # Errors
+/// Usage, if one is empty.
+pub fn absolute(paths: impl IntoIterator<Item = impl AsRef<Path>>) -> Result<Vec<PathBuf>> {
+    let one = |path: &Path| {
+        std::path::absolute(path)
+            .map_err(|error| Error::usage(format!("{:?} is no path of a device: {error}", path.display())))
+    };
+    paths.into_iter().map(|path| one(path.as_ref())).collect()
+}
+
+/// Refuses devices that have become smaller than the pool that lies on them.
+///
+/// # Errors
+/// Failure, naming the device and both sizes.
+pub fn check_sizes(devices: &PoolDevices, files: &PoolFiles) -> Result<()> {
+    for (file, layout) in files.all().iter().zip(&devices.layout.devices) {
+        if file.size_blocks() < layout.size_blocks {
+            return Err(Error::failure(format!(
+                "{} has {} bytes; pool {} was made when it had {}",
+                file.path().display(),
+                file.size_bytes(),
+                devices.name,
+                layout.size_blocks * BLOCK_BYTES as u64
+            ))
+            .hint("give the device its size back; nothing was changed"));
+        }
+    }
+    Ok(())
+}
+
 /// What lies at the start of a device.
 #[derive(Debug)]
 pub enum Found {
     /// A pool's label.
-    Label(Box<PoolLabel>),
+    Label {
+        /// The label.
+        label: Box<PoolLabel>,
+        /// What is wrong with the first label, if this is its copy at the end of the device.
+        first_damaged: Option<Damage>,
+    },
     /// Zeros, in the first block and the last.
     Nothing,
     /// Something else.
@@ -74,7 +114,11 @@ pub fn look(path: &Path) -> Result<Found> {
         let mut page = [0; PAGE_BYTES];
         file.read_exact_at(&mut page, offset_bytes).map_err(cannot)?;
         match PoolLabel::parse(&page) {
-            Ok(label) => return Ok(Found::Label(Box::new(label))),
+            Ok(label) => {
+                let label = Box::new(label);
+                let first_damaged = (offset_bytes > 0).then_some(damage.unwrap_or(Damage::Magic));
+                return Ok(Found::Label { label, first_damaged });
+            }
             Err(Damage::Magic) => zeros &= page.iter().all(|&byte| byte == 0),
             Err(found) => damage = damage.or(Some(found)),
         }
@@ -92,10 +136,16 @@ pub fn look(path: &Path) -> Result<Found> {
 /// If one is not readable or not a pool's, they are of different pools, or one is missing or given twice.
 pub fn read(paths: &[PathBuf]) -> Result<PoolDevices> {
     let mut labels = Vec::with_capacity(paths.len());
+    let mut remarks = Vec::new();
     for path in paths {
         let shown = path.display();
         match look(path)? {
-            Found::Label(label) => labels.push((label, path)),
+            Found::Label { label, first_damaged } => {
+                if let Some(damage) = first_damaged {
+                    remarks.push(format!("first label of {shown}: {damage}; its copy was used"));
+                }
+                labels.push((label, path));
+            }
             Found::Nothing | Found::Other => {
                 return Err(Error::failure(format!("{shown} belongs to no pool"))
                     .hint("stillpoint pool create NAME PATH... makes one"));
@@ -160,5 +210,6 @@ pub fn read(paths: &[PathBuf]) -> Result<PoolDevices> {
         layout,
         paths: labels.iter().map(|(_, path)| (*path).clone()).collect(),
         created_ns: first.created_ns.get(),
+        remarks,
     })
 }

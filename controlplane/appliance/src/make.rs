@@ -34,7 +34,7 @@ pub fn make_pool(request: &CreatePool, processors: usize) -> Result<(PoolDevices
             "{shard_count} shards: from 1 to {SHARDS_MAX} are possible"
         )));
     }
-    let paths: Vec<PathBuf> = request.devices.iter().map(PathBuf::from).collect();
+    let paths = label::absolute(request.devices.iter())?;
     let mut made = MadeFiles(Vec::new());
     let mut files = Vec::with_capacity(count);
     for path in &paths {
@@ -67,6 +67,7 @@ pub fn make_pool(request: &CreatePool, processors: usize) -> Result<(PoolDevices
         layout,
         paths,
         created_ns: spec.created_ns,
+        remarks: Vec::new(),
     };
     Ok((devices, files))
 }
@@ -100,7 +101,7 @@ fn check_empty(path: &std::path::Path) -> Result<()> {
     let shown = path.display();
     let (message, hint) = match label::look(path)? {
         Found::Nothing => return Ok(()),
-        Found::Label(label) => (
+        Found::Label { label, .. } => (
             format!("{shown} belongs to pool {}", label.name()),
             "stillpoint pool open PATH... opens it; --force destroys it",
         ),

@@ -86,12 +86,14 @@ impl Pool {
                 .iter()
                 .map(move |remark| format!("shard {}: {remark}", shard.shard.0))
         });
+        let of_labels = devices.remarks.iter().cloned();
+        let remarks = of_labels.chain(told).chain(mending.remarks).collect();
         let pool = Self {
             index,
             devices,
             files,
             owners,
-            remarks: told.chain(mending.remarks).collect(),
+            remarks,
             recovery_ns: shards.iter().map(|shard| shard.recovery_ns).max().unwrap_or(0),
             mailboxes,
             catalog: Mutex::new(catalog),

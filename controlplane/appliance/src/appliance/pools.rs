@@ -54,7 +54,7 @@ impl Appliance {
     /// Conflict if it is open already or a device is in use; failure if it cannot be read.
     pub async fn open_pool(&self, paths: &[PathBuf]) -> Result<Arc<Pool>> {
         let structure = self.structure.lock().await;
-        let devices = label::read(paths)?;
+        let devices = label::read(&label::absolute(paths)?)?;
         let taken =
             |pool: &Arc<Pool>| pool.name() == devices.name || pool.devices.layout.pool == devices.layout.pool;
         if let Some(pool) = self.pools().iter().find(|pool| taken(pool)) {
@@ -67,6 +67,7 @@ impl Appliance {
         }
         let claim = || PoolFiles::open(&devices.paths).map_err(|error| device_error(&error));
         let files = patience::unless_in_use(claim).await?;
+        label::check_sizes(&devices, &files)?;
         let pool = self.open(devices, files).await?;
         self.lock()
             .failed
