@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::samples;
+use crate::catalog::{Key, Value};
 use crate::directory::{DirectoryPage, RowKind, SnapshotRow, VolumeRow};
 use crate::log::LogPage;
 use crate::record::Record;
@@ -24,7 +25,7 @@ fn todays_code_writes_exactly_the_golden_bytes() {
         .into_iter()
         .map(|sample| (sample.name, sample.bytes));
     let segment = ("segment", samples::segment_header().as_bytes().to_vec());
-    for (name, bytes) in pages.chain([segment]) {
+    for (name, bytes) in pages.chain([segment, ("catalog", samples::catalog_rows())]) {
         if std::env::var_os("STILLPOINT_WRITE_GOLDEN").is_some() {
             let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("golden/{name}.bin"));
             std::fs::write(&path, &bytes).expect("the source tree is writable");
@@ -85,4 +86,25 @@ fn the_golden_directory_page_holds_every_kind_of_row_with_its_values() {
         (rows[2].key, rows[2].value),
         (&b"volume/data"[..], &b"{\"id\":10}"[..])
     );
+}
+
+#[test]
+fn the_golden_catalog_holds_every_kind_of_row() {
+    let bytes = golden("catalog");
+    let mut rest = &bytes[..];
+    let mut next = || {
+        let (length, after) = rest.split_at_checked(2)?;
+        let length = usize::from(u16::from_le_bytes([length[0], length[1]]));
+        let (found, after) = after.split_at(length);
+        rest = after;
+        Some(found)
+    };
+    let mut kinds = Vec::new();
+    while let (Some(key), Some(value)) = (next(), next()) {
+        let decoded = Key::decode(key).expect("a sound key");
+        let row = Value::decode(decoded, value).expect("a sound value");
+        assert_eq!(row.encode(), value);
+        kinds.push(key[0]);
+    }
+    assert_eq!(kinds, *b"CEFSV");
 }

@@ -4,6 +4,9 @@ use zerocopy::IntoBytes;
 use zerocopy::little_endian::U32;
 
 use crate::bitmap::{BLOCKS_PER_PAGE, BitmapPage, WORDS_PER_PAGE};
+use crate::catalog::{
+    self, CounterRow, ExportHead, HoldRow, Key, SnapshotHead, SnapshotVolumeRow, Value, VolumeHead,
+};
 use crate::directory::{self, DirectoryPage, Row, RowKind, SnapshotRow, VolumeRow};
 use crate::header::{DIRECTORY_INDEX_MAX, ShardHeader};
 use crate::label::{DeviceRow, FeatureFlags, PoolLabel};
@@ -56,6 +59,70 @@ pub fn pages() -> Vec<Sample> {
             TailHeader::check(b, POOL, BOOT, SHARD)
         }),
     ]
+}
+
+/// One catalog row of every kind: key length (u16), key, value length (u16), value.
+pub fn catalog_rows() -> Vec<u8> {
+    let version = catalog::VERSION.into();
+    let counters = CounterRow {
+        version,
+        reserved: [0; 2],
+        next_volume: 11.into(),
+        next_export: 12.into(),
+        next_snapshot: 13.into(),
+    };
+    let export = ExportHead {
+        version,
+        name_bytes: 0.into(),
+        volume: 10.into(),
+        snapshot: 50.into(),
+        read_only: 1,
+        reserved: [0; 7],
+        created_ns: 14.into(),
+    };
+    let holds = [1u64, 4].map(|n| HoldRow {
+        hold_ns: n.into(),
+        answers_held: (n + 1).into(),
+        answer_held_ns_max: (n + 2).into(),
+    });
+    let snapshot = SnapshotHead {
+        version,
+        name_bytes: 0.into(),
+        volume_count: 0.into(),
+        shard_count: 2.into(),
+        time_stamp_ns: 15.into(),
+        durable_ns: 16.into(),
+    };
+    let volumes = [9u32, 10].map(|volume| SnapshotVolumeRow {
+        volume: volume.into(),
+        reserved: [0; 4],
+        size_bytes: (u64::from(volume) << 20).into(),
+    });
+    let volume = VolumeHead {
+        version,
+        name_bytes: 0.into(),
+        rotation: 1.into(),
+        reserved: [0; 2],
+        block_bytes: 512.into(),
+        object_blocks: 16_384.into(),
+        size_bytes: (10 << 20).into(),
+        created_ns: 17.into(),
+    };
+    let figures = Key::Figures {
+        snapshot: 50,
+        first_shard: 0,
+    };
+    [
+        (Key::Counters, Value::Counters(counters)),
+        (Key::Export(3), Value::Export(export, "data@monday")),
+        (figures, Value::Figures(&holds)),
+        (Key::Snapshot(50), Value::Snapshot(snapshot, &volumes, "monday")),
+        (Key::Volume(10), Value::Volume(volume, "data")),
+    ]
+    .into_iter()
+    .flat_map(|(key, value)| [key.encode(), value.encode()])
+    .flat_map(|bytes| [&(bytes.len() as u16).to_le_bytes()[..], &bytes].concat())
+    .collect()
 }
 
 /// The start of a segment of the log tail.
