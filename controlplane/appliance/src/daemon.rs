@@ -178,13 +178,8 @@ async fn serve_until_told(
     mailboxes: &[Mailbox],
     signals: &mut Signals,
 ) -> Result<()> {
-    for listener in &sockets.nbd {
-        for mailbox in mailboxes {
-            let listener = listener
-                .try_clone()
-                .map_err(|error| Error::failure(format!("cannot share a socket: {error}")))?;
-            mailbox.send(ToProcessor::Listen { listener })?;
-        }
+    for listener in sockets.nbd {
+        mailboxes[0].send(ToProcessor::Listen { listener })?;
     }
     let (stop, stopped) = oneshot::channel::<()>();
     let server = axum::serve(sockets.control, api::router(appliance.clone()));

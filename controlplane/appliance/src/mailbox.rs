@@ -92,8 +92,8 @@ pub enum ToProcessor {
         /// of its requests is in flight.
         reply: oneshot::Sender<()>,
     },
-    /// Accept connections from this listener. Every processor gets a handle on the same socket; the kernel
-    /// spreads the connections.
+    /// Accept connections from this listener. Only processor 0 gets listeners; it hands the connections round, so
+    /// that those of one client are spread evenly over all processors.
     Listen {
         /// The listener; every connection speaks NBD.
         listener: Listener,
@@ -119,19 +119,6 @@ pub enum Listener {
     Unix(UnixListener),
     /// A TCP socket.
     Tcp(TcpListener),
-}
-
-impl Listener {
-    /// Another handle on the same socket.
-    ///
-    /// # Errors
-    /// What the system said.
-    pub fn try_clone(&self) -> std::io::Result<Self> {
-        Ok(match self {
-            Self::Unix(listener) => Self::Unix(listener.try_clone()?),
-            Self::Tcp(listener) => Self::Tcp(listener.try_clone()?),
-        })
-    }
 }
 
 /// What one processor opens of a pool.

@@ -86,8 +86,8 @@ impl Loop {
             ToProcessor::Exports { table, reply } => self.set_exports(table, reply),
             ToProcessor::Listen { listener } => {
                 let key = LISTENER_KEY | self.listeners.len() as u32;
-                self.sockets.accept(&mut self.ring, &listener, key);
                 self.listeners.push(listener);
+                self.accept(key);
             }
             ToProcessor::Unlisten => self.unlisten(),
             ToProcessor::Status { reply } => drop(reply.send(self.status())),

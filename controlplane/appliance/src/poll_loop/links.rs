@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 
 use rtrb::{Consumer, Producer, PushError, RingBuffer};
+use stillpoint_hw::socket::Connection;
 use stillpoint_processor::{ShardAnswer, ShardCommand, ShardEvent, ShardIndex, ShardRequest, Ticket};
 
 use crate::mailbox::PoolIndex;
@@ -31,6 +32,8 @@ pub enum Message {
     Command(Box<(PoolIndex, ShardIndex, Ticket, ShardCommand)>),
     /// Its event, back to processor 0.
     Event(Box<(PoolIndex, ShardEvent)>),
+    /// A connection that processor 0 accepted, for this loop to serve.
+    Connection(Box<Connection>),
 }
 
 /// One loop's ends of its links.

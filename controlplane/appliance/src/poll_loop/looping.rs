@@ -16,7 +16,7 @@ use stillpoint_processor::{Now, Outbox};
 use tokio::sync::oneshot;
 
 use super::connections::{CONNECTIONS_MAX, Client, LISTENER_KEY, Looked, SessionSockets, ToReceive, ToSend};
-use super::links::Links;
+use super::links::{Links, Message};
 use super::pools::{OpenPool, Opened};
 use super::routing::tag_of;
 use crate::mailbox::{Listener, NoticeSender, ToProcessor};
@@ -27,6 +27,10 @@ const QUIET_NS: u64 = 20_000;
 const BACKLOG_MAX: usize = 1024;
 /// How long a loop with clients that wait for buffers sleeps at most: buffers come home without a sign.
 const STARVED_SLEEP_NS: u64 = 1_000_000;
+/// How long any loop sleeps at most: it looks around now and then, whatever happened to a wake-up.
+const SLEEP_NS_MAX: u64 = 500_000_000;
+/// How long a listener rests that could not be given a connection.
+const REST_NS: u64 = 100_000_000;
 /// How long a loop that was told to stop waits for its sockets.
 const STOP_NS: u64 = 2_000_000_000;
 
@@ -67,6 +71,10 @@ pub struct Loop {
     pub(super) sockets: SessionSockets,
     pub(super) listeners: Vec<Listener>,
     pub(super) unlistened: bool,
+    /// The loop that gets the next connection (processor 0).
+    next_welcome: usize,
+    /// Listeners that rest, and until when: the system could not give them a connection.
+    resting: Vec<(u32, u64)>,
     pub(super) clients: Vec<Option<Box<Client>>>,
     free_places: Vec<usize>,
     /// Clients to be looked after in this turn.
@@ -99,6 +107,7 @@ impl Loop {
                 parts.index
             );
         }
+        parts.sleeper.attach(&ring);
         let mut clock = Clock::new();
         Ok(Self {
             index: parts.index,
@@ -113,6 +122,8 @@ impl Loop {
             sockets: SessionSockets::new(2 * CONNECTIONS_MAX + 64),
             listeners: Vec::new(),
             unlistened: false,
+            next_welcome: 0,
+            resting: Vec::new(),
             clients: Vec::new(),
             free_places: Vec::new(),
             listed: VecDeque::new(),
@@ -163,9 +174,11 @@ impl Loop {
         self.submit_backlogs();
         self.take_requests();
         self.poll_pools();
+        self.take_requests(); // an answer may be what the next part of a request waited for
         self.poll_coordinators();
         self.close_pools();
         self.look_after_clients();
+        self.accept_again();
         self.send_off();
         self.progress
     }
@@ -223,17 +236,47 @@ impl Loop {
 
     fn accepted(&mut self, key: u32, result: Result<Connection, SocketError>) {
         match result {
-            Ok(connection) => self.welcome(connection),
+            Ok(connection) => self.hand_out(connection),
             Err(error) if self.unlistened => tracing::debug!("accept: {error}"),
-            Err(error) => tracing::warn!("a connection could not be accepted: {error}"),
+            Err(error) => {
+                // Out of descriptors or memory: asking again at once would be answered at once.
+                tracing::warn!("a connection could not be accepted: {error}");
+                return self.resting.push((key, self.now.monotonic_ns + REST_NS));
+            }
         }
+        self.accept(key);
+    }
+
+    /// Lets a listener take its next connection.
+    pub(super) fn accept(&mut self, key: u32) {
         if !self.unlistened {
             let listener = &self.listeners[(key & !LISTENER_KEY) as usize];
-            self.sockets.accept(&mut self.ring, listener, key);
+            let begun = self.sockets.accept(&mut self.ring, listener, key);
+            assert!(begun, "the table has places for the listeners");
         }
     }
 
-    fn welcome(&mut self, connection: Connection) {
+    fn accept_again(&mut self) {
+        while let Some(&(key, until_ns)) = self.resting.first()
+            && self.now.monotonic_ns >= until_ns
+        {
+            self.resting.remove(0);
+            self.accept(key);
+        }
+    }
+
+    /// Gives each loop a connection in turn, so that those of one client are spread evenly.
+    fn hand_out(&mut self, connection: Connection) {
+        let to = self.next_welcome;
+        self.next_welcome = (to + 1) % self.wakers.len();
+        if to == self.index {
+            self.welcome(connection);
+        } else {
+            self.links.send(to, Message::Connection(Box::new(connection)));
+        }
+    }
+
+    pub(super) fn welcome(&mut self, connection: Connection) {
         let place = match self.free_places.pop() {
             Some(place) => place,
             None if self.clients.len() < CONNECTIONS_MAX => {
@@ -264,10 +307,9 @@ impl Loop {
 
     /// Takes the requests of the listed clients, unless too many wait already.
     fn take_requests(&mut self) {
-        if self.progress {
-            for place in core::mem::take(&mut self.starved) {
-                self.list(place);
-            }
+        // Those that waited look again every turn; that alone is no progress.
+        while let Some(place) = self.starved.pop() {
+            self.list(place);
         }
         for number in 0..self.listed.len() {
             let place = self.listed[number];
@@ -372,23 +414,25 @@ impl Loop {
         if !awaited {
             self.figures.sleeps += 1;
             let timeout_ns = self.sleep_ns();
-            if let Err(error) = self.ring.wait(timeout_ns) {
+            if let Err(error) = self.ring.wait(Some(timeout_ns)) {
                 tracing::error!("io_uring: {error}");
             }
         }
         self.sleeper.awake();
     }
 
-    /// How long it may sleep; `None`: until something comes.
-    fn sleep_ns(&self) -> Option<u64> {
+    /// How long it may sleep.
+    fn sleep_ns(&self) -> u64 {
         let pools = self.pools.iter().flatten().filter_map(OpenPool::next_deadline_ns);
         let clients = self.clients.iter().flatten().map(|client| client.deadline_ns());
         let clients = clients
             .filter(|_| !self.leaving.is_empty())
             .filter(|&deadline| deadline != u64::MAX);
         let starved = (!self.starved.is_empty()).then_some(self.now.monotonic_ns + STARVED_SLEEP_NS);
-        let deadline = pools.chain(clients).chain(starved).min()?;
-        Some(deadline.saturating_sub(self.now.monotonic_ns).max(1_000))
+        let resting = self.resting.first().map(|&(_, until_ns)| until_ns);
+        let deadline = pools.chain(clients).chain(starved).chain(resting).min();
+        let left_ns = deadline.map_or(SLEEP_NS_MAX, |at| at.saturating_sub(self.now.monotonic_ns));
+        left_ns.clamp(1_000, SLEEP_NS_MAX)
     }
 
     /// Ends the conversations and waits for the sockets; then the thread may end.
