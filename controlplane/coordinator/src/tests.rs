@@ -3,3 +3,4 @@
 mod interleavings;
 mod model;
 mod queue;
+mod random;
