@@ -51,7 +51,7 @@ pub struct Plan {
     pub coordinator_death_percent: u64,
     /// Out of ten thousand device operations, how many fail.
     pub device_errors: u64,
-    /// Whether device content is damaged on purpose.
+    /// Whether device content has been damaged on purpose.
     pub corruption: bool,
 }
 
@@ -152,6 +152,10 @@ pub fn run_with(seed: u64, trace: bool, change: impl FnOnce(&mut Plan)) -> Resul
     }
     world.compare_everything()?;
     world.audit_in_silence()?;
-    world.delete_everything()?;
+    if random.percent(10) {
+        world.rot()?;
+    } else {
+        world.delete_everything()?;
+    }
     Ok(world.coverage)
 }

@@ -18,6 +18,7 @@ fn a_few_seeds_keep_all_laws_and_meet_all_kinds_of_trouble() {
         "checkpoints",
         "coordinators that died",
         "crashes during recovery",
+        "damage noticed",
         "intermediate snapshots freed",
         "intermediate snapshots without a commit record",
         "kills",

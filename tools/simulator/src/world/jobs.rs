@@ -129,7 +129,8 @@ impl World {
                 let (stopped, full) = (RequestError::ShardStopped, RequestError::NoSpace);
                 let may_stop = self.plan.device_errors > 0 && (error == stopped || error == RequestError::Io);
                 let may_be_full = error == full && !job.purpose.must_work_when_full();
-                if !may_stop && !may_be_full {
+                let may_be_damaged = self.plan.corruption && error == RequestError::Corrupt;
+                if !may_stop && !may_be_full && !may_be_damaged {
                     return broken(format!("shard {} failed at {job}: {error}", event.shard.0));
                 }
                 job.failed = Some(error);

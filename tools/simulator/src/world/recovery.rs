@@ -159,6 +159,40 @@ impl World {
         self.settle()
     }
 
+    /// Damages blocks of maps, directories and data, and reads everything, then once more after a restart. What is
+    /// read is right or refused (I4); a pool that does not open says why.
+    ///
+    /// # Errors
+    /// Wrong data.
+    pub fn rot(&mut self) -> Checked {
+        self.plan.corruption = true;
+        for _ in 0..self.random.between(1, 30) {
+            let shard = self.random.below(u64::from(self.layout.shard_count)) as u16;
+            let device = self.random.below(self.layout.devices.len() as u64) as usize;
+            let start = self.layout.data_start_block(shard, device);
+            let end = self.layout.slice_start_block(shard, device) + self.layout.devices[device].slice_blocks;
+            // Space is given out from the start.
+            let block = self.random.between(start, (start + 200).min(end - 1));
+            let (byte, bit) = (self.random.below(4096) as usize, self.random.below(8));
+            self.devices.corrupt(device, block, byte, 1 << bit);
+        }
+        self.compare_everything()?;
+        self.die(Crash::Kill);
+        let opened = match self.open_shards(None) {
+            Ok(opened) => opened,
+            Err(error) => {
+                self.trace(|| format!("refuse {error}"));
+                self.coverage.count("damaged pools refused");
+                return Ok(());
+            }
+        };
+        let mending = self.compare_with_catalog(&opened)?;
+        self.start(opened);
+        self.begin(Purpose::Reconcile, vec![mending]);
+        self.settle()?;
+        self.compare_everything()
+    }
+
     fn die(&mut self, crash: Crash) {
         let tick = self.tick();
         self.trace(|| format!("crash  {crash:?}"));
