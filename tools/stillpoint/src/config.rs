@@ -205,6 +205,45 @@ mod tests {
     }
 
     #[test]
+    fn the_example_shows_every_key_and_true_defaults() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/stillpoint.example.toml");
+        let text = std::fs::read_to_string(path).expect("the example");
+        assert_eq!(read(&text).expect("as it is"), ConfigFile::default());
+        let shown: String = text
+            .lines()
+            .filter_map(|line| Some(line.strip_prefix('#')?).filter(|rest| !rest.starts_with(' ')))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let file = read(&shown).expect("with every line in force");
+        // Named one by one, so that a new key cannot be forgotten here.
+        let ConfigFile {
+            socket,
+            state_dir,
+            run_dir,
+            tail_dir,
+            nbd_unix,
+            nbd_tcp,
+            processors,
+            no_pin,
+            poll,
+            map_cache,
+            buffer_memory,
+            pool,
+            log,
+        } = file;
+        assert!(socket.is_some() && state_dir.is_some() && run_dir.is_some() && tail_dir.is_some());
+        assert!(!nbd_unix.is_empty() && !nbd_tcp.is_empty() && !pool.is_empty() && processors.is_some());
+        assert_eq!((no_pin, poll), (false, Some(Poll::default())));
+        assert_eq!(map_cache, Some(Size(DaemonOptions::MAP_CACHE_BYTES)));
+        assert_eq!(buffer_memory, Some(Size(DaemonOptions::BUFFER_BYTES)));
+        assert_eq!(log.as_deref(), Some(LOG_DEFAULT));
+        assert!(
+            shown.contains("no-pin"),
+            "a key that is false by default is shown all the same"
+        );
+    }
+
+    #[test]
     fn an_unknown_key_is_refused_with_its_line() {
         let error = read("processors = 2\nprocesors = 3\n").expect_err("a typing error");
         assert_eq!(error.kind, ErrorKind::Usage);
