@@ -4,7 +4,7 @@
 //! |---|---|
 //! | two sound headers | the one of the higher generation is the root |
 //! | one sound header | it is the root: the other was being written, or never was |
-//! | no sound header | the shard is not opened |
+//! | no sound header, or one that the device cannot read | the shard is not opened |
 //! | log pages that chain on from the root's mark | their records are replayed in order |
 //! | the first page that does not | the end of the log |
 //! | a tail segment whose header names a boundary of that chain | its records go on after the log's |
@@ -268,11 +268,9 @@ fn read_header(
         let what = || format!("shard {} header copy {copy} on device {}", shard.0, home.0);
         let mut bytes = vec![0; PAGE_BYTES];
         let block = layout.header_block(shard.0, copy);
-        let read = read_one(device, home, block, &mut bytes);
-        if let Err(error) = read {
-            worst = Some(OpenError::Device { what: what(), error });
-            continue;
-        }
+        // A copy that cannot be read may be the newest: going back to the other would be a silent loss.
+        read_one(device, home, block, &mut bytes)
+            .map_err(|error| OpenError::Device { what: what(), error })?;
         match ShardHeader::parse(&bytes, layout.pool, shard.0) {
             Ok(found) => {
                 if best
