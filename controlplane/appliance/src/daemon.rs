@@ -45,6 +45,20 @@ pub enum PollMode {
     Adaptive,
     /// Never sleep.
     Busy,
+    /// Sleep at once.
+    Sleep,
+}
+
+impl PollMode {
+    /// How long a processor polls without finding anything before it sleeps; `None`: it never sleeps.
+    #[must_use]
+    pub fn quiet_ns(self) -> Option<u64> {
+        match self {
+            Self::Adaptive => Some(20_000),
+            Self::Busy => None,
+            Self::Sleep => Some(0),
+        }
+    }
 }
 
 /// Where log tails lie.
@@ -143,7 +157,7 @@ fn start_processors(options: &DaemonOptions, notices: NoticeSender) -> Result<Po
     let options = PollLoopOptions {
         processors: options.processors.unwrap_or_else(processors_default),
         pin: options.pin,
-        busy: options.poll == PollMode::Busy,
+        quiet_ns: options.poll.quiet_ns(),
         buffer_bytes: usize::try_from(options.buffer_bytes).unwrap_or(usize::MAX),
     };
     poll_loop::start(&options, notices).map_err(|error| error.while_doing("cannot start the processors"))

@@ -226,8 +226,8 @@ pub struct PollLoopOptions {
     pub processors: usize,
     /// Whether each is pinned to a core of its own, as far as there are allowed ones.
     pub pin: bool,
-    /// Whether they never sleep.
-    pub busy: bool,
+    /// How long they poll without finding anything before they sleep, in nanoseconds; `None`: they never sleep.
+    pub quiet_ns: Option<u64>,
     /// Memory for buffers of each.
     pub buffer_bytes: usize,
 }

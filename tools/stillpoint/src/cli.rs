@@ -102,7 +102,8 @@ pub struct ServeArguments {
     /// Do not pin processors to cores
     #[arg(long)]
     pub no_pin: bool,
-    /// `adaptive`: sleep when there is nothing to do; `busy`: never sleep [default: adaptive]
+    /// `adaptive`: sleep after a moment without work; `busy`: never sleep; `sleep`: sleep at once, for machines
+    /// whose cores are needed by others too [default: adaptive]
     #[arg(long, value_enum, value_name = "HOW")]
     pub poll: Option<Poll>,
     /// Memory for map pages, for each pool [default: 256MiB]

@@ -20,6 +20,8 @@ pub enum Poll {
     Adaptive,
     /// Never sleep.
     Busy,
+    /// Sleep at once when there is nothing to do.
+    Sleep,
 }
 
 /// The configuration file. Keys are the options of `stillpoint serve`.
@@ -131,6 +133,7 @@ pub fn daemon_options(arguments: ServeArguments, global: &Global) -> Result<(Dae
         poll: match arguments.poll.or(file.poll).unwrap_or_default() {
             Poll::Adaptive => PollMode::Adaptive,
             Poll::Busy => PollMode::Busy,
+            Poll::Sleep => PollMode::Sleep,
         },
         map_cache_bytes: bytes(
             arguments.map_cache.or(file.map_cache),

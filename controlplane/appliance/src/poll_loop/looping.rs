@@ -21,8 +21,6 @@ use super::pools::{OpenPool, Opened};
 use super::routing::tag_of;
 use crate::mailbox::{Listener, NoticeSender, ToProcessor};
 
-/// How long a loop polls without finding anything before it sleeps.
-const QUIET_NS: u64 = 20_000;
 /// Parts that may wait for shards or links before no client is asked for more.
 const BACKLOG_MAX: usize = 1024;
 /// How long a loop with clients that wait for buffers sleeps at most: buffers come home without a sign.
@@ -38,7 +36,7 @@ const STOP_NS: u64 = 2_000_000_000;
 pub struct Parts {
     pub index: usize,
     pub core: Option<Core>,
-    pub busy: bool,
+    pub quiet_ns: Option<u64>,
     pub arenas: Arc<Arenas>,
     pub sleeper: Sleeper,
     pub wakers: Vec<Waker>,
@@ -61,7 +59,8 @@ pub struct LoopFigures {
 pub struct Loop {
     pub(super) index: usize,
     pub(super) core: Option<Core>,
-    busy: bool,
+    /// How long it polls without finding anything before it sleeps; `None`: it never sleeps.
+    quiet_ns: Option<u64>,
     pub(super) ring: Ring,
     sleeper: Sleeper,
     pub(super) wakers: Vec<Waker>,
@@ -112,7 +111,7 @@ impl Loop {
         Ok(Self {
             index: parts.index,
             core: parts.core,
-            busy: parts.busy,
+            quiet_ns: parts.quiet_ns,
             ring,
             sleeper: parts.sleeper,
             wakers: parts.wakers,
@@ -148,22 +147,33 @@ impl Loop {
     /// Runs until told to stop.
     pub fn run(&mut self) {
         let mut quiet_since_ns = self.now.monotonic_ns;
+        // A loop that sleeps at once lets the sleep take its entries along: one system call instead of two. If there
+        // is more to do after all, they do not wait for a second turn.
+        let sleeps_at_once = self.quiet_ns == Some(0);
+        let mut owed = false;
         while self.stopping.is_none() {
             if self.turn() {
                 quiet_since_ns = self.now.monotonic_ns;
-            } else if !self.busy
-                && self.now.monotonic_ns - quiet_since_ns >= QUIET_NS
-                && !self.has_ready_work()
-            {
+                owed = sleeps_at_once && !owed;
+                if !owed {
+                    self.hand_over();
+                }
+            } else if self.is_quiet_since(quiet_since_ns) && !self.has_ready_work() {
                 self.sleep();
             } else {
+                self.hand_over();
                 core::hint::spin_loop();
             }
         }
         self.wind_up();
     }
 
-    /// One turn; gives whether anything happened.
+    fn is_quiet_since(&self, since_ns: u64) -> bool {
+        let quiet_ns = self.now.monotonic_ns - since_ns;
+        self.quiet_ns.is_some_and(|limit_ns| quiet_ns >= limit_ns)
+    }
+
+    /// One turn, which leaves its entries in the ring to be submitted; gives whether anything happened.
     fn turn(&mut self) -> bool {
         self.progress = false;
         self.figures.turns += 1;
@@ -381,13 +391,17 @@ impl Loop {
         }
     }
 
-    /// Hands the kernel and the other loops what this turn has for them.
+    /// Puts what this turn has for the kernel into the ring, and what it has for other loops into theirs.
     fn send_off(&mut self) {
         for open in self.pools.iter_mut().flatten() {
             open.processor.device_mut().start(&mut self.ring);
         }
         let (wakers, ring) = (&self.wakers, &mut self.ring);
         self.links.flush(|to| wakers[to].wake_through(ring));
+    }
+
+    /// Hands the kernel the entries of the ring.
+    fn hand_over(&mut self) {
         if let Err(error) = self.ring.submit() {
             // Nothing is lost: the entries stay queued for the next turn.
             tracing::error!("io_uring: {error}");
@@ -449,9 +463,9 @@ impl Loop {
         }
         self.unlistened = true;
         while self.sockets.under_way() > 0 && self.now.monotonic_ns - began_ns < STOP_NS {
-            if !self.turn()
-                && let Err(error) = self.ring.wait(Some(STARVED_SLEEP_NS))
-            {
+            if self.turn() {
+                self.hand_over();
+            } else if let Err(error) = self.ring.wait(Some(STARVED_SLEEP_NS)) {
                 tracing::error!("io_uring: {error}");
             }
         }

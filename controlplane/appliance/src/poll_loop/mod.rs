@@ -107,7 +107,7 @@ fn start_all(options: &PollLoopOptions, notices: NoticeSender) -> Result<PollLoo
         let parts = Parts {
             index,
             core: cores[index],
-            busy: options.busy,
+            quiet_ns: options.quiet_ns,
             arenas: Arc::clone(&arenas),
             sleeper,
             wakers: wakers.clone(),
