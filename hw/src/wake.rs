@@ -14,7 +14,7 @@
 //! message is never slept over. A flag taken off by a waker keeps further wakers quiet.
 
 use crate::ring::{Completion, Owner, Ring, mark};
-use io_uring::{opcode, types};
+use io_uring::{opcode, squeue, types};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering, fence};
@@ -22,7 +22,7 @@ use std::sync::{Arc, OnceLock};
 
 /// The eventfd was read.
 const DETAIL_ARMED: u64 = 1;
-/// A message to another ring has gone out.
+/// A message to another ring did not get out.
 const DETAIL_SENT: u64 = 2;
 /// A message of another ring has come.
 const DETAIL_CALLED: u64 = 3;
@@ -161,8 +161,11 @@ impl Waker {
                     let target = types::Fd(target.as_raw_fd());
                     let called = mark(Owner::Wake, DETAIL_CALLED);
                     let entry = opcode::MsgRingData::new(target, 0, called, None).build();
+                    let entry = entry.user_data(mark(Owner::Wake, DETAIL_SENT));
+                    // Its success is no news: the sender would only be kept from sleeping.
+                    let entry = entry.flags(squeue::Flags::SKIP_SUCCESS);
                     // SAFETY: the entry points to no memory.
-                    unsafe { ring.push(&entry.user_data(mark(Owner::Wake, DETAIL_SENT))) };
+                    unsafe { ring.push(&entry) };
                 }
             }
             _ => self.wake(),

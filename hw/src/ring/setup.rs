@@ -122,7 +122,9 @@ impl Ring {
         if let Some((_, operation)) = NEEDED.iter().find(|(code, _)| !probe.is_supported(*code)) {
             return Err(RingError::TooOld { operation });
         }
-        features.messages = !options.plain && probe.is_supported(opcode::MsgRingData::CODE);
+        features.messages = !options.plain
+            && probe.is_supported(opcode::MsgRingData::CODE)
+            && uring.params().is_feature_skip_cqe_on_success();
         features.vectored_fixed =
             probe.is_supported(opcode::ReadvFixed::CODE) && probe.is_supported(opcode::WritevFixed::CODE);
         features.registered_files = !options.plain
