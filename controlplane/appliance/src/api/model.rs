@@ -36,7 +36,7 @@ pub struct OpenPool {
 pub struct CreateVolume {
     /// Its name.
     pub name: String,
-    /// Its size, a multiple of the block size.
+    /// Its size, a multiple of 4096.
     pub size_bytes: u64,
     /// Its pool; not needed if there is only one.
     #[serde(default)]

@@ -30,7 +30,7 @@ impl Pool {
                 "block size {block_bytes}: only 512 and 4096 are possible"
             )));
         }
-        check_size(request.size_bytes, block_bytes)?;
+        check_size(request.size_bytes)?;
         let object_blocks = object_blocks(request.object_bytes.unwrap_or(OBJECT_BYTES_DEFAULT))?;
         let _gate = self.gate.write().await;
         if self.catalog().volume(&request.name).is_some() {
@@ -67,7 +67,7 @@ impl Pool {
     /// Not found, usage for a bad size, conflict for shrinking without `force`.
     pub fn plan_resize(&self, volume: &str, request: &ResizeVolume) -> Result<Volume> {
         let old = self.volume(volume)?;
-        check_size(request.size_bytes, old.block_bytes)?;
+        check_size(request.size_bytes)?;
         if request.size_bytes < old.size_bytes && !request.force {
             return Err(Error::conflict(format!(
                 "volume {volume} has {} bytes; {} would cut off its end",
@@ -193,16 +193,18 @@ pub fn no_volume(volume: &str) -> Error {
     Error::not_found(format!("there is no volume {volume}")).hint("stillpoint volume list shows all")
 }
 
-fn check_size(size_bytes: u64, block_bytes: u32) -> Result<()> {
+/// A volume ends where a block ends, also if its sectors are smaller: shrinking never leaves half a block behind, which
+/// would show its old content when the volume grows again.
+fn check_size(size_bytes: u64) -> Result<()> {
     if size_bytes == 0 || size_bytes > VOLUME_BYTES_MAX {
         return Err(Error::usage(format!(
-            "{size_bytes} bytes is no size for a volume: from {block_bytes} to {VOLUME_BYTES_MAX} are possible"
+            "{size_bytes} bytes is no size for a volume: from {BLOCK_BYTES} to {VOLUME_BYTES_MAX} are possible"
         )));
     }
-    if !size_bytes.is_multiple_of(u64::from(block_bytes)) {
-        let rounded = size_bytes.next_multiple_of(u64::from(block_bytes));
+    if !size_bytes.is_multiple_of(BLOCK_BYTES as u64) {
+        let rounded = size_bytes.next_multiple_of(BLOCK_BYTES as u64);
         return Err(Error::usage(format!(
-            "{size_bytes} bytes is not a multiple of the block size {block_bytes}"
+            "{size_bytes} bytes is not a multiple of {BLOCK_BYTES}, the unit of space"
         ))
         .hint(format!("the next is {rounded}")));
     }
@@ -216,4 +218,17 @@ fn object_blocks(object_bytes: u64) -> Result<u32> {
         )));
     }
     Ok((object_bytes / BLOCK_BYTES as u64) as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_ends_where_a_block_ends() {
+        assert!(check_size(8192).is_ok());
+        for size_bytes in [0, 512, 8192 + 512, VOLUME_BYTES_MAX + 4096] {
+            assert!(check_size(size_bytes).is_err(), "{size_bytes}");
+        }
+    }
 }
