@@ -22,6 +22,7 @@ pub mod ports;
 pub mod processor;
 pub mod request;
 pub mod shard;
+pub mod snapshot_chain;
 pub mod space;
 pub mod virtual_volume;
 

@@ -10,10 +10,11 @@ use crate::ids::{Epoch, SnapshotId, TimeStamp, VolumeId};
 use crate::intermediate_snapshot::{IntermediateSnapshot, PointInTimeCopy};
 use crate::map::{FreeRule, Passed, Root, TreeStats};
 use crate::request::View;
+use crate::snapshot_chain::SnapshotChain;
 
 /// A shard's share of a volume.
 ///
-/// Invariant: `snapshots` is in the order of their epochs, and every epoch in it is below `epoch`.
+/// Invariant: every epoch in `snapshots` is below `epoch`.
 #[derive(Debug)]
 pub struct VirtualVolume {
     /// The volume.
@@ -31,7 +32,7 @@ pub struct VirtualVolume {
     /// Times of the changes since the newest cut; the blocks are in `stats`.
     pub changes: ChangeLog,
     /// Oldest first.
-    pub snapshots: Vec<IntermediateSnapshot>,
+    pub snapshots: SnapshotChain,
     /// To be freed.
     pub deleting: bool,
     /// First leaf of the live map that has not been freed yet, when `deleting`.
@@ -63,7 +64,7 @@ impl VirtualVolume {
             share_blocks,
             stats: TreeStats::default(),
             changes: ChangeLog::default(),
-            snapshots: Vec::new(),
+            snapshots: SnapshotChain::default(),
             deleting: false,
             cursor_leaf: 0,
             dirty: true,
@@ -83,11 +84,10 @@ impl VirtualVolume {
                 share_blocks: self.share_blocks,
             }),
             Some(snapshot) => {
-                let found = self
-                    .snapshots
-                    .iter()
-                    .rev()
-                    .find(|s| s.snapshot == snapshot && !s.deleting)?;
+                let found = &self.snapshots[self.snapshots.position(snapshot)?];
+                if found.deleting {
+                    return None;
+                }
                 let copy = &found.copy;
                 Some(ViewedMap {
                     root: copy.root,
@@ -141,32 +141,24 @@ impl VirtualVolume {
         self.dirty = true;
     }
 
-    /// The share's snapshot, deleting or not.
-    pub fn snapshot_mut(&mut self, snapshot: SnapshotId) -> Option<&mut IntermediateSnapshot> {
-        self.snapshots.iter_mut().rev().find(|s| s.snapshot == snapshot)
-    }
-
     /// Takes a freed snapshot out of the chain; its change log joins the next one.
     pub fn remove_snapshot(&mut self, snapshot: SnapshotId) {
-        let Some(position) = self.snapshots.iter().position(|s| s.snapshot == snapshot) else {
+        let Some(position) = self.snapshots.position(snapshot) else {
             return;
         };
         let removed = self.snapshots.remove(position);
-        match self.snapshots.get_mut(position) {
-            Some(next) => {
-                next.before.absorb_older(removed.before);
-                next.dirty = true;
-            }
-            None => {
-                let mut log = ChangeLog {
-                    changed_blocks: self.stats.changed_blocks,
-                    ..self.changes
-                };
-                log.absorb_older(removed.before);
-                self.stats.changed_blocks = log.changed_blocks;
-                self.changes = log;
-                self.dirty = true;
-            }
+        if position < self.snapshots.len() {
+            let next = self.snapshots.change(position);
+            next.before.absorb_older(removed.before);
+        } else {
+            let mut log = ChangeLog {
+                changed_blocks: self.stats.changed_blocks,
+                ..self.changes
+            };
+            log.absorb_older(removed.before);
+            self.stats.changed_blocks = log.changed_blocks;
+            self.changes = log;
+            self.dirty = true;
         }
     }
 

@@ -213,14 +213,12 @@ impl<T: LogTail> Shard<T> {
                     .put(RowKind::Volume, &key, row.as_bytes().to_vec())
                     .expect("admitted when created");
             }
-            for snapshot in &mut volume.snapshots {
-                if core::mem::take(&mut snapshot.dirty) {
-                    let key = snapshot_key(volume.id, snapshot.snapshot);
-                    let row = snapshot.row();
-                    self.directory
-                        .put(RowKind::Snapshot, &key, row.as_bytes().to_vec())
-                        .expect("admitted when prepared");
-                }
+            while let Some(snapshot) = volume.snapshots.next_changed() {
+                let key = snapshot_key(volume.id, snapshot.snapshot);
+                let row = snapshot.row();
+                self.directory
+                    .put(RowKind::Snapshot, &key, row.as_bytes().to_vec())
+                    .expect("admitted when prepared");
             }
         }
     }

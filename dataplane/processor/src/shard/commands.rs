@@ -18,11 +18,12 @@ impl<T: LogTail> Shard<T> {
             let Some((ticket, command)) = self.commands.pop_front() else {
                 return;
             };
-            self.progress = true;
-            if !self.run_command(ticket, &command) {
+            self.command_waits = !self.run_command(ticket, &command);
+            if self.command_waits {
                 self.commands.push_front((ticket, command));
                 return;
             }
+            self.progress = true;
         }
     }
 
@@ -74,6 +75,13 @@ impl<T: LogTail> Shard<T> {
             return false;
         }
         match command {
+            ShardCommand::CreateVolume { volume, .. }
+                if self.volumes.get(volume).is_some_and(|share| share.deleting) =>
+            {
+                // Numbers are not used again: this is a create that came after its delete.
+                self.event(Some(ticket), EventKind::Failed(RequestError::NotFound));
+                return true;
+            }
             ShardCommand::CreateVolume { volume, share_blocks } => {
                 if !self.directory_has_room() {
                     self.event(Some(ticket), EventKind::Failed(RequestError::NoSpace));

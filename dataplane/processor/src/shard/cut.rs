@@ -168,10 +168,8 @@ impl<T: LogTail> Shard<T> {
             .volumes
             .values()
             .filter(|volume| {
-                volume
-                    .snapshots
-                    .iter()
-                    .any(|s| s.snapshot == snapshot && !s.deleting)
+                let position = volume.snapshots.position(snapshot);
+                position.is_some_and(|position| !volume.snapshots[position].deleting)
             })
             .map(|volume| volume.id)
             .collect();
@@ -188,13 +186,8 @@ impl<T: LogTail> Shard<T> {
             self.want_log_room();
             return false;
         }
-        let found = self
-            .volumes
-            .get_mut(&volume)
-            .and_then(|share| share.snapshot_mut(snapshot));
-        if let Some(found) = found.filter(|found| !found.deleting) {
-            found.deleting = true;
-            found.dirty = true;
+        let share = self.volumes.get_mut(&volume);
+        if share.is_some_and(|share| share.snapshots.delete(snapshot)) {
             if logs {
                 self.log.append(&Record::SnapshotDelete {
                     volume: volume.0,

@@ -61,8 +61,7 @@ impl<T: LogTail> Shard<T> {
         ) {
             return Err(Outcome::LogRoom);
         }
-        // Even a try that ends in an error may have moved the root.
-        volume.dirty = true;
+        let (root, mapped_blocks) = (volume.root, volume.stats.mapped_blocks);
         let free = volume.free_rule();
         let mut tree = TreeMut {
             family: volume.family,
@@ -75,9 +74,15 @@ impl<T: LogTail> Shard<T> {
         };
         let done = self
             .cache
-            .clear_leaf_range(&mut tree, ShareBlock(first), count, LEAVES_PER_STEP)
-            .map_err(Outcome::Map)?;
+            .clear_leaf_range(&mut tree, ShareBlock(first), count, LEAVES_PER_STEP);
+        // Even a try that ends in an error may have moved the root.
+        volume.dirty |= volume.root != root;
+        let done = done.map_err(Outcome::Map)?;
         assert!(done > 0 && done <= count, "a step goes forward");
+        if volume.stats.mapped_blocks == mapped_blocks {
+            // Nothing but holes: nothing changed.
+            return Ok(done);
+        }
         self.log.append(&Record::Discard {
             volume: id,
             birth,

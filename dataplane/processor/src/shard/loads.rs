@@ -112,7 +112,7 @@ impl<T: LogTail> Shard<T> {
                     self.drop_extents(id);
                     self.answer(id, Err(error));
                 }
-                (Waiter::Reclaim, result) => self.reclaim.loaded(result.is_ok()),
+                (Waiter::Reclaim, result) => self.reclaim_page_came(result),
             }
         }
     }

@@ -192,6 +192,8 @@ pub struct Shard<T> {
     checkpoint: Checkpoint,
     cuts: Vec<CutInProgress>,
     commands: VecDeque<(Ticket, ShardCommand)>,
+    /// The first command waits for room in the log.
+    command_waits: bool,
     reclaim: reclaim::Reclaim,
     /// Volumes and snapshots that have come since the last checkpoint began.
     rows_made: u64,
@@ -301,6 +303,7 @@ impl<T: LogTail> Shard<T> {
     pub fn command(&mut self, ticket: Ticket, command: ShardCommand, now: Now) {
         self.now = now;
         self.commands.push_back((ticket, command));
+        self.command_waits = false;
     }
 
     /// Takes a device operation back.
@@ -384,6 +387,9 @@ impl<T: LogTail> Shard<T> {
     /// Whether a turn would find something to do without waiting for a device.
     pub fn has_ready_work(&self) -> bool {
         !self.ready.is_empty()
+            || !self.answers.is_empty()
+            || !self.events.is_empty()
+            || (!self.commands.is_empty() && !self.command_waits)
             || !self.outgoing.is_empty()
             || self.short_of_buffers
             || self.can_load()
@@ -473,6 +479,7 @@ impl<T: LogTail> Shard<T> {
 
     /// Runs stalled requests again: something they may have waited for has happened.
     fn unstall(&mut self) {
+        self.reclaim.unstall();
         while let Some(id) = self.stalled.pop_front() {
             self.ready.push_back(id);
         }

@@ -10,7 +10,7 @@
 //! While the newest snapshot is walked, the live map may change. Ahead of the cursor a replaced block is left to the
 //! walk, behind it the write frees it ([`VirtualVolume::free_rule`]).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use super::{Outcome, Shard};
 use crate::command::{EventKind, Notice, Ticket};
@@ -48,13 +48,26 @@ struct Resize {
     trimming: Option<u64>,
 }
 
+/// What the next step waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waits {
+    /// A map page, for the first resize.
+    PageForResize,
+    /// A map page, for the walk.
+    PageForWalk,
+    /// Room in the log, in the cache or in the pool.
+    Room,
+}
+
 /// Background work of a shard.
 #[derive(Debug, Default)]
 pub(super) struct Reclaim {
     walk: Option<Walk>,
     resizes: VecDeque<Resize>,
     awake: bool,
-    waiting_for_page: bool,
+    waits: Option<Waits>,
+    /// Volumes with a map page that could not be read: what they hold stays allocated until the shard is opened again.
+    unreadable: BTreeSet<VolumeId>,
 }
 
 impl Reclaim {
@@ -67,18 +80,15 @@ impl Reclaim {
         !self.awake && self.walk.is_none() && self.resizes.is_empty()
     }
 
-    /// Whether the next step waits for a map page.
+    /// Whether the next step waits for something.
     pub(super) fn is_waiting(&self) -> bool {
-        self.waiting_for_page
+        self.waits.is_some()
     }
 
-    /// A page that the work waited for is there, or cannot be read: then what it leads to stays allocated.
-    pub(super) fn loaded(&mut self, sound: bool) {
-        self.waiting_for_page = false;
-        if !sound {
-            self.walk = None;
-            self.resizes.clear();
-            self.awake = false;
+    /// There may be room again.
+    pub(super) fn unstall(&mut self) {
+        if self.waits == Some(Waits::Room) {
+            self.waits = None;
         }
     }
 
@@ -112,36 +122,68 @@ struct Plan {
 
 impl<T: LogTail> Shard<T> {
     pub(super) fn drive_reclaim(&mut self) {
-        if self.stopped.is_some() || self.reclaim.waiting_for_page {
-            return;
+        if self.stopped.is_some() {
+            return self.fail_resizes();
         }
         for _ in 0..STEPS_PER_TURN {
-            if self.reclaim.is_idle() {
+            if self.reclaim.is_idle() || self.reclaim.is_waiting() {
                 return;
             }
-            let step = if self.reclaim.resizes.is_empty() {
-                self.walk_step()
-            } else {
+            let resizes = !self.reclaim.resizes.is_empty();
+            let step = if resizes {
                 self.resize_step()
+            } else {
+                self.walk_step()
             };
-            match step {
-                Ok(()) => self.progress = true,
+            // Whatever it has to wait for is seen to earlier in a turn: there has to be another one.
+            self.progress = true;
+            self.reclaim.waits = match step {
+                Ok(()) => None,
                 Err(Outcome::Map(MapError::Miss(page))) => {
-                    self.reclaim.waiting_for_page = true;
-                    // Loads are issued earlier in a turn: there has to be another one.
-                    self.progress = true;
                     self.loads.wait(page, super::loads::Waiter::Reclaim, true);
-                    return;
+                    Some(if resizes {
+                        Waits::PageForResize
+                    } else {
+                        Waits::PageForWalk
+                    })
                 }
                 Err(Outcome::Map(MapError::CacheFull | MapError::NoSpace)) => {
                     self.checkpoint.want();
-                    return;
+                    Some(Waits::Room)
                 }
                 Err(_) => {
                     self.want_log_room();
-                    return;
+                    Some(Waits::Room)
+                }
+            };
+        }
+    }
+
+    fn fail_resizes(&mut self) {
+        for resize in core::mem::take(&mut self.reclaim.resizes) {
+            if resize.ticket.is_some() {
+                self.event(resize.ticket, EventKind::Failed(RequestError::ShardStopped));
+            }
+        }
+    }
+
+    /// A page that the work waited for is there, or cannot be read: then this piece of work ends here.
+    pub(super) fn reclaim_page_came(&mut self, result: Result<(), RequestError>) {
+        let waits = self.reclaim.waits.take();
+        let Err(error) = result else { return };
+        match waits {
+            Some(Waits::PageForResize) => {
+                let resize = self.reclaim.resizes.pop_front();
+                if let Some(ticket) = resize.and_then(|resize| resize.ticket) {
+                    self.event(Some(ticket), EventKind::Failed(error));
                 }
             }
+            Some(Waits::PageForWalk) => {
+                self.reclaim
+                    .unreadable
+                    .extend(self.reclaim.walk.take().map(|walk| walk.volume));
+            }
+            Some(Waits::Room) | None => unreachable!("reclaim waited for a page"),
         }
     }
 
@@ -188,7 +230,12 @@ impl<T: LogTail> Shard<T> {
     }
 
     fn walk_step(&mut self) -> Result<(), Outcome> {
-        let Some(walk) = self.reclaim.walk.or_else(|| next_walk(self.volumes.values())) else {
+        let unreadable = &self.reclaim.unreadable;
+        let volumes = self
+            .volumes
+            .values()
+            .filter(|volume| !unreadable.contains(&volume.id));
+        let Some(walk) = self.reclaim.walk.or_else(|| next_walk(volumes)) else {
             self.reclaim.awake = false;
             return Ok(());
         };
@@ -210,11 +257,9 @@ impl<T: LogTail> Shard<T> {
                 volume.dirty = true;
             }
             Target::Snapshot(snapshot) => {
-                let found = volume
-                    .snapshot_mut(snapshot)
-                    .expect("a walked snapshot stays until it is freed");
-                found.cursor_leaf = plan.next_leaf;
-                found.dirty = true;
+                let position = volume.snapshots.position(snapshot);
+                let position = position.expect("a walked snapshot stays until it is freed");
+                volume.snapshots.change(position).cursor_leaf = plan.next_leaf;
             }
         }
         Ok(())
@@ -254,6 +299,7 @@ impl<T: LogTail> Shard<T> {
 /// What to free next. A walk that has begun goes first, since its neighbours count on it; of a deleted volume the live
 /// map goes next, then its snapshots, newest first.
 fn next_walk<'a>(volumes: impl Iterator<Item = &'a VirtualVolume> + Clone) -> Option<Walk> {
+    let volumes = volumes.filter(|volume| volume.deleting || volume.snapshots.any_deleting());
     let begun = volumes.clone().find_map(|volume| {
         let found = volume
             .snapshots
@@ -298,10 +344,7 @@ impl Chain {
                 neighbours: [snapshots.last().map(|s| s.copy.root), None],
             },
             Target::Snapshot(snapshot) => {
-                let position = snapshots
-                    .iter()
-                    .position(|s| s.snapshot == snapshot)
-                    .expect("a walked snapshot");
+                let position = snapshots.position(snapshot).expect("a walked snapshot");
                 let before = position.checked_sub(1).map(|before| snapshots[before].copy.root);
                 let after = snapshots.get(position + 1).map_or(volume.root, |s| s.copy.root);
                 let walked = &snapshots[position];

@@ -235,6 +235,7 @@ impl<T: LogTail> Shard<T> {
             checkpoint,
             cuts: Vec::new(),
             commands: VecDeque::new(),
+            command_waits: false,
             reclaim,
             rows_made: 0,
             no_space_since: None,

@@ -243,10 +243,7 @@ impl<D: OpenDevice> Opening<'_, D> {
             }
             Record::SnapshotDelete { snapshot, .. } => {
                 // It is gone if the checkpoint is newer than the walk's end.
-                if let Some(found) = volume.snapshot_mut(SnapshotId(snapshot)) {
-                    found.deleting = true;
-                    found.dirty = true;
-                }
+                volume.snapshots.delete(SnapshotId(snapshot));
             }
             _ => {}
         }

@@ -1,5 +1,7 @@
 //! The root: directory, bitmaps, volumes, as the last durable checkpoint left them.
 
+use std::collections::BTreeMap;
+
 use stillpoint_ondisk::Damage;
 use stillpoint_ondisk::bitmap::BitmapPage;
 use stillpoint_ondisk::directory::{DirectoryPage, RowKind};
@@ -8,9 +10,10 @@ use stillpoint_ondisk::map_page::{DIRECTORY_VOLUME, ENTRIES, MapEntry, MapPage, 
 use stillpoint_ondisk::page::PAGE_BYTES;
 
 use super::{OpenError, Opening, READ_AHEAD_PAGES};
-use crate::ids::{DeviceAddress, DeviceIndex};
+use crate::ids::{DeviceAddress, DeviceIndex, VolumeId};
 use crate::intermediate_snapshot::IntermediateSnapshot;
 use crate::ports::OpenDevice;
+use crate::snapshot_chain::SnapshotChain;
 use crate::virtual_volume::VirtualVolume;
 
 impl<D: OpenDevice> Opening<'_, D> {
@@ -111,17 +114,18 @@ impl<D: OpenDevice> Opening<'_, D> {
             let volume = VirtualVolume::from_row(key, value).ok_or_else(|| damaged("volume"))?;
             self.volumes.insert(volume.id, volume);
         }
+        let mut chains: BTreeMap<VolumeId, Vec<IntermediateSnapshot>> = BTreeMap::new();
         for (key, value) in self.directory.rows(RowKind::Snapshot) {
             let (volume, snapshot) =
                 IntermediateSnapshot::from_row(key, value).ok_or_else(|| damaged("snapshot"))?;
+            chains.entry(volume).or_default().push(snapshot);
+        }
+        for (volume, rows) in chains {
             let volume = self
                 .volumes
                 .get_mut(&volume)
                 .ok_or_else(|| damaged("snapshot of no volume"))?;
-            volume.snapshots.push(snapshot);
-        }
-        for volume in self.volumes.values_mut() {
-            volume.snapshots.sort_by_key(|snapshot| snapshot.copy.epoch);
+            volume.snapshots = SnapshotChain::from_rows(rows);
         }
         Ok(())
     }

@@ -2,14 +2,14 @@
 
 use super::*;
 
-fn small_cache() -> ShardOptions {
+pub(super) fn small_cache() -> ShardOptions {
     ShardOptions {
         map_cache_pages: 32,
         ..ShardOptions::default()
     }
 }
 
-const LEAF: usize = 256 * BLOCK;
+pub(super) const LEAF: usize = 256 * BLOCK;
 
 fn write_request(offset: usize, data: &[u8]) -> ShardRequest {
     request(
@@ -131,7 +131,7 @@ fn a_volume_that_is_being_deleted_is_not_cut() {
 /// Bytes that one interior page of level 1 covers.
 const REGION: usize = 256 * LEAF;
 
-fn wide_volume(rig: &mut Rig) -> View {
+pub(super) fn wide_volume(rig: &mut Rig) -> View {
     let volume = VolumeId(2);
     let share_blocks = 1 << 28;
     assert_eq!(

@@ -2,6 +2,7 @@
 //! faults are the simulator's.
 
 mod adverse;
+mod background;
 mod work;
 
 use std::collections::VecDeque;

@@ -1,0 +1,94 @@
+//! Background work: it always ends or answers, and one volume's trouble is its own.
+
+use super::adverse::{LEAF, small_cache, wide_volume};
+use super::*;
+
+/// A rig whose volume has a thousand mapped leaves, none of which is in the cache, and what is asked of it.
+fn rig_with_cold_leaves() -> Rig {
+    let mut rig = Rig::with(64 << 20, small_cache());
+    for leaf in 0..1000 {
+        rig.write(leaf * LEAF, &[1; BLOCK]);
+    }
+    rig.used_blocks();
+    rig = rig.kill();
+    rig.settle();
+    rig
+}
+
+fn shrink() -> ShardCommand {
+    ShardCommand::ResizeVolume {
+        volume: VOLUME,
+        share_blocks: 256,
+    }
+}
+
+#[test]
+fn a_resize_that_cannot_end_is_answered() {
+    let mut rig = rig_with_cold_leaves();
+    rig.processor.device_mut().failing = Some(OperationKind::Read);
+    assert!(matches!(rig.command(shrink()), EventKind::Failed(_)));
+
+    let mut rig = rig_with_cold_leaves();
+    rig.processor.device_mut().held = Some(OperationKind::Read);
+    rig.processor
+        .command(ShardIndex(0), Ticket(99), shrink(), rig.now);
+    rig.turn();
+    rig.processor.device_mut().failing = Some(OperationKind::Flush);
+    rig.send(request(LIVE, RequestKind::Flush, 0, 0, None));
+    for _ in 0..10 {
+        rig.turn();
+    }
+    let answer = rig
+        .outbox
+        .events
+        .iter()
+        .find(|event| event.ticket == Some(Ticket(99)));
+    assert_eq!(
+        answer.map(|event| &event.kind),
+        Some(&EventKind::Failed(RequestError::ShardStopped))
+    );
+}
+
+#[test]
+fn a_map_that_cannot_be_read_keeps_no_other_volume_from_being_freed() {
+    let mut rig = rig_with_cold_leaves();
+    let view = wide_volume(&mut rig);
+    let kind = RequestKind::Write { fua: false };
+    let answer = rig.ask(view, kind, 0, BLOCK, Some(&[7; BLOCK]));
+    assert_eq!(answer.result, Ok(()));
+    rig.processor.device_mut().failing = Some(OperationKind::Read);
+    assert_eq!(
+        rig.command(ShardCommand::DeleteVolume { volume: VOLUME }),
+        EventKind::Done
+    );
+    rig.settle();
+    // The other volume's pages are in the cache.
+    let volume = view.volume;
+    assert_eq!(
+        rig.command(ShardCommand::DeleteVolume { volume }),
+        EventKind::Done
+    );
+    rig.settle();
+    let freed = EventKind::Notice(Notice::VolumeFreed { volume });
+    assert!(rig.outbox.events.iter().any(|event| event.kind == freed));
+    // The next life tries again.
+    rig = rig.kill();
+    rig.settle();
+    let freed = EventKind::Notice(Notice::VolumeFreed { volume: VOLUME });
+    assert!(rig.outbox.events.iter().any(|event| event.kind == freed));
+}
+
+#[test]
+fn opening_changes_no_change_log_and_logs_nothing() {
+    let mut rig = Rig::new(64 << 20);
+    rig.write(5 * LEAF, &[1; BLOCK]);
+    rig.snapshot(1);
+    assert_eq!(rig.command(ShardCommand::Checkpoint), EventKind::Done);
+    rig = rig.kill();
+    rig.settle();
+    let EventKind::Snapshots(list) = rig.command(ShardCommand::ListSnapshots { volume: VOLUME }) else {
+        panic!("a list")
+    };
+    assert_eq!((list[0].first_change_ns, list[0].last_change_ns), (0, 0));
+    assert_eq!(rig.processor.shards()[0].status().log_used_bytes, 0);
+}
