@@ -94,6 +94,8 @@ pub struct Loop {
     pub(super) stopping: Option<oneshot::Sender<()>>,
     pub(super) figures: LoopFigures,
     pub(super) progress: bool,
+    #[cfg(feature = "planted-bugs")]
+    pub(super) late_cuts: super::planted::LateCuts,
 }
 
 impl Loop {
@@ -141,6 +143,8 @@ impl Loop {
             stopping: None,
             figures: LoopFigures::default(),
             progress: false,
+            #[cfg(feature = "planted-bugs")]
+            late_cuts: super::planted::LateCuts::new(parts.index),
         })
     }
 
@@ -181,6 +185,8 @@ impl Loop {
         self.reap();
         self.receive_mail();
         self.receive_messages();
+        #[cfg(feature = "planted-bugs")]
+        self.receive_late_cuts();
         self.submit_backlogs();
         self.take_requests();
         self.poll_pools();
@@ -409,6 +415,10 @@ impl Loop {
     }
 
     fn has_ready_work(&self) -> bool {
+        #[cfg(feature = "planted-bugs")]
+        if self.late_cuts.any() {
+            return true;
+        }
         !self.listed.is_empty()
             || self.links.waiting() > 0
             || self

@@ -17,6 +17,8 @@ mod connections;
 mod control;
 mod links;
 mod looping;
+#[cfg(feature = "planted-bugs")]
+mod planted;
 mod pools;
 mod routing;
 

@@ -134,7 +134,7 @@ fn shard_options(part: &PoolPart) -> ShardOptions {
     ShardOptions {
         map_cache_pages: share.max(least) as usize,
         #[cfg(feature = "planted-bugs")]
-        hold_answers: std::env::var_os("STILLPOINT_PLANTED_BUG").is_none_or(|bug| bug != "answers-not-held"),
+        hold_answers: !super::planted::picked(super::planted::ANSWERS_NOT_HELD),
         ..ShardOptions::default()
     }
 }

@@ -44,6 +44,10 @@ impl Loop {
                     }
                     Message::Answer(answer) => self.answer(answer),
                     Message::Command(message) => {
+                        #[cfg(feature = "planted-bugs")]
+                        let Some(message) = self.late_cuts.keep_back(message, self.now) else {
+                            continue;
+                        };
                         let (pool, shard, ticket, command) = *message;
                         self.command(pool, shard, ticket, command);
                     }
@@ -51,6 +55,15 @@ impl Loop {
                     Message::Connection(connection) => self.welcome(*connection),
                 }
             }
+        }
+    }
+
+    /// Takes in the cuts that were kept back on purpose.
+    #[cfg(feature = "planted-bugs")]
+    pub(super) fn receive_late_cuts(&mut self) {
+        while let Some(message) = self.late_cuts.due(self.now) {
+            let (pool, shard, ticket, command) = *message;
+            self.command(pool, shard, ticket, command);
         }
     }
 

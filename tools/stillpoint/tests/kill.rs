@@ -1,0 +1,288 @@
+//! Nothing acknowledged is lost to `kill -9`, flushed or not; confirmed snapshots are whole, unconfirmed ones gone.
+//!
+//! Each cycle: a load on several connections, snapshots taken and deleted meanwhile, the daemon killed at some
+//! moment, started again with another number of processors, everything read back and judged.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use stillpoint_simulator::model::Tick;
+use stillpoint_simulator::random::Random;
+use support::history::{Content, History};
+use support::load::Load;
+use support::{Appliance, list, member};
+
+const VOLUME_BYTES: u64 = 24 << 20;
+const CONNECTIONS: u64 = 4;
+const SNAPSHOTS_KEPT: usize = 3;
+
+/// A snapshot, as its user knows it.
+struct Snapshot {
+    name: String,
+    asked: Tick,
+    /// When the command returned with success.
+    confirmed: Option<Tick>,
+    /// What it showed at the first look.
+    content: Option<Content>,
+    /// Its deletion was asked for: from then on it may be gone.
+    deleting: bool,
+}
+
+/// The appliance, its volume `v`, and all that its users know.
+struct Scene {
+    appliance: Appliance,
+    /// Further arguments of every start.
+    arguments: Vec<&'static str>,
+    history: Arc<History>,
+    snapshots: Vec<Snapshot>,
+    snapshots_taken: usize,
+    snapshots_confirmed: usize,
+    random: Random,
+    restarts: Vec<Duration>,
+    requests: u64,
+}
+
+impl Scene {
+    fn new(arguments: &[&'static str], seed: u64) -> Self {
+        let appliance = Appliance::new();
+        let mut first = vec!["--processors", "2"];
+        first.extend(arguments);
+        appliance.start(&first);
+        appliance.create_pool("p", 2, "512MiB", &["--shards", "3"]);
+        let size = format!("{}MiB", VOLUME_BYTES >> 20);
+        let volume = ["volume", "create", "v", "--size", &size];
+        let shape = ["--block-size", "512", "--object-size", "1MiB"];
+        appliance.run(&[&volume[..], &shape[..]].concat());
+        appliance.run(&["export", "create", "v"]);
+        Self {
+            appliance,
+            arguments: arguments.to_vec(),
+            history: Arc::new(History::new(1, VOLUME_BYTES)),
+            snapshots: Vec::new(),
+            snapshots_taken: 0,
+            snapshots_confirmed: 0,
+            random: Random::new(seed),
+            restarts: Vec::new(),
+            requests: 0,
+        }
+    }
+
+    fn cycle(&mut self, processors: &'static str) {
+        let seed = self.random.bits();
+        let busy = Duration::from_millis(self.random.between(100, 700));
+        let socket = self.appliance.nbd_socket();
+        let load = Load::start(&socket, "v", CONNECTIONS, &self.history, 1, seed);
+        let dying = AtomicBool::new(false);
+        let mut snapshots = std::mem::take(&mut self.snapshots);
+        let mut taken = self.snapshots_taken;
+        thread::scope(|scope| {
+            let taker = scope.spawn(|| {
+                while !dying.load(Ordering::SeqCst) {
+                    self.take_and_delete(&mut snapshots, &mut taken, &dying);
+                }
+            });
+            thread::sleep(busy);
+            load.expect_crash();
+            dying.store(true, Ordering::SeqCst);
+            self.appliance.kill();
+            taker.join().expect("the taker of snapshots does not panic");
+        });
+        self.requests += load.finish();
+        (self.snapshots, self.snapshots_taken) = (snapshots, taken);
+        let died = self.history.crashed();
+        self.restart(processors);
+        self.judge_snapshots(died);
+        self.judge_volume();
+        let mut snapshots = std::mem::take(&mut self.snapshots);
+        while snapshots.len() > SNAPSHOTS_KEPT {
+            self.delete_oldest(&mut snapshots, &AtomicBool::new(false));
+        }
+        self.snapshots = snapshots;
+    }
+
+    /// Takes a snapshot and notes what it shows; deletes the oldest if there are many.
+    fn take_and_delete(&self, snapshots: &mut Vec<Snapshot>, taken: &mut usize, dying: &AtomicBool) {
+        let name = format!("v@s{taken}");
+        *taken += 1;
+        snapshots.push(Snapshot {
+            name: name.clone(),
+            asked: self.history.now(),
+            confirmed: None,
+            content: None,
+            deleting: false,
+        });
+        let snapshot = snapshots.last_mut().expect("just pushed");
+        if !self.command(&["snapshot", "create", &name, "--hold-limit", "2s"], dying) {
+            return;
+        }
+        snapshot.confirmed = Some(self.history.now());
+        if !self.command(&["export", "create", &name], dying) {
+            return;
+        }
+        if let Ok(bytes) = self.read_all(&name) {
+            let answered = snapshot.confirmed.expect("just noted");
+            let content = self.history.first_look(&bytes, snapshot.asked, answered);
+            snapshot.content = Some(content.unwrap_or_else(|broken| panic!("{name}: {}", broken.0)));
+        } else {
+            assert!(dying.load(Ordering::SeqCst), "{name} cannot be read");
+            return;
+        }
+        if snapshots.len() > SNAPSHOTS_KEPT {
+            self.delete_oldest(snapshots, dying);
+        }
+    }
+
+    fn delete_oldest(&self, snapshots: &mut Vec<Snapshot>, dying: &AtomicBool) {
+        let oldest = &mut snapshots[0];
+        oldest.deleting = true;
+        if self.command(&["export", "delete", &oldest.name], dying)
+            && self.command(&["snapshot", "delete", &oldest.name], dying)
+        {
+            snapshots.remove(0);
+        }
+    }
+
+    /// Runs a command that may fail only because the daemon dies.
+    fn command(&self, arguments: &[&str], dying: &AtomicBool) -> bool {
+        let told = self.appliance.tell(arguments);
+        assert!(
+            told.code == 0 || dying.load(Ordering::SeqCst),
+            "stillpoint {}: {}",
+            arguments.join(" "),
+            told.errors
+        );
+        told.code == 0
+    }
+
+    fn read_all(&self, export: &str) -> Result<Vec<u8>, String> {
+        let mut connection = support::nbd::Connection::open(&self.appliance.nbd_socket(), export)
+            .map_err(|error| format!("{export}: {error}"))?;
+        connection
+            .read_all()
+            .map_err(|error| format!("{export}: {error}"))
+    }
+
+    fn restart(&mut self, processors: &'static str) {
+        let mut arguments = vec!["--processors", processors];
+        arguments.extend(&self.arguments);
+        let start = Instant::now();
+        self.appliance.spawn(&arguments, &[]);
+        self.appliance.connect("v");
+        self.restarts.push(start.elapsed());
+    }
+
+    /// Before anything is written: the snapshots are judged by the history up to the crash.
+    fn judge_snapshots(&mut self, died: Tick) {
+        let there = names(&self.appliance.run(&["snapshot", "list", "v"]));
+        let exported = names(&self.appliance.run(&["export", "list"]));
+        let mut kept = Vec::new();
+        let mut seen = BTreeSet::new();
+        for mut snapshot in std::mem::take(&mut self.snapshots) {
+            let name = snapshot.name.clone();
+            if !there.contains(&name) {
+                assert!(
+                    snapshot.confirmed.is_none() || snapshot.deleting,
+                    "the confirmed snapshot {name} is gone"
+                );
+                continue;
+            }
+            seen.insert(name.clone());
+            if !exported.contains(&name) {
+                self.appliance.run(&["export", "create", &name]);
+            }
+            let bytes = self.read_all(&name).unwrap_or_else(|error| panic!("{error}"));
+            let judged = match &snapshot.content {
+                Some(content) => self.history.next_look(&bytes, content),
+                None => {
+                    let answered = snapshot.confirmed.unwrap_or(died);
+                    let looked = self.history.first_look(&bytes, snapshot.asked, answered);
+                    looked.map(|content| snapshot.content = Some(content))
+                }
+            };
+            judged.unwrap_or_else(|broken| panic!("{name} after the crash: {}", broken.0));
+            // Its commit record was durable: it is there to stay.
+            snapshot.confirmed.get_or_insert(died);
+            snapshot.deleting = false;
+            self.snapshots_confirmed += 1;
+            kept.push(snapshot);
+        }
+        let unknown: Vec<&String> = there.difference(&seen).collect();
+        assert!(unknown.is_empty(), "snapshots that nobody knows: {unknown:?}");
+        self.snapshots = kept;
+    }
+
+    fn judge_volume(&self) {
+        let bytes = self.read_all("v").unwrap_or_else(|error| panic!("{error}"));
+        let judged = self.history.recovered(&bytes);
+        judged.unwrap_or_else(|broken| panic!("after the crash: {}", broken.0));
+    }
+
+    /// Figures for whoever reads the output; no test is about time.
+    fn report(&mut self) {
+        self.restarts.sort_unstable();
+        let (median, longest) = (
+            self.restarts[self.restarts.len() / 2],
+            self.restarts[self.restarts.len() - 1],
+        );
+        eprintln!(
+            "{} cycles, {} requests answered, {} snapshots asked for, {} looks at a snapshot after a crash; \
+             restart until the export answers (goal: under 2 s): median {median:?}, longest {longest:?}",
+            self.restarts.len(),
+            self.requests,
+            self.snapshots_taken,
+            self.snapshots_confirmed,
+        );
+    }
+
+    /// Everything deleted and discarded, all space comes back: no crash has leaked any.
+    fn space_comes_back(&mut self) {
+        for snapshot in std::mem::take(&mut self.snapshots) {
+            self.appliance.run(&["export", "delete", &snapshot.name]);
+            self.appliance.run(&["snapshot", "delete", &snapshot.name]);
+        }
+        let mut connection = self.appliance.connect("v");
+        let trimmed = connection
+            .trim(0, VOLUME_BYTES as usize)
+            .and_then(|()| connection.flush());
+        trimmed.unwrap_or_else(|error| panic!("{error}"));
+        let mut used = 0;
+        self.appliance.wait_until("all space is free again", || {
+            used = support::number(&self.appliance.run(&["pool", "show", "p"]), "/used_bytes");
+            // What is left is metadata: maps of three empty shares, catalog, bitmaps.
+            used < 4 << 20
+        });
+    }
+}
+
+/// The names in a list of things.
+fn names(things: &Value) -> BTreeSet<String> {
+    let name = |thing: &Value| member(thing, "/name").as_str().expect("a text").to_owned();
+    list(things, "").iter().map(name).collect()
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_to_fifty_kills() {
+    let mut scene = Scene::new(&[], 1);
+    for cycle in 0..50 {
+        scene.cycle(["1", "2", "3"][cycle % 3]);
+    }
+    scene.report();
+    scene.space_comes_back();
+    scene.appliance.stop();
+}
+
+#[test]
+fn without_a_log_tail_nothing_acknowledged_is_lost_either() {
+    let mut scene = Scene::new(&["--tail-dir", "none"], 2);
+    for cycle in 0..8 {
+        scene.cycle(["3", "1"][cycle % 2]);
+    }
+    scene.report();
+    scene.appliance.stop();
+}
