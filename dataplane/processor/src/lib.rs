@@ -21,6 +21,7 @@ pub mod outbox;
 pub mod ports;
 pub mod processor;
 pub mod request;
+mod reserve;
 pub mod shard;
 pub mod snapshot_chain;
 pub mod space;

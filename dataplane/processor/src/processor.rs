@@ -5,6 +5,7 @@ use crate::ids::{Now, ShardIndex};
 use crate::outbox::Outbox;
 use crate::ports::{BlockDevice, BufferPool, LogTail, Operation};
 use crate::request::ShardRequest;
+use crate::reserve::Reserve;
 use crate::shard::Shard;
 
 /// The shards of one pool that one thread drives, with the pool's devices as that thread sees them.
@@ -15,6 +16,7 @@ pub struct Processor<D, T> {
     /// Position in `shards` by shard index.
     positions: Vec<Option<usize>>,
     completed: Vec<Box<Operation>>,
+    reserve: Reserve,
 }
 
 impl<D: BlockDevice, T: LogTail> Processor<D, T> {
@@ -32,6 +34,7 @@ impl<D: BlockDevice, T: LogTail> Processor<D, T> {
             shards,
             positions,
             completed: Vec::with_capacity(256),
+            reserve: Reserve::default(),
         }
     }
 
@@ -74,6 +77,8 @@ impl<D: BlockDevice, T: LogTail> Processor<D, T> {
     /// One turn: takes back what the devices completed, lets every shard do what it can, and hands the devices what
     /// the shards want done. Gives whether anything happened.
     pub fn poll(&mut self, now: Now, buffers: &mut impl BufferPool, outbox: &mut Outbox) -> bool {
+        let mut reserve = core::mem::take(&mut self.reserve);
+        let buffers = &mut reserve.over(buffers);
         let mut completed = core::mem::take(&mut self.completed);
         self.device.poll(&mut completed);
         let mut progress = !completed.is_empty();
@@ -84,6 +89,7 @@ impl<D: BlockDevice, T: LogTail> Processor<D, T> {
         for shard in &mut self.shards {
             progress |= shard.poll(now, &mut self.device, buffers, outbox);
         }
+        self.reserve = reserve;
         progress
     }
 
@@ -105,8 +111,10 @@ impl<D: BlockDevice, T: LogTail> Processor<D, T> {
         self.shards.iter().all(Shard::is_quiet)
     }
 
-    /// Takes the devices and shards apart; nothing may be in flight on the devices.
-    pub fn into_parts(self) -> (D, Vec<Shard<T>>) {
+    /// Takes the devices and shards apart, and gives back the buffers that were kept for them; nothing may be in
+    /// flight on the devices.
+    pub fn into_parts(mut self, buffers: &mut impl BufferPool) -> (D, Vec<Shard<T>>) {
+        self.reserve.give_back(buffers);
         (self.device, self.shards)
     }
 }

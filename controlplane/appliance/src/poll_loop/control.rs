@@ -229,7 +229,7 @@ impl Loop {
     fn give_up_devices(&mut self, place: usize) {
         self.progress = true;
         let open = self.pools[place].take().expect("it is being closed");
-        let (devices, shards) = open.processor.into_parts();
+        let (devices, shards) = open.processor.into_parts(&mut self.buffers);
         devices.close(&mut self.ring);
         drop(shards);
         let closing = open.closing.expect("it is being closed");

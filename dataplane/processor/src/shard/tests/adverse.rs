@@ -66,37 +66,57 @@ fn a_shard_that_stops_answers_the_writes_that_were_still_merging() {
     );
 }
 
-#[test]
-fn whoever_waits_for_a_buffer_is_ready_work() {
-    let mut rig = Rig::with(64 << 20, small_cache());
+/// A rig with 64 written leaves, none of them in its cache.
+fn rig_with_a_cold_cache() -> Rig {
+    let mut rig = Rig::new(64 << 20);
     for leaf in 0..64 {
         rig.write(leaf * LEAF, &[1; BLOCK]);
     }
     rig.used_blocks();
+    rig = rig.kill();
     rig.settle();
-    let waits: [fn(&mut Rig); 3] = [
-        |rig| rig.send(request(LIVE, RequestKind::Read, 0, BLOCK, None)),
-        |rig| rig.send(request(LIVE, RequestKind::Flush, 0, 0, None)),
-        |rig| {
-            let ticket = Ticket(99);
-            rig.processor
-                .command(ShardIndex(0), ticket, ShardCommand::Checkpoint, rig.now);
-        },
-    ];
-    for (number, wait) in waits.into_iter().enumerate() {
-        // Something to load, to log and to write in a checkpoint.
-        rig.write((number + 1) * LEAF, &[2; BLOCK]);
-        rig.pool.dry = true;
-        wait(&mut rig);
-        for _ in 0..10 {
-            rig.turn();
-        }
-        assert!(rig.processor.has_ready_work(), "wait {number}");
-        rig.pool.dry = false;
-        rig.settle();
-        assert!(!rig.processor.has_ready_work());
-        rig.outbox.answers.clear();
+    rig
+}
+
+#[test]
+fn everybody_gets_on_while_requests_hold_all_buffers() {
+    let mut rig = rig_with_a_cold_cache();
+    rig.pool.dry = true;
+    for leaf in 0..64 {
+        let mut write = write_request(leaf * LEAF + BLOCK - 512, &[2; 1024]);
+        write.kind = RequestKind::Write { fua: true };
+        rig.send(write);
     }
+    rig.settle();
+    assert_eq!(rig.outbox.answers.len(), 64);
+    assert!(rig.outbox.answers.iter().all(|answer| answer.result.is_ok()));
+    assert_eq!(rig.command(ShardCommand::Checkpoint), EventKind::Done);
+}
+
+#[test]
+fn whoever_waits_for_a_buffer_is_ready_work() {
+    let mut rig = rig_with_a_cold_cache();
+    rig.pool.dry = true;
+    rig.processor.device_mut().held = Some(OperationKind::Read);
+    // The pages above the leaves are there after the first read; each leaf takes a buffer of the few kept ones.
+    rig.send(request(LIVE, RequestKind::Read, 0, BLOCK, None));
+    for _ in 0..3 {
+        rig.processor.device_mut().held = None;
+        rig.turn();
+        rig.processor.device_mut().held = Some(OperationKind::Read);
+        rig.turn();
+    }
+    for leaf in 1..32 {
+        rig.send(request(LIVE, RequestKind::Read, leaf * LEAF, BLOCK, None));
+    }
+    for _ in 0..10 {
+        rig.turn();
+    }
+    assert!(rig.processor.has_ready_work());
+    rig.processor.device_mut().held = None;
+    rig.settle();
+    assert!(!rig.processor.has_ready_work());
+    assert_eq!(rig.outbox.answers.len(), 32);
 }
 
 #[test]
@@ -287,7 +307,7 @@ fn a_header_that_cannot_be_read_is_not_passed_over_for_the_older_one() {
     for copy in 0..2 {
         let rig = Rig::new(16 << 20);
         let layout = rig.layout.clone();
-        let (device, _) = rig.processor.into_parts();
+        let (device, _) = rig.processor.into_parts(&mut Pool::default());
         let block = layout.header_block(0, copy);
         let mut device = Unreadable { device, block };
         let opened = Shard::open(

@@ -185,7 +185,7 @@ impl Rig {
 
     /// Ends like kill -9: what the device and the tail hold stays.
     fn kill(self) -> Self {
-        let (mut device, mut shards) = self.processor.into_parts();
+        let (mut device, mut shards) = self.processor.into_parts(&mut Pool::default());
         device = MemoryDevice {
             bytes: device.bytes,
             ..MemoryDevice::default()
