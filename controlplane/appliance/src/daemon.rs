@@ -54,7 +54,7 @@ impl PollMode {
     #[must_use]
     pub fn quiet_ns(self) -> Option<u64> {
         match self {
-            Self::Adaptive => Some(20_000),
+            Self::Adaptive => Some(100_000),
             Self::Busy => None,
             Self::Sleep => Some(0),
         }

@@ -23,6 +23,8 @@ use crate::mailbox::{Listener, NoticeSender, ToProcessor};
 
 /// Parts that may wait for shards or links before no client is asked for more.
 const BACKLOG_MAX: usize = 1024;
+/// Polling for less than this is not worth it.
+const PATIENCE_NS_MIN: u64 = 1_000;
 /// How long a loop with clients that wait for buffers sleeps at most: buffers come home without a sign.
 const STARVED_SLEEP_NS: u64 = 1_000_000;
 /// How long any loop sleeps at most: it looks around now and then, whatever happened to a wake-up.
@@ -59,8 +61,11 @@ pub struct LoopFigures {
 pub struct Loop {
     pub(super) index: usize,
     pub(super) core: Option<Core>,
-    /// How long it polls without finding anything before it sleeps; `None`: it never sleeps.
+    /// How long it polls without finding anything before it sleeps, at most; `None`: it never sleeps.
     quiet_ns: Option<u64>,
+    /// The same for now: short sleeps make it as long as it may be, long ones make it shorter. Polling pays only if
+    /// what is awaited comes soon, which devices, clients and other jobs on the core decide.
+    patience_ns: u64,
     pub(super) ring: Ring,
     sleeper: Sleeper,
     pub(super) wakers: Vec<Waker>,
@@ -114,6 +119,7 @@ impl Loop {
             index: parts.index,
             core: parts.core,
             quiet_ns: parts.quiet_ns,
+            patience_ns: parts.quiet_ns.unwrap_or(0),
             ring,
             sleeper: parts.sleeper,
             wakers: parts.wakers,
@@ -153,12 +159,11 @@ impl Loop {
         let mut quiet_since_ns = self.now.monotonic_ns;
         // A loop that sleeps at once lets the sleep take its entries along: one system call instead of two. If there
         // is more to do after all, they do not wait for a second turn.
-        let sleeps_at_once = self.quiet_ns == Some(0);
         let mut owed = false;
         while self.stopping.is_none() {
             if self.turn() {
                 quiet_since_ns = self.now.monotonic_ns;
-                owed = sleeps_at_once && !owed;
+                owed = self.quiet_ns.is_some() && self.patience_ns == 0 && !owed;
                 if !owed {
                     self.hand_over();
                 }
@@ -173,8 +178,7 @@ impl Loop {
     }
 
     fn is_quiet_since(&self, since_ns: u64) -> bool {
-        let quiet_ns = self.now.monotonic_ns - since_ns;
-        self.quiet_ns.is_some_and(|limit_ns| quiet_ns >= limit_ns)
+        self.quiet_ns.is_some() && self.now.monotonic_ns - since_ns >= self.patience_ns
     }
 
     /// One turn, which leaves its entries in the ring to be submitted; gives whether anything happened.
@@ -441,8 +445,21 @@ impl Loop {
             if let Err(error) = self.ring.wait(Some(timeout_ns)) {
                 tracing::error!("io_uring: {error}");
             }
+            self.learn_patience();
         }
         self.sleeper.awake();
+    }
+
+    /// A sleep that was shorter than the longest poll need not have been: the next ones are polled for. After longer
+    /// sleeps polling soon ends.
+    fn learn_patience(&mut self) {
+        let slept_ns = self.clock.now().monotonic_ns - self.now.monotonic_ns;
+        let limit_ns = self.quiet_ns.unwrap_or(0);
+        self.patience_ns = match self.patience_ns / 4 {
+            _ if slept_ns < limit_ns => limit_ns,
+            0..PATIENCE_NS_MIN => 0,
+            shorter_ns => shorter_ns,
+        };
     }
 
     /// How long it may sleep.
