@@ -149,6 +149,12 @@ pub enum Record<'a> {
         /// Key.
         key: &'a [u8],
     },
+    /// A life of the shard began here that may not know all that was written before. It changes nothing but the CRC of
+    /// its page: log pages of an earlier life that lie further on cannot follow a page with this record in it.
+    Opened {
+        /// When, nanoseconds since the Unix epoch.
+        wall_ns: u64,
+    },
 }
 
 const HEADER: usize = size_of::<RecordHeader>();
@@ -165,6 +171,7 @@ impl<'a> Record<'a> {
             Self::SnapshotDelete { .. } => 7,
             Self::CatalogPut { .. } => 8,
             Self::CatalogDelete { .. } => 9,
+            Self::Opened { .. } => 10,
         }
     }
 
@@ -181,6 +188,7 @@ impl<'a> Record<'a> {
                 Self::Cut { .. } | Self::SnapshotDelete { .. } => size_of::<CutBody>(),
                 Self::CatalogPut { key, value } => 4 + key.len() + value.len(),
                 Self::CatalogDelete { key } => 4 + key.len(),
+                Self::Opened { .. } => size_of::<U64>(),
             }
     }
 
@@ -243,6 +251,7 @@ impl<'a> Record<'a> {
             Self::SnapshotDelete { volume, snapshot } => put_cut(body, volume, 0, snapshot, 0),
             Self::CatalogPut { key, value } => put_pair(body, key, value),
             Self::CatalogDelete { key } => put_pair(body, key, &[]),
+            Self::Opened { wall_ns } => body.copy_from_slice(&wall_ns.to_le_bytes()),
         }
         let header = RecordHeader {
             crc32c: 0.into(),
@@ -334,6 +343,9 @@ impl<'a> Record<'a> {
                     Self::CatalogDelete { key }
                 }
             }
+            10 => Self::Opened {
+                wall_ns: U64::read_from_bytes(body).ok()?.get(),
+            },
             _ => return None,
         })
     }

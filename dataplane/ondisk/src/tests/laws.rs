@@ -67,14 +67,15 @@ impl Owned {
                 key: &self.key,
                 value: &self.value,
             },
-            _ => Record::CatalogDelete { key: &self.key },
+            8 => Record::CatalogDelete { key: &self.key },
+            _ => Record::Opened { wall_ns: first },
         })
     }
 }
 
 fn any_record() -> impl Strategy<Value = Owned> {
     (
-        0..9u8,
+        0..10u8,
         any::<[u32; 2]>(),
         any::<[u64; 2]>(),
         vec(any::<u32>(), 1..=WRITE_BLOCKS_MAX),

@@ -246,6 +246,9 @@ pub fn records() -> Vec<Record<'static>> {
         },
         Record::CatalogDelete { key: b"volume/data" },
         Record::VolumeDelete { volume: 10 },
+        Record::Opened {
+            wall_ns: 1_700_000_000_000_000_004,
+        },
     ]
 }
 

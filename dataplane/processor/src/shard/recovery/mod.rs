@@ -15,7 +15,9 @@
 //! that fits, no record counts as logged since.
 //!
 //! Opening writes nothing but the tail's records, into the log; what is replayed becomes durable with the next
-//! checkpoint, which begins at once. Opening twice gives the same.
+//! checkpoint, which begins at once. Without a tail that fits, the first record of the new life is
+//! [`Record::Opened`]: of several log pages that were not flushed, a power cut may have lost the first and left the
+//! others, and they must not chain on to what is logged now. Opening twice gives the same.
 
 mod found_log;
 mod replay;
@@ -28,6 +30,7 @@ use stillpoint_ondisk::Damage;
 use stillpoint_ondisk::header::ShardHeader;
 use stillpoint_ondisk::layout::Layout;
 use stillpoint_ondisk::page::PAGE_BYTES;
+use stillpoint_ondisk::record::Record;
 
 use super::checkpoint::Checkpoint;
 use super::durability::Durability;
@@ -170,6 +173,11 @@ impl<T: LogTail> Shard<T> {
         if at.lsn > found.durable_lsn {
             // A record that was dropped must not count as durable should the next crash come before a checkpoint.
             log.distrust_from(found.durable_lsn);
+        }
+        let opened = Record::Opened { wall_ns: now.wall_ns };
+        if !report.tail_fitted && log.has_urgent_room(opened.encoded_bytes()) {
+            // Pages of the life before may lie further on in the ring, behind the one that was lost.
+            log.append(&opened);
         }
         let Opening {
             space,

@@ -208,6 +208,7 @@ impl<D: OpenDevice> Opening<'_, D> {
                 .put(RowKind::Catalog, key, value.to_vec())
                 .map_err(|_| unfit("the directory is full"))?,
             Record::CatalogDelete { key } => self.directory.remove(RowKind::Catalog, key),
+            Record::Opened { .. } => {}
             other => self.apply_to_volume(&other).map_err(unfit)?,
         }
         Ok(())

@@ -321,3 +321,38 @@ fn a_header_that_cannot_be_read_is_not_passed_over_for_the_older_one() {
         assert!(matches!(opened, Err(OpenError::Device { .. })), "copy {copy}");
     }
 }
+
+#[test]
+fn log_pages_of_a_life_before_the_power_cut_never_chain_on_again() {
+    let create = |number| ShardCommand::CreateVolume {
+        volume: VolumeId(number),
+        share_blocks: 1,
+    };
+    let mut rig = Rig::new(64 << 20);
+    rig.used_blocks();
+    rig.processor.device_mut().unflushed = Some(Vec::new());
+    rig = rig.cut_power(|_| true);
+    rig.settle();
+    // Two log pages without a flush: the first is lost with the power, the second is not.
+    let end = rig.processor.shards()[0].status().log_used_bytes as usize;
+    rig.processor.device_mut().held = Some(OperationKind::Flush);
+    for number in [7, 8] {
+        rig.processor
+            .command(ShardIndex(0), Ticket(99), create(number), rig.now);
+        for _ in 0..10 {
+            rig.turn();
+        }
+    }
+    let written = rig.processor.device_mut().unflushed.as_ref().expect("remembered");
+    let places: Vec<usize> = written.iter().map(|(at, ..)| *at).collect();
+    assert_eq!((end, places.len()), (0, 2));
+    rig = rig.cut_power(|at| at == places[1]);
+    // The same again.
+    assert_eq!(rig.command(create(7)), EventKind::Done);
+    rig = rig.cut_power(|_| true);
+    let volumes: Vec<u32> = rig.processor.shards()[0]
+        .shares()
+        .map(|share| share.id.0)
+        .collect();
+    assert_eq!(volumes, [1, 7]);
+}

@@ -24,7 +24,12 @@ pub(super) struct MemoryDevice {
     waiting: Vec<Box<Operation>>,
     /// Operations of this kind fail.
     failing: Option<OperationKind>,
+    /// Writes since the last flush, if they are remembered.
+    unflushed: Option<Vec<Unflushed>>,
 }
+
+/// A write: where, what was there, what came.
+type Unflushed = (usize, Vec<u8>, Vec<u8>);
 
 impl MemoryDevice {
     fn run(&mut self, operation: &mut Operation) {
@@ -36,7 +41,12 @@ impl MemoryDevice {
                 let buffer = &mut operation.buffers[segment.buffer as usize].bytes_mut()[from..from + length];
                 match operation.kind {
                     OperationKind::Read => buffer.copy_from_slice(&self.bytes[at..at + length]),
-                    OperationKind::Write => self.bytes[at..at + length].copy_from_slice(buffer),
+                    OperationKind::Write => {
+                        if let Some(unflushed) = &mut self.unflushed {
+                            unflushed.push((at, self.bytes[at..at + length].to_vec(), buffer.to_vec()));
+                        }
+                        self.bytes[at..at + length].copy_from_slice(buffer);
+                    }
                     OperationKind::Flush | OperationKind::Discard => {}
                 }
                 at += length;
@@ -50,6 +60,11 @@ impl BlockDevice for MemoryDevice {
         if self.held == Some(operation.kind) {
             self.waiting.push(operation);
             return Ok(());
+        }
+        if operation.kind == OperationKind::Flush
+            && let Some(unflushed) = &mut self.unflushed
+        {
+            unflushed.clear();
         }
         if self.failing == Some(operation.kind) {
             operation.result = Err(DeviceError::Os(5));
@@ -192,6 +207,28 @@ impl Rig {
         };
         let tail = shards.pop().expect("one shard").into_tail();
         Self::open(self.layout, device, tail, self.options)
+    }
+
+    /// Loses the power: of the writes that were not flushed those stay that `stays` says, by their place; the tail is
+    /// gone.
+    fn cut_power(self, stays: impl Fn(usize) -> bool) -> Self {
+        let (mut device, _) = self.processor.into_parts(&mut Pool::default());
+        let unflushed = device.unflushed.take().expect("writes are remembered");
+        for (at, before, _) in unflushed.iter().rev() {
+            device.bytes[*at..at + before.len()].copy_from_slice(before);
+        }
+        for (at, _, after) in unflushed.iter().filter(|(at, ..)| stays(*at)) {
+            device.bytes[*at..at + after.len()].copy_from_slice(after);
+        }
+        let device = MemoryDevice {
+            bytes: device.bytes,
+            unflushed: Some(Vec::new()),
+            ..MemoryDevice::default()
+        };
+        let mut rig = Self::open(self.layout, device, MemoryTail::default(), self.options);
+        // Lives are told apart by their clocks.
+        rig.now.wall_ns = self.now.wall_ns;
+        rig
     }
 
     fn turn(&mut self) {
