@@ -4,6 +4,7 @@
 //! Each test file uses a part of it.
 #![allow(dead_code, unused_imports)]
 
+pub mod foreign;
 pub mod history;
 pub mod load;
 pub mod nbd;
