@@ -8,9 +8,10 @@ use crate::change_log::ChangeLog;
 use crate::command::{IntermediateSnapshotStatus, VolumeShareStatus};
 use crate::ids::{Epoch, SnapshotId, TimeStamp, VolumeId};
 use crate::intermediate_snapshot::{IntermediateSnapshot, PointInTimeCopy};
-use crate::map::{FreeRule, Passed, Root, TreeStats};
+use crate::map::{FreeRule, Passed, Root, TreeMut, TreeStats};
 use crate::request::View;
 use crate::snapshot_chain::SnapshotChain;
+use crate::space::{Purpose, Space};
 
 /// A shard's share of a volume.
 ///
@@ -112,6 +113,20 @@ impl VirtualVolume {
         FreeRule {
             newest: newest.map(|s| s.copy.epoch),
             passed,
+        }
+    }
+
+    /// The live map, to be changed with pages of this purpose.
+    pub fn tree<'a>(&'a mut self, space: &'a mut Space, purpose: Purpose) -> TreeMut<'a> {
+        let free = self.free_rule();
+        TreeMut {
+            family: self.family,
+            root: &mut self.root,
+            epoch: self.epoch,
+            free,
+            space,
+            purpose,
+            stats: &mut self.stats,
         }
     }
 

@@ -2,7 +2,6 @@
 
 use super::{Outcome, Shard, SlotId};
 use crate::ids::{ShareBlock, VolumeId};
-use crate::map::TreeMut;
 use crate::ports::LogTail;
 use crate::request::{RequestError, RequestKind};
 use crate::space::Purpose;
@@ -62,16 +61,7 @@ impl<T: LogTail> Shard<T> {
             return Err(Outcome::LogRoom);
         }
         let (root, mapped_blocks) = (volume.root, volume.stats.mapped_blocks);
-        let free = volume.free_rule();
-        let mut tree = TreeMut {
-            family: volume.family,
-            root: &mut volume.root,
-            epoch: volume.epoch,
-            free,
-            space: &mut self.space,
-            purpose: Purpose::Metadata,
-            stats: &mut volume.stats,
-        };
+        let mut tree = volume.tree(&mut self.space, Purpose::Metadata);
         let done = self
             .cache
             .clear_leaf_range(&mut tree, ShareBlock(first), count, LEAVES_PER_STEP);

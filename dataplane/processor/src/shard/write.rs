@@ -5,7 +5,7 @@ use super::read::push_transfer;
 use super::slots::{Edge, Step};
 use super::{Outcome, Shard, SlotId, Tag, give_all};
 use crate::ids::{DeviceAddress, ShareBlock};
-use crate::map::{Entry, MapError, TreeMut};
+use crate::map::{Entry, MapError};
 use crate::ports::{BufferPool, DeviceError, LogTail, Operation, OperationKind, Segment, Transfer};
 use crate::request::{RequestError, RequestKind};
 use crate::space::Purpose;
@@ -292,16 +292,7 @@ impl<T: LogTail> Shard<T> {
         }
         // Even a try that ends in an error may have moved the root.
         volume.dirty = true;
-        let free = volume.free_rule();
-        let mut tree = TreeMut {
-            family: volume.family,
-            root: &mut volume.root,
-            epoch: volume.epoch,
-            free,
-            space: &mut self.space,
-            purpose: Purpose::Map,
-            stats: &mut volume.stats,
-        };
+        let mut tree = volume.tree(&mut self.space, Purpose::Map);
         let first = ShareBlock(slot.first.0 + start as u64);
         self.cache
             .set(&mut tree, first, extent.address, crcs)

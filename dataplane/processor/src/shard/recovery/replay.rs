@@ -267,18 +267,9 @@ impl<D: OpenDevice> Opening<'_, D> {
     ) -> Result<(), OpenError> {
         loop {
             let volume = self.volumes.get_mut(&volume).expect("checked before");
-            let free = volume.free_rule();
             volume.dirty = true;
             volume.changes.note(self.now.wall_ns);
-            let mut tree = TreeMut {
-                family: volume.family,
-                root: &mut volume.root,
-                epoch: volume.epoch,
-                free,
-                space: &mut self.space,
-                purpose: Purpose::Checkpoint,
-                stats: &mut volume.stats,
-            };
+            let mut tree = volume.tree(&mut self.space, Purpose::Checkpoint);
             match step(&mut self.cache, &mut tree) {
                 Ok(true) => return Ok(()),
                 Ok(false) => {}
