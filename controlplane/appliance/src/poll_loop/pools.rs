@@ -18,6 +18,10 @@ use tokio::sync::oneshot;
 
 use crate::mailbox::{OpenPoolError, PoolIndex, PoolPart, ProcessorIndex, RecoveredShard};
 
+/// Map pages that a shard may hold in memory at least (1 MiB), whatever `--map-cache` says: a few requests that each need
+/// several pages must find room at the same time.
+const MAP_CACHE_PAGES_MIN: u64 = 256;
+
 /// Who waits for a pool to be open.
 pub type OpenReply = oneshot::Sender<Result<Vec<RecoveredShard>, OpenPoolError>>;
 
@@ -130,9 +134,8 @@ fn open_tail(part: &PoolPart, shard: ShardIndex) -> Result<FileTail, String> {
 fn shard_options(part: &PoolPart) -> ShardOptions {
     let pages = part.options.map_cache_bytes / stillpoint_processor::BLOCK_BYTES as u64;
     let share = pages / u64::from(part.layout.shard_count).max(1);
-    let least = stillpoint_processor::map::CAPACITY_PAGES_MIN as u64;
     ShardOptions {
-        map_cache_pages: share.max(least) as usize,
+        map_cache_pages: share.max(MAP_CACHE_PAGES_MIN) as usize,
         #[cfg(feature = "planted-bugs")]
         hold_answers: !super::planted::picked(super::planted::ANSWERS_NOT_HELD),
         ..ShardOptions::default()
