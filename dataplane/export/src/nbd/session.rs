@@ -160,11 +160,12 @@ impl Session {
         }
     }
 
-    /// Whether there is work that waits for memory (or for an answer or a send that frees some): call
-    /// [`Self::next_request`] and [`Self::receive`] again when the pool may have buffers.
+    /// Whether there is work that waits: for memory, for an answer or a send that frees some, or just to be taken by
+    /// [`Self::next_request`] ([`Self::receive`] may have made it). Take another turn, at the latest when the pool
+    /// may have buffers.
     #[must_use]
     pub fn is_starved(&self) -> bool {
-        self.blocked || !self.issuing.is_empty()
+        self.blocked || !self.issuing.is_empty() || !self.whole.is_empty()
     }
 
     /// Requests of the client that are not yet answered.

@@ -274,10 +274,7 @@ impl World {
     pub fn turn(&mut self) -> bool {
         let mut moved = false;
         if self.answering && !self.shards.pending.is_empty() {
-            let index = self.random.below(self.shards.pending.len() as u64) as usize;
-            let request = self.shards.pending.swap_remove(index);
-            let answer = self.shards.serve(request);
-            self.session.answer(answer, &mut self.pool);
+            self.answer_one();
             moved = true;
         }
         while let Some(request) = self.session.next_request(&mut self.pool) {
@@ -307,6 +304,14 @@ impl World {
             }
         }
         moved
+    }
+
+    /// A shard answers any of the parts it has.
+    pub fn answer_one(&mut self) {
+        let index = self.random.below(self.shards.pending.len() as u64) as usize;
+        let request = self.shards.pending.swap_remove(index);
+        let answer = self.shards.serve(request);
+        self.session.answer(answer, &mut self.pool);
     }
 
     fn give_bytes(&mut self, mut receive: Receive) {

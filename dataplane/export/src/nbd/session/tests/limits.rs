@@ -116,6 +116,29 @@ fn the_largest_requests_pass_through_a_small_pool() {
 }
 
 #[test]
+fn a_write_understood_while_bytes_are_wanted_is_not_forgotten() {
+    let limits = Limits {
+        requests: 1,
+        ..Limits::default()
+    };
+    let mut world = World::with_limits(table(SIZE), limits, usize::MAX);
+    world.connect("disk", true);
+    world.answering = false;
+    for index in 0..2u64 {
+        world.ask(command::WRITE, 0, index * 512, 512, &[7; 512]);
+    }
+    world.run();
+    assert_eq!(world.shards.pending.len(), 1, "the other one waits for its turn");
+    world.answer_one();
+    let send = world.session.next_send(&mut world.pool).expect("the first reply");
+    let receive = world.session.receive(&mut world.pool).expect("more is wanted");
+    assert!(world.session.is_starved(), "the second write wants to be taken");
+    assert!(world.session.next_request(&mut world.pool).is_some());
+    world.session.received(receive, 0, &mut world.pool);
+    world.session.sent(send, 0, &mut world.pool);
+}
+
+#[test]
 fn an_empty_pool_is_waited_for() {
     let mut world = World::with_limits(table(SIZE), Limits::default(), 0);
     world.connect("disk", true);
