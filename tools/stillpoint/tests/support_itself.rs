@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use stillpoint_simulator::model::Range;
 use stillpoint_simulator::stamp::{self, SECTOR_BYTES, Shown};
+use support::Appliance;
 use support::history::History;
 use support::load::Load;
 use support::nbd::Connection;
@@ -46,6 +48,22 @@ impl Drop for Nbdkit {
 }
 
 const SIZE: u64 = 8 << 20;
+
+#[test]
+fn a_daemon_has_started_when_it_answers_not_when_somebody_listens() {
+    let appliance = Appliance::new();
+    let control = appliance.control_socket();
+    std::fs::create_dir(control.parent().expect("a directory")).expect("made");
+    // As a process does whose sockets outlive it for a moment.
+    let ghost = UnixListener::bind(&control).expect("bound");
+    let fading = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        drop(ghost);
+    });
+    appliance.start(&[]);
+    assert_eq!(appliance.run(&["pool", "list"]), serde_json::json!([]));
+    fading.join().expect("no panic");
+}
 
 #[test]
 fn a_good_server_has_nothing_to_fear() {

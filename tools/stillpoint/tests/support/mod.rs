@@ -10,7 +10,6 @@ pub mod load;
 pub mod nbd;
 
 use std::fs::{self, File};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -45,6 +44,9 @@ pub struct Told {
     /// What it said on standard error.
     pub errors: String,
 }
+
+/// Exit code of a command that found no daemon.
+const UNREACHABLE: i32 = 5;
 
 impl Appliance {
     /// A new directory; nothing runs yet.
@@ -93,14 +95,21 @@ impl Appliance {
     /// The same, with environment variables.
     pub fn start_with(&self, arguments: &[&str], environment: &[(&str, &str)]) {
         self.spawn(arguments, environment);
-        self.wait_until("the daemon listens", || {
-            UnixStream::connect(self.control_socket()).is_ok()
+        // A connection alone says nothing: the sockets of a process that was killed listen on for a moment. And the
+        // daemon listens before it opens its pools; this is answered when they are open.
+        self.wait_until("the daemon answers", || {
+            let told = self.tell(&["status"]);
+            assert!(
+                told.code == 0 || told.code == UNREACHABLE,
+                "stillpoint status: {}",
+                told.errors
+            );
+            told.code == 0
         });
-        // It listens first and opens its pools then; this is answered when they are open.
-        self.run(&["status"]);
     }
 
-    fn control_socket(&self) -> PathBuf {
+    /// Where commands go.
+    pub fn control_socket(&self) -> PathBuf {
         self.path("run/control.sock")
     }
 
