@@ -7,11 +7,12 @@
 
 mod daemon;
 mod load;
+mod place;
 mod proof;
 mod report;
 mod stamp;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -23,6 +24,7 @@ use crate::nbd_client::{self, Connection};
 use crate::size::Size;
 use daemon::Daemon;
 use load::{LaneError, LaneOptions, LaneResult, Latencies, PHASES, Shared};
+use place::{Place, Tied};
 use proof::{Command, History, Shown};
 use report::{Figures, Report, figures, grouped, time};
 use stamp::BLOCK_BYTES;
@@ -58,28 +60,39 @@ const SNAPSHOT_AFTER: Duration = Duration::from_millis(500);
 /// Runs the demo.
 pub fn run(arguments: &DemoArguments) -> Result<(), Failure> {
     let report = Report::new();
-    let (directory, guard) = make_directory(arguments.dir.as_deref())?;
-    let daemon = prepare(arguments, &directory, &report)?;
-    let outcome = show(arguments, &daemon, &report);
-    report.finish();
-    if let Err(failure) = outcome {
-        let words = daemon.last_words();
-        if !words.is_empty() {
-            report.line(&format!("The end of the daemon's log:\n{words}"))?;
-        }
-        return Err(failure);
-    }
-    let socket = daemon.nbd_socket();
-    let control = daemon.control_socket();
-    if arguments.keep {
-        // The directory stays with the daemon that lives in it.
-        if let Some(guard) = guard {
-            let _ = guard.keep();
-        }
-        let pid = daemon.let_go();
-        report.line(&kept(&directory, &socket, &control, pid))?;
+    let place = Place::new(arguments.dir.as_deref())?;
+    let process = Tied::default();
+    let outcome = perform(arguments, &place, &process, &report);
+    process.wait_if_interrupted();
+    if let Some(pid) = outcome? {
+        let text = kept(&place, pid);
+        place.keep();
+        report.line(&text)?;
     }
     report.line(NEXT)
+}
+
+/// The demo itself; the daemon's process number if it is to stay.
+fn perform(
+    arguments: &DemoArguments,
+    place: &Place,
+    process: &Tied,
+    report: &Report,
+) -> Result<Option<u32>, Failure> {
+    let daemon = prepare(arguments, place, process, report)?;
+    let outcome = show(arguments, &daemon, report);
+    process.wait_if_interrupted();
+    report.finish();
+    match outcome {
+        Ok(()) => Ok(arguments.keep.then(|| daemon.let_go())),
+        Err(failure) => {
+            let words = daemon.last_words();
+            if !words.is_empty() {
+                report.line(&format!("The end of the daemon's log:\n{words}"))?;
+            }
+            Err(failure)
+        }
+    }
 }
 
 const NEXT: &str = "\
@@ -92,40 +105,32 @@ Next, on a real device (it will be overwritten):
   sudo nbd-client -unix /run/stillpoint/nbd.sock -N disk -C 4 /dev/nbd0
   sudo stillpoint snapshot create disk@first";
 
-fn kept(directory: &Path, socket: &Path, control: &Path, pid: u32) -> String {
-    let (socket, control, directory) = (socket.display(), control.display(), directory.display());
+fn kept(place: &Place, pid: u32) -> String {
+    let (socket, control) = (place.nbd_socket(), place.control_socket());
+    let (socket, control, directory) = (socket.display(), control.display(), place.directory().display());
+    let tails = place.tails().map(|path| format!(" {}", path.display()));
+    let tails = tails.unwrap_or_default();
     format!(
         "\
 The daemon goes on (process {pid}). Look around:
   stillpoint --socket {control} status
   stillpoint --socket {control} snapshot show {VOLUME}@{SNAPSHOT}
   nbdinfo --list 'nbd+unix:///?socket={socket}'
-  kill {pid} && rm -r {directory}    # ends it and removes everything
+  kill {pid} && rm -r {directory}{tails}    # ends it and removes everything
 "
     )
 }
 
-fn make_directory(given: Option<&Path>) -> Result<(PathBuf, Option<tempfile::TempDir>), Failure> {
-    let failure = |error: std::io::Error| Error::failure(format!("no directory for the demo: {error}"));
-    match given {
-        Some(path) => {
-            std::fs::create_dir(path).map_err(failure)?;
-            Ok((path.to_owned(), None))
-        }
-        None => {
-            let made = tempfile::Builder::new()
-                .prefix("stillpoint-demo-")
-                .tempdir()
-                .map_err(failure)?;
-            Ok((made.path().to_owned(), Some(made)))
-        }
-    }
-}
-
 /// Starts the daemon, makes the pool, the volume and its export, and fills the volume.
-fn prepare(arguments: &DemoArguments, directory: &Path, report: &Report) -> Result<Daemon, Failure> {
+fn prepare(
+    arguments: &DemoArguments,
+    place: &Place,
+    process: &Tied,
+    report: &Report,
+) -> Result<Daemon, Failure> {
     report.progress("starting the daemon".to_owned());
-    let daemon = Daemon::start(directory, arguments.processors)?;
+    let directory = place.directory();
+    let daemon = Daemon::start(place, process.clone(), arguments.processors)?;
     let status = daemon.status()?;
     let cores: Vec<String> = status
         .processors

@@ -1,5 +1,6 @@
 //! `stillpoint demo` as a user runs it.
 
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 #[test]
@@ -24,6 +25,34 @@ fn the_demo_proves_its_snapshot_and_leaves_nothing_behind() {
     ] {
         assert!(said.contains(expected), "no {expected:?} in\n{said}");
     }
+    let left: Vec<_> = std::fs::read_dir(scratch.path())
+        .expect("it is there")
+        .flatten()
+        .collect();
+    assert!(left.is_empty(), "left behind: {left:?}");
+}
+
+#[test]
+fn an_interrupted_demo_leaves_nothing_behind_either() {
+    let scratch = tempfile::tempdir().expect("a temporary directory");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_stillpoint"))
+        .args(["demo", "--processors", "2"])
+        .env("TMPDIR", scratch.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut said = String::new();
+    let output = child.stdout.take().expect("a pipe");
+    // Its first line says that the daemon runs.
+    BufReader::new(output).read_line(&mut said).expect("text");
+    assert!(said.starts_with("daemon:"), "{said}");
+    let asked = Command::new("kill")
+        .arg("-INT")
+        .arg(child.id().to_string())
+        .status();
+    assert!(asked.expect("kill runs").success());
+    assert_eq!(child.wait().expect("a child of ours").code(), Some(130));
     let left: Vec<_> = std::fs::read_dir(scratch.path())
         .expect("it is there")
         .flatten()

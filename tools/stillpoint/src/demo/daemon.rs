@@ -1,10 +1,11 @@
 //! The appliance of the demo: a child of this very program, in a directory of its own.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::place::{Place, Tied, clean_up_when_interrupted};
 use crate::cli::{Format, Global};
 use crate::client::Client;
 use crate::exit::Failure;
@@ -17,28 +18,31 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A running daemon; ends with this value unless it is [let go](Daemon::let_go).
 #[derive(Debug)]
 pub struct Daemon {
-    child: Option<Child>,
-    directory: PathBuf,
+    process: Tied,
+    log: PathBuf,
+    nbd_socket: PathBuf,
     /// A way to its API.
     pub client: Client,
 }
 
 impl Daemon {
-    /// Starts one in `directory` and waits until it answers.
+    /// Starts one as `process` and waits until it answers. If the demo is interrupted the process ends, and what is
+    /// temporary of the place goes away.
     ///
     /// # Errors
     /// If it does not come up; the last lines of its log are in the message.
-    pub fn start(directory: &Path, processors: Option<u16>) -> Result<Self, Failure> {
+    pub fn start(place: &Place, process: Tied, processors: Option<u16>) -> Result<Self, Failure> {
+        let directory = place.directory();
         let failure = |error: std::io::Error| Error::failure(format!("cannot start the daemon: {error}"));
-        let log = File::create(directory.join("log")).map_err(failure)?;
-        let run = directory.join("run");
+        let path = directory.join("log");
+        let log = File::create(&path).map_err(failure)?;
         let mut command = Command::new(std::env::current_exe().map_err(failure)?);
         command
             .arg("serve")
             .arg("--state-dir")
             .arg(directory.join("state"))
             .arg("--run-dir")
-            .arg(&run)
+            .arg(place.run())
             .env_remove("STILLPOINT_SOCKET")
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(failure)?)
@@ -46,11 +50,17 @@ impl Daemon {
         if let Some(processors) = processors {
             command.arg("--processors").arg(processors.to_string());
         }
-        let mut daemon = Self {
-            child: Some(command.spawn().map_err(failure)?),
-            directory: directory.to_owned(),
+        if let Some(tails) = place.tails() {
+            command.arg("--tail-dir").arg(tails);
+        }
+        clean_up_when_interrupted(&process, place.temporary()).map_err(failure)?;
+        process.tie(command.spawn().map_err(failure)?);
+        let daemon = Self {
+            process,
+            log: path,
+            nbd_socket: place.nbd_socket(),
             client: Client::new(&Global {
-                socket: Some(run.join("control.sock")),
+                socket: Some(place.control_socket()),
                 output: Format::Json,
             }),
         };
@@ -58,7 +68,7 @@ impl Daemon {
         Ok(daemon)
     }
 
-    fn wait_until_it_answers(&mut self) -> Result<(), Failure> {
+    fn wait_until_it_answers(&self) -> Result<(), Failure> {
         let start = Instant::now();
         loop {
             match self.status() {
@@ -66,8 +76,12 @@ impl Daemon {
                 Err(failure) if start.elapsed() > PATIENCE => return Err(failure),
                 Err(_) => std::thread::sleep(Duration::from_millis(20)),
             }
-            let child = self.child.as_mut().expect("it was just started");
-            if let Ok(Some(status)) = child.try_wait() {
+            let ended = self
+                .process
+                .lock()
+                .as_mut()
+                .and_then(|child| child.try_wait().ok().flatten());
+            if let Some(status) = ended {
                 let message = format!("the daemon ended at once ({status}):\n{}", self.last_words());
                 return Err(Error::failure(message).into());
             }
@@ -85,36 +99,26 @@ impl Daemon {
     /// The unix socket for NBD clients.
     #[must_use]
     pub fn nbd_socket(&self) -> PathBuf {
-        self.directory.join("run/nbd.sock")
-    }
-
-    /// The unix socket of the API.
-    #[must_use]
-    pub fn control_socket(&self) -> PathBuf {
-        self.directory.join("run/control.sock")
+        self.nbd_socket.clone()
     }
 
     /// The end of its log.
     #[must_use]
     pub fn last_words(&self) -> String {
-        let log = std::fs::read_to_string(self.directory.join("log")).unwrap_or_default();
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(10)..].join("\n")
     }
 
     /// Leaves it running; its process number.
     #[must_use]
-    pub fn let_go(mut self) -> u32 {
-        self.child.take().expect("it is let go once").id()
+    pub fn let_go(self) -> u32 {
+        self.process.lock().take().expect("it is let go once").id()
     }
 }
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // Its pool is thrown away with it: there is nothing to be saved by a slower end.
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        self.process.end();
     }
 }
