@@ -167,6 +167,15 @@ impl Appliance {
         child.wait().expect("a child of ours");
     }
 
+    /// What a power cut does to the log tails: they are gone. Only while no daemon runs.
+    pub fn lose_tails(&self) {
+        assert!(self.daemon().is_none(), "the daemon has its tails mapped");
+        let tails = self.tails.as_ref().expect("tmpfs at /dev/shm");
+        for tail in fs::read_dir(tails.path()).expect("a directory of ours").flatten() {
+            fs::remove_file(tail.path()).expect("a file of ours");
+        }
+    }
+
     /// Asks the daemon to stop as a service manager does, and waits until it did; it must say success.
     pub fn stop(&self) {
         let mut child = self.daemon().take().expect("a daemon runs");
@@ -262,6 +271,16 @@ impl Drop for Appliance {
             let from = lines.len().saturating_sub(60);
             eprintln!("--- end of the daemon's log ---\n{}", lines[from..].join("\n"));
         }
+    }
+}
+
+/// How much of something a test does: what the environment says for its long form, or `short`.
+pub fn setting(name: &str, short: u64) -> u64 {
+    match std::env::var(name) {
+        Ok(text) => text
+            .parse()
+            .unwrap_or_else(|_| panic!("{name}={text}: not a whole number")),
+        Err(_) => short,
     }
 }
 
