@@ -52,19 +52,36 @@ fn describe(root: &Path, number: u32) -> Core {
     }
 }
 
-/// Chooses cores for `count` processors: every physical core once before any hyper-thread, node by node. With
-/// more processors than cores the rest get none: such threads run wherever there is time.
+/// Chooses cores for `count` processors: every physical core once before any hyper-thread, node by node. The first core
+/// comes last of the physical ones: it is where systems put interrupts of devices with one queue, timers and what else is
+/// pinned to nothing, and where the control plane and local clients find time. With more processors than cores the rest
+/// get none: such threads run wherever there is time.
 #[must_use]
 pub fn place_processors(cores: &[Core], count: usize) -> Vec<Option<Core>> {
-    let mut order: Vec<Core> = cores.to_vec();
-    order.sort_unstable_by_key(|core| (core.node, core.number));
-    let mut seen = BTreeSet::new();
-    let (first, second): (Vec<Core>, Vec<Core>) = order
-        .into_iter()
-        .partition(|core| seen.insert((core.package, core.physical)));
+    let (mut first, second) = physical_first(cores);
+    if !first.is_empty() {
+        first.rotate_left(1);
+    }
     let mut chosen: Vec<Option<Core>> = first.into_iter().chain(second).map(Some).take(count).collect();
     chosen.resize(count, None);
     chosen
+}
+
+/// How many processors these cores are good for: one per physical core, less one for the control plane and whatever else
+/// the machine does; at least 1.
+#[must_use]
+pub fn processors_for(cores: &[Core]) -> usize {
+    physical_first(cores).0.len().saturating_sub(1).max(1)
+}
+
+/// One logical core of each physical one, node by node, and the others.
+fn physical_first(cores: &[Core]) -> (Vec<Core>, Vec<Core>) {
+    let mut order: Vec<Core> = cores.to_vec();
+    order.sort_unstable_by_key(|core| (core.node, core.number));
+    let mut seen = BTreeSet::new();
+    order
+        .into_iter()
+        .partition(|core| seen.insert((core.package, core.physical)))
 }
 
 /// Pins the calling thread to a core; says whether that worked.
@@ -115,7 +132,8 @@ mod tests {
             let placed = place_processors(&cores, count);
             placed.iter().map(|core| core.map(|core| core.number)).collect()
         };
-        assert_eq!(numbers(4), [Some(0), Some(1), Some(2), Some(3)]);
+        assert_eq!(numbers(3), [Some(1), Some(2), Some(3)]);
+        assert_eq!(numbers(4), [Some(1), Some(2), Some(3), Some(0)]);
         assert_eq!(numbers(6)[4..], [Some(4), Some(5)]);
         assert_eq!(numbers(9)[8], None);
     }
@@ -124,7 +142,17 @@ mod tests {
     fn cores_that_are_not_allowed_are_never_chosen() {
         let cores = [core(3, 0, 0, 3), core(17, 1, 1, 1)];
         let placed = place_processors(&cores, 3);
-        assert_eq!(placed, [Some(cores[0]), Some(cores[1]), None]);
+        assert_eq!(placed, [Some(cores[1]), Some(cores[0]), None]);
+        assert_eq!(place_processors(&[], 1), [None]);
+    }
+
+    #[test]
+    fn one_physical_core_is_left_to_others() {
+        let cores: Vec<Core> = (0..8).map(|n| core(n, 0, 0, n % 4)).collect();
+        assert_eq!(processors_for(&cores), 3);
+        assert_eq!(processors_for(&cores[..2]), 1);
+        assert_eq!(processors_for(&cores[..1]), 1);
+        assert_eq!(processors_for(&[]), 1);
     }
 
     #[test]

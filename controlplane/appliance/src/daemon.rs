@@ -29,14 +29,12 @@ use stillpoint_hw::socket::{listen_tcp, listen_unix};
 use stillpoint_hw::{tail, topology};
 use stillpoint_processor::command::Notice;
 
-/// How many processors there are, if nothing is said: the allowed cores, at least 2.
+/// How many processors there are, if nothing is said: one per allowed physical core, less one for the control plane and
+/// the rest of the machine; at least 1.
 #[must_use]
 pub fn processors_default() -> usize {
-    topology::allowed_cores().len().max(PROCESSORS_MIN)
+    topology::processors_for(&topology::allowed_cores())
 }
-
-/// Objects are always spread over several processors.
-const PROCESSORS_MIN: usize = 2;
 
 /// What a processor does when there is nothing to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +83,7 @@ pub struct DaemonOptions {
     pub nbd_unix: Vec<PathBuf>,
     /// Addresses for NBD clients.
     pub nbd_tcp: Vec<SocketAddr>,
-    /// Number of processors; `None`: as many as there are allowed cores, at least 2.
+    /// Number of processors; `None`: [`processors_default`].
     pub processors: Option<usize>,
     /// Whether processors are pinned to cores.
     pub pin: bool,

@@ -209,6 +209,8 @@ pub struct ProcessorStatus {
     pub turns: u64,
     /// Times it went to sleep.
     pub sleeps: u64,
+    /// Whether it polls for what comes soon, because that was asked for or found to pay.
+    pub polls: bool,
     /// System calls that submitted or waited.
     pub ring_enters: u64,
     /// Buffers that sessions and shards hold right now, in bytes.

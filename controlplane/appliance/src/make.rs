@@ -14,7 +14,10 @@ use stillpoint_hw::device::{DeviceFile, Opener, PoolFiles};
 use stillpoint_ondisk::{DEVICES_MAX, SHARDS_MAX};
 use stillpoint_processor::format::{self, FormatError, PoolSpec};
 
-/// Makes a pool on the devices of `request`, one shard per processor unless it says otherwise. The devices are
+/// Fewer are not made unless asked for: a pool made on one processor is to be of use to two later on.
+const SHARDS_MIN: usize = 2;
+
+/// Makes a pool on the devices of `request`, one shard per processor, at least [`SHARDS_MIN`], unless it says otherwise. The devices are
 /// claimed from here on.
 ///
 /// # Errors
@@ -28,7 +31,7 @@ pub fn make_pool(request: &CreatePool, processors: usize) -> Result<(PoolDevices
     }
     let shard_count = request
         .shards
-        .unwrap_or_else(|| u16::try_from(processors).unwrap_or(SHARDS_MAX));
+        .unwrap_or_else(|| u16::try_from(processors.max(SHARDS_MIN)).unwrap_or(SHARDS_MAX));
     if shard_count == 0 || shard_count > SHARDS_MAX {
         return Err(Error::usage(format!(
             "{shard_count} shards: from 1 to {SHARDS_MAX} are possible"

@@ -96,7 +96,7 @@ pub struct ServeArguments {
     /// TCP address for NBD clients; may be given several times [default: none; without a value: 127.0.0.1:10809]
     #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = "127.0.0.1:10809")]
     pub nbd_tcp: Vec<SocketAddr>,
-    /// Number of processors: pinned threads that do the work [default: the allowed cores, at least 2]
+    /// Number of processors: pinned threads that do the work [default: the allowed physical cores less one]
     #[arg(long, value_name = "N")]
     pub processors: Option<u16>,
     /// Do not pin processors to cores
@@ -130,7 +130,7 @@ pub struct DemoArguments {
     /// Where to put everything; made, and not removed [default: a temporary directory]
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
-    /// Number of processors [default: the allowed cores, at least 2]
+    /// Number of processors [default: the allowed physical cores less one, at least 2]
     #[arg(long, value_name = "N")]
     pub processors: Option<u16>,
     /// Connections of the load
@@ -154,7 +154,7 @@ pub enum PoolCommand {
         /// Make files that do not exist, sparse, of this size
         #[arg(long)]
         size: Option<Size>,
-        /// Number of shards, fixed for ever [default: the number of processors]
+        /// Number of shards, fixed for ever [default: the number of processors, at least 2]
         #[arg(long, value_name = "N")]
         shards: Option<u16>,
         /// Overwrite what is on the devices

@@ -295,6 +295,7 @@ pub(super) async fn status(State(appliance): Shared) -> Result<Json<model::Statu
             forwarded: status.forwarded,
             turns: status.turns,
             sleeps: status.sleeps,
+            polls: status.polls,
             ring_enters: status.ring_enters,
             buffer_bytes_used: status.buffer_bytes_used,
             buffer_bytes: status.buffer_bytes,

@@ -14,7 +14,7 @@ pub struct CreatePool {
     /// Size of each file that does not exist yet; it is made sparse.
     #[serde(default)]
     pub size_bytes: Option<u64>,
-    /// Number of shards, for ever; default: the number of processors.
+    /// Number of shards, for ever; default: the number of processors, at least 2.
     #[serde(default)]
     pub shards: Option<u16>,
     /// Overwrite what is on the devices.
@@ -341,6 +341,8 @@ pub struct ProcessorInfo {
     pub turns: u64,
     /// Times it went to sleep.
     pub sleeps: u64,
+    /// Whether it polls for what comes soon, because that was asked for or found to pay.
+    pub polls: bool,
     /// System calls that submitted or waited.
     pub ring_enters: u64,
     /// Buffers in use.

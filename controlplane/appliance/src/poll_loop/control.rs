@@ -248,6 +248,7 @@ impl Loop {
             forwarded: self.figures.forwarded,
             turns: self.figures.turns,
             sleeps: self.figures.sleeps,
+            polls: self.polling.habit_is_to_poll(),
             ring_enters: self.ring.figures().enters,
             buffer_bytes_used: buffers.out_bytes,
             buffer_bytes: arena.bytes() as u64,

@@ -17,14 +17,13 @@ use tokio::sync::oneshot;
 
 use super::connections::{CONNECTIONS_MAX, Client, LISTENER_KEY, Looked, SessionSockets, ToReceive, ToSend};
 use super::links::{Links, Message};
+use super::polling::Polling;
 use super::pools::{OpenPool, Opened};
 use super::routing::tag_of;
 use crate::mailbox::{Listener, NoticeSender, ToProcessor};
 
 /// Parts that may wait for shards or links before no client is asked for more.
 const BACKLOG_MAX: usize = 1024;
-/// Polling for less than this is not worth it.
-const PATIENCE_NS_MIN: u64 = 1_000;
 /// How long a loop with clients that wait for buffers sleeps at most: buffers come home without a sign.
 const STARVED_SLEEP_NS: u64 = 1_000_000;
 /// How long any loop sleeps at most: it looks around now and then, whatever happened to a wake-up.
@@ -57,15 +56,18 @@ pub struct LoopFigures {
     pub notices_dropped: u64,
 }
 
+impl LoopFigures {
+    /// Requests taken from clients or executed for other processors.
+    fn work(&self) -> u64 {
+        self.requests + self.forwarded
+    }
+}
+
 /// A processor's thread.
 pub struct Loop {
     pub(super) index: usize,
     pub(super) core: Option<Core>,
-    /// How long it polls without finding anything before it sleeps, at most; `None`: it never sleeps.
-    quiet_ns: Option<u64>,
-    /// The same for now: short sleeps make it as long as it may be, long ones make it shorter. Polling pays only if
-    /// what is awaited comes soon, which devices, clients and other jobs on the core decide.
-    patience_ns: u64,
+    pub(super) polling: Polling,
     pub(super) ring: Ring,
     sleeper: Sleeper,
     pub(super) wakers: Vec<Waker>,
@@ -115,15 +117,15 @@ impl Loop {
         }
         parts.sleeper.attach(&ring);
         let mut clock = Clock::new();
+        let now = clock.now();
         Ok(Self {
             index: parts.index,
             core: parts.core,
-            quiet_ns: parts.quiet_ns,
-            patience_ns: parts.quiet_ns.unwrap_or(0),
+            polling: Polling::new(parts.quiet_ns, now.monotonic_ns),
             ring,
             sleeper: parts.sleeper,
             wakers: parts.wakers,
-            now: clock.now(),
+            now,
             clock,
             buffers: parts.arenas.pool(parts.index),
             sockets: SessionSockets::new(2 * CONNECTIONS_MAX + 64),
@@ -163,11 +165,11 @@ impl Loop {
         while self.stopping.is_none() {
             if self.turn() {
                 quiet_since_ns = self.now.monotonic_ns;
-                owed = self.quiet_ns.is_some() && self.patience_ns == 0 && !owed;
+                owed = self.polling.sleeps_at_once() && !owed;
                 if !owed {
                     self.hand_over();
                 }
-            } else if self.is_quiet_since(quiet_since_ns) && !self.has_ready_work() {
+            } else if self.polling.is_over(self.now.monotonic_ns - quiet_since_ns) && !self.has_ready_work() {
                 self.sleep();
             } else {
                 self.hand_over();
@@ -177,15 +179,12 @@ impl Loop {
         self.wind_up();
     }
 
-    fn is_quiet_since(&self, since_ns: u64) -> bool {
-        self.quiet_ns.is_some() && self.now.monotonic_ns - since_ns >= self.patience_ns
-    }
-
     /// One turn, which leaves its entries in the ring to be submitted; gives whether anything happened.
     fn turn(&mut self) -> bool {
         self.progress = false;
         self.figures.turns += 1;
         self.now = self.clock.now();
+        let work_before = self.figures.work();
         self.reap();
         self.receive_mail();
         self.receive_messages();
@@ -200,6 +199,10 @@ impl Loop {
         self.look_after_clients();
         self.accept_again();
         self.send_off();
+        if self.progress {
+            let work = self.figures.work() - work_before;
+            self.polling.worked(self.now.monotonic_ns, work);
+        }
         self.progress
     }
 
@@ -445,21 +448,10 @@ impl Loop {
             if let Err(error) = self.ring.wait(Some(timeout_ns)) {
                 tracing::error!("io_uring: {error}");
             }
-            self.learn_patience();
+            self.polling
+                .slept(self.clock.now().monotonic_ns - self.now.monotonic_ns);
         }
         self.sleeper.awake();
-    }
-
-    /// A sleep that was shorter than the longest poll need not have been: the next ones are polled for. After longer
-    /// sleeps polling soon ends.
-    fn learn_patience(&mut self) {
-        let slept_ns = self.clock.now().monotonic_ns - self.now.monotonic_ns;
-        let limit_ns = self.quiet_ns.unwrap_or(0);
-        self.patience_ns = match self.patience_ns / 4 {
-            _ if slept_ns < limit_ns => limit_ns,
-            0..PATIENCE_NS_MIN => 0,
-            shorter_ns => shorter_ns,
-        };
     }
 
     /// How long it may sleep.

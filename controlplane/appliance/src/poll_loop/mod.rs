@@ -19,6 +19,7 @@ mod links;
 mod looping;
 #[cfg(feature = "planted-bugs")]
 mod planted;
+mod polling;
 mod pools;
 mod routing;
 

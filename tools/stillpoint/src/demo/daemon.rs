@@ -11,6 +11,7 @@ use crate::client::Client;
 use crate::exit::Failure;
 use stillpoint_appliance::Error;
 use stillpoint_appliance::api::model::StatusInfo;
+use stillpoint_appliance::daemon::processors_default;
 
 /// How long the daemon may take to start or to stop.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -47,9 +48,9 @@ impl Daemon {
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(failure)?)
             .stderr(log);
-        if let Some(processors) = processors {
-            command.arg("--processors").arg(processors.to_string());
-        }
+        // A snapshot over one processor would show little.
+        let processors = processors.map_or_else(|| processors_default().max(2), usize::from);
+        command.arg("--processors").arg(processors.to_string());
         if let Some(tails) = place.tails() {
             command.arg("--tail-dir").arg(tails);
         }
