@@ -5,6 +5,7 @@
 //! The poll loop drives these types with io_uring, the simulator drives the very same types with a
 //! simulated device and a seed.
 
+pub mod backlog;
 pub mod change_log;
 pub mod command;
 pub mod directory;
@@ -27,6 +28,7 @@ pub mod snapshot_chain;
 pub mod space;
 pub mod virtual_volume;
 
+pub use backlog::Backlog;
 pub use command::{ShardCommand, ShardEvent, Ticket};
 pub use ids::{
     BlockIndex, DeviceAddress, DeviceIndex, Epoch, Now, ShardIndex, ShareBlock, SnapshotId, TimeStamp,

@@ -137,18 +137,7 @@ impl Loop {
     }
 
     fn set_exports(&mut self, exports: Arc<ExportTable>, reply: tokio::sync::oneshot::Sender<()>) {
-        self.exports = Arc::clone(&exports);
-        let now_ns = self.now.monotonic_ns;
-        let mut leaving = Vec::new();
-        for place in 0..self.clients.len() {
-            let Some(client) = &mut self.clients[place] else {
-                continue;
-            };
-            if client.set_exports(&exports, now_ns) {
-                leaving.push(place);
-            }
-            self.list(place);
-        }
+        let leaving = self.clients.set_exports(&exports, self.now.monotonic_ns);
         self.leaving.push((leaving, Some(reply)));
     }
 
@@ -156,7 +145,7 @@ impl Loop {
     pub(super) fn report_the_gone(&mut self) {
         let clients = &self.clients;
         self.leaving.retain_mut(|(places, reply)| {
-            places.retain(|&place| clients[place].as_ref().is_some_and(|client| client.is_leaving()));
+            places.retain(|&place| clients.is_leaving(place));
             if places.is_empty()
                 && let Some(reply) = reply.take()
             {
@@ -243,7 +232,7 @@ impl Loop {
         let arena = &arenas.all()[self.index];
         ProcessorStatus {
             core: self.core.map(|core| core.number),
-            sessions: self.clients.iter().flatten().count() as u64,
+            sessions: self.clients.len() as u64,
             requests: self.figures.requests,
             forwarded: self.figures.forwarded,
             turns: self.figures.turns,

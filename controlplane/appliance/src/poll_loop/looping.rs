@@ -1,11 +1,10 @@
 //! The loop itself.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 use stillpoint_coordinator::Action;
-use stillpoint_export::ExportTable;
+use stillpoint_export::nbd::{CONNECTIONS_MAX, Conversations};
 use stillpoint_hw::buffers::{Arenas, ProcessorBuffers};
 use stillpoint_hw::clock::Clock;
 use stillpoint_hw::ring::{Completion, Owner, Ring, RingOptions};
@@ -15,11 +14,10 @@ use stillpoint_hw::wake::{Sleeper, Waker};
 use stillpoint_processor::{Now, Outbox};
 use tokio::sync::oneshot;
 
-use super::connections::{CONNECTIONS_MAX, Client, LISTENER_KEY, Looked, SessionSockets, ToReceive, ToSend};
+use super::connections::{LISTENER_KEY, SessionSockets, Socket, ToReceive, ToSend, Wires};
 use super::links::{Links, Message};
 use super::polling::Polling;
 use super::pools::{OpenPool, Opened};
-use super::routing::tag_of;
 use crate::mailbox::{Listener, NoticeSender, ToProcessor};
 
 /// Parts that may wait for shards or links before no client is asked for more.
@@ -81,12 +79,7 @@ pub struct Loop {
     next_welcome: usize,
     /// Listeners that rest, and until when: the system could not give them a connection.
     resting: Vec<(u32, u64)>,
-    pub(super) clients: Vec<Option<Box<Client>>>,
-    free_places: Vec<usize>,
-    /// Clients to be looked after in this turn.
-    listed: VecDeque<usize>,
-    starved: Vec<usize>,
-    pub(super) exports: Arc<ExportTable>,
+    pub(super) clients: Conversations<Socket>,
     /// Sessions that have to end, and who waits for it.
     pub(super) leaving: Vec<(Vec<usize>, Option<oneshot::Sender<()>>)>,
     pub(super) pools: Vec<Option<OpenPool>>,
@@ -133,11 +126,7 @@ impl Loop {
             unlistened: false,
             next_welcome: 0,
             resting: Vec::new(),
-            clients: Vec::new(),
-            free_places: Vec::new(),
-            listed: VecDeque::new(),
-            starved: Vec::new(),
-            exports: Arc::default(),
+            clients: Conversations::new(parts.index),
             leaving: Vec::new(),
             pools: Vec::new(),
             opened: crossbeam_channel::unbounded(),
@@ -237,22 +226,17 @@ impl Loop {
                 memory: ToReceive(receive),
                 result,
             } => {
-                let client = self.clients[key as usize]
-                    .as_mut()
-                    .expect("gone only when all came back");
-                client.received(receive, result.ok(), &mut self.buffers);
-                self.list(key as usize);
+                let count = result.ok();
+                self.clients
+                    .received(key as usize, receive, count, &mut self.buffers);
             }
             SocketEvent::Sent {
                 key,
                 memory: ToSend(send),
                 result,
             } => {
-                let client = self.clients[key as usize]
-                    .as_mut()
-                    .expect("gone only when all came back");
-                client.sent(send, result.ok(), &mut self.buffers);
-                self.list(key as usize);
+                let count = result.ok();
+                self.clients.sent(key as usize, send, count, &mut self.buffers);
             }
         }
     }
@@ -300,56 +284,25 @@ impl Loop {
     }
 
     pub(super) fn welcome(&mut self, connection: Connection) {
-        let place = match self.free_places.pop() {
-            Some(place) => place,
-            None if self.clients.len() < CONNECTIONS_MAX => {
-                self.clients.push(None);
-                self.clients.len() - 1
-            }
-            None => {
-                tracing::warn!(
-                    "{CONNECTIONS_MAX} connections are open: another one from {} is refused",
-                    connection.peer()
-                );
-                return connection.shut_down();
-            }
-        };
-        let client = Client::new(connection, tag_of(self.index, place), &self.exports);
-        self.clients[place] = Some(Box::new(client));
-        self.list(place);
-    }
-
-    /// Puts a client on the list of this turn.
-    pub(super) fn list(&mut self, place: usize) {
-        if let Some(client) = &mut self.clients[place]
-            && !core::mem::replace(&mut client.listed, true)
-        {
-            self.listed.push_back(place);
+        if let Err(Socket(connection)) = self.clients.welcome(Socket(connection)) {
+            tracing::warn!(
+                "{CONNECTIONS_MAX} connections are open: another one from {} is refused",
+                connection.peer()
+            );
+            connection.shut_down();
         }
     }
 
     /// Takes the requests of the listed clients, unless too many wait already.
     fn take_requests(&mut self) {
         // Those that waited look again every turn; that alone is no progress.
-        while let Some(place) = self.starved.pop() {
-            self.list(place);
-        }
-        for number in 0..self.listed.len() {
-            let place = self.listed[number];
-            loop {
-                if self.backlog() > BACKLOG_MAX {
-                    return;
-                }
-                let Some(client) = &mut self.clients[place] else {
-                    break;
-                };
-                let Some((pool, request)) = client.next_request(&mut self.buffers) else {
-                    break;
-                };
-                self.progress = true;
-                self.figures.requests += 1;
-                self.route(pool, request);
-            }
+        self.clients.ask_again();
+        while self.backlog() <= BACKLOG_MAX
+            && let Some((pool, request)) = self.clients.next_request(&mut self.buffers)
+        {
+            self.progress = true;
+            self.figures.requests += 1;
+            self.route(pool, request);
         }
     }
 
@@ -365,42 +318,14 @@ impl Loop {
 
     /// Starts sends and receives of the listed clients.
     fn look_after_clients(&mut self) {
-        let now_ns = self.now.monotonic_ns;
-        for _ in 0..self.listed.len() {
-            let Some(place) = self.listed.pop_front() else {
-                break;
-            };
-            let Some(client) = &mut self.clients[place] else {
-                continue;
-            };
-            client.listed = false;
-            let (sockets, ring, buffers) = (&mut self.sockets, &mut self.ring, &mut self.buffers);
-            match client.look_after(place as u32, now_ns, sockets, ring, buffers) {
-                Looked::Settled => {}
-                Looked::Starved => self.starved.push(place),
-                Looked::Gone => {
-                    self.clients[place] = None;
-                    self.free_places.push(place);
-                }
-            }
-        }
+        let mut wires = Wires {
+            sockets: &mut self.sockets,
+            ring: &mut self.ring,
+        };
+        self.clients
+            .look_after(self.now.monotonic_ns, &mut wires, &mut self.buffers);
         if !self.leaving.is_empty() {
-            self.hurry_the_leaving();
             self.report_the_gone();
-        }
-    }
-
-    /// Lists clients whose grace is over.
-    fn hurry_the_leaving(&mut self) {
-        let now_ns = self.now.monotonic_ns;
-        for place in 0..self.clients.len() {
-            if self.clients[place]
-                .as_ref()
-                .is_some_and(|client| client.deadline_ns() <= now_ns)
-            {
-                self.list(place);
-                self.progress = true;
-            }
         }
     }
 
@@ -426,7 +351,7 @@ impl Loop {
         if self.late_cuts.any() {
             return true;
         }
-        !self.listed.is_empty()
+        self.clients.has_listed()
             || self.links.waiting() > 0
             || self
                 .pools
@@ -457,11 +382,11 @@ impl Loop {
     /// How long it may sleep.
     fn sleep_ns(&self) -> u64 {
         let pools = self.pools.iter().flatten().filter_map(OpenPool::next_deadline_ns);
-        let clients = self.clients.iter().flatten().map(|client| client.deadline_ns());
-        let clients = clients
-            .filter(|_| !self.leaving.is_empty())
-            .filter(|&deadline| deadline != u64::MAX);
-        let starved = (!self.starved.is_empty()).then_some(self.now.monotonic_ns + STARVED_SLEEP_NS);
+        let clients = self.clients.next_deadline_ns();
+        let starved = self
+            .clients
+            .has_starved()
+            .then_some(self.now.monotonic_ns + STARVED_SLEEP_NS);
         let resting = self.resting.first().map(|&(_, until_ns)| until_ns);
         let deadline = pools.chain(clients).chain(starved).chain(resting).min();
         let left_ns = deadline.map_or(SLEEP_NS_MAX, |at| at.saturating_sub(self.now.monotonic_ns));
@@ -471,12 +396,7 @@ impl Loop {
     /// Ends the conversations and waits for the sockets; then the thread may end.
     fn wind_up(&mut self) {
         let began_ns = self.now.monotonic_ns;
-        for place in 0..self.clients.len() {
-            if let Some(client) = &mut self.clients[place] {
-                client.hang_up(&mut self.buffers);
-            }
-            self.list(place);
-        }
+        self.clients.hang_up_all(&mut self.buffers);
         for number in 0..self.listeners.len() as u32 {
             self.sockets.cancel_accept(&mut self.ring, LISTENER_KEY | number);
         }

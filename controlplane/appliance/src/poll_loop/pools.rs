@@ -1,6 +1,6 @@
 //! The pools as one poll loop sees them: its processor, who owns which shard, who waits for what.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,7 +12,7 @@ use stillpoint_hw::tail::{self, FileTail};
 use stillpoint_hw::wake::Waker;
 use stillpoint_processor::command::EventKind;
 use stillpoint_processor::{
-    Processor, RecoveryReport, Shard, ShardIndex, ShardOptions, ShardRequest, SnapshotId, Ticket,
+    Backlog, Processor, RecoveryReport, Shard, ShardIndex, ShardOptions, SnapshotId, Ticket,
 };
 use tokio::sync::oneshot;
 
@@ -32,7 +32,7 @@ pub struct OpenPool {
     /// The owner of every shard.
     pub owners: Vec<ProcessorIndex>,
     /// Requests that found their shard working on as many as it may.
-    pub backlog: VecDeque<ShardRequest>,
+    pub backlog: Backlog,
     /// Takes the snapshots; used on processor 0.
     pub coordinator: Coordinator,
     /// Commands of the control plane that are under way.
@@ -177,7 +177,7 @@ impl OpenPool {
         Self {
             processor,
             owners,
-            backlog: VecDeque::new(),
+            backlog: Backlog::default(),
             coordinator: Coordinator::new(),
             commands: BTreeMap::new(),
             snapshots: BTreeMap::new(),

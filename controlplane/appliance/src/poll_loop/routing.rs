@@ -2,7 +2,7 @@
 //! the shards and their events back.
 
 use stillpoint_coordinator::{Action, Coordinator};
-use stillpoint_export::nbd::session_tag;
+use stillpoint_export::nbd::processor_of;
 use stillpoint_processor::command::EventKind;
 use stillpoint_processor::{
     RequestError, ShardAnswer, ShardCommand, ShardEvent, ShardIndex, ShardRequest, Ticket,
@@ -11,22 +11,6 @@ use stillpoint_processor::{
 use super::links::{MESSAGES_PER_TURN, Message};
 use super::looping::Loop;
 use crate::mailbox::{PoolIndex, ShardNotice};
-
-/// Low bits of a session's tag: the place of its connection. The bits above are its processor.
-const PLACE_BITS: u32 = 24;
-
-/// The tag of the session in `place` of `processor`.
-pub fn tag_of(processor: usize, place: usize) -> u32 {
-    debug_assert!(place < 1 << PLACE_BITS && processor < 256);
-    (processor as u32) << PLACE_BITS | place as u32
-}
-
-fn place_of(tag: u32) -> (usize, usize) {
-    (
-        (tag >> PLACE_BITS) as usize,
-        (tag & ((1 << PLACE_BITS) - 1)) as usize,
-    )
-}
 
 impl Loop {
     /// Takes in what other loops sent.
@@ -42,7 +26,7 @@ impl Loop {
                         self.figures.forwarded += 1;
                         self.submit(pool, request);
                     }
-                    Message::Answer(answer) => self.answer(answer),
+                    Message::Answer(answer) => self.clients.answer(answer, &mut self.buffers),
                     Message::Command(message) => {
                         #[cfg(feature = "planted-bugs")]
                         let Some(message) = self.late_cuts.keep_back(message, self.now) else {
@@ -85,26 +69,13 @@ impl Loop {
         let Some(open) = self.pools.get_mut(usize::from(pool.0)).and_then(Option::as_mut) else {
             return self.refuse(request);
         };
-        if !open.backlog.is_empty() {
-            open.backlog.push_back(request);
-        } else if let Err(request) = open.processor.submit(request, self.now) {
-            open.backlog.push_back(request);
-        }
+        open.backlog.submit(&mut open.processor, request, self.now);
     }
 
     /// Gives the shards what waits for them.
     pub(super) fn submit_backlogs(&mut self) {
         for open in self.pools.iter_mut().flatten() {
-            // A full shard does not hold up the others.
-            for _ in 0..open.backlog.len() {
-                let Some(request) = open.backlog.pop_front() else {
-                    break;
-                };
-                match open.processor.submit(request, self.now) {
-                    Ok(()) => self.progress = true,
-                    Err(request) => open.backlog.push_back(request),
-                }
-            }
+            self.progress |= open.backlog.submit_waiting(&mut open.processor, self.now);
         }
     }
 
@@ -120,22 +91,12 @@ impl Loop {
 
     /// Brings an answer to its session, wherever that is.
     fn deliver(&mut self, answer: ShardAnswer) {
-        let (processor, _) = place_of(session_tag(answer.token));
+        let processor = processor_of(answer.token);
         if processor == self.index {
-            self.answer(answer);
+            self.clients.answer(answer, &mut self.buffers);
         } else {
             self.links.send(processor, Message::Answer(answer));
         }
-    }
-
-    /// Brings an answer to a session of this loop.
-    fn answer(&mut self, answer: ShardAnswer) {
-        let (_, place) = place_of(session_tag(answer.token));
-        let client = self.clients[place]
-            .as_mut()
-            .expect("a session waits for its answers");
-        client.session().answer(answer, &mut self.buffers);
-        self.list(place);
     }
 
     /// One turn of every pool's processor; distributes what it has to say.
@@ -255,18 +216,6 @@ impl Loop {
                     }
                 }
             }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_tag_names_its_processor_and_its_place() {
-        for (processor, place) in [(0, 0), (1, 4095), (255, (1 << 24) - 1)] {
-            assert_eq!(place_of(tag_of(processor, place)), (processor, place));
         }
     }
 }

@@ -86,6 +86,18 @@ impl From<io::Error> for ClientError {
 /// # Errors
 /// [`ClientError`]: the connection broke, there is no such export, or this is no NBD server.
 pub fn negotiate(stream: &mut (impl io::Read + io::Write), name: &str) -> Result<ExportInfo, ClientError> {
+    negotiate_with(stream, name, true)
+}
+
+/// The same; asks for structured replies (and with them for block status) only if `structured`.
+///
+/// # Errors
+/// As [`negotiate`].
+pub fn negotiate_with(
+    stream: &mut (impl io::Read + io::Write),
+    name: &str,
+    structured: bool,
+) -> Result<ExportInfo, ClientError> {
     let mut greeting = [0; 18];
     stream.read_exact(&mut greeting)?;
     let mut reader = Reader::new(&greeting);
@@ -103,7 +115,10 @@ pub fn negotiate(stream: &mut (impl io::Read + io::Write), name: &str) -> Result
         block_bytes: 1,
         ..ExportInfo::default()
     };
-    export.structured = exchange(stream, option::STRUCTURED_REPLY, &[], |_, _| ()).is_ok();
+    if structured {
+        let outcome = exchange(stream, option::STRUCTURED_REPLY, &[], |_, _| ());
+        export.structured = is_granted(outcome)?;
+    }
     if export.structured {
         let mut data = string(name.as_bytes());
         data.extend_from_slice(&1u32.to_be_bytes());
@@ -112,7 +127,7 @@ pub fn negotiate(stream: &mut (impl io::Read + io::Write), name: &str) -> Result
         let outcome = exchange(stream, option::SET_META_CONTEXT, &data, |reply, _| {
             selected |= reply == option_reply::META_CONTEXT;
         });
-        export.block_status = outcome.is_ok() && selected;
+        export.block_status = is_granted(outcome)? && selected;
     }
     let data = encode_go(name, &[info::BLOCK_SIZE]);
     exchange(stream, option::GO, &data, |reply, data| {
@@ -162,6 +177,15 @@ fn read_info(data: &[u8], export: &mut ExportInfo) {
         }
         Some(info::BLOCK_SIZE) => export.block_bytes = reader.u32().unwrap_or(1),
         _ => {}
+    }
+}
+
+/// Whether the server took an option that it may refuse.
+fn is_granted(outcome: Result<(), ClientError>) -> Result<bool, ClientError> {
+    match outcome {
+        Ok(()) => Ok(true),
+        Err(ClientError::Refused { .. }) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

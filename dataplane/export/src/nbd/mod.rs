@@ -8,6 +8,8 @@
 //! 3. closes the connection when [`Session::wants_close`] says so, then calls [`Session::abandon`] and drops
 //!    the session once [`Session::is_drained`].
 //!
+//! [`Conversations`] does this for all connections of a processor, over any [`Transport`].
+//!
 //! ```text
 //!            received              next_request
 //! socket ──▶ inbox ──▶ options ──▶ requests ──▶ parts ──▶ shards
@@ -22,6 +24,8 @@
 pub mod client;
 pub mod wire;
 
+mod conversation;
+mod conversations;
 mod extents;
 mod handshake;
 mod memory;
@@ -31,6 +35,8 @@ mod session;
 mod slab;
 mod transmission;
 
+pub use conversation::{Line, Transport};
+pub use conversations::{CONNECTIONS_MAX, Conversations, processor_of};
 pub use handshake::{ALLOCATION_CONTEXT_ID, OPTION_BYTES_MAX, OPTION_SKIP_BYTES_MAX, OPTIONS_MAX};
 pub use outbox::{OUTBOX_BYTES, PIECES_MAX, Send};
 pub use session::{INBOX_BYTES, Limits, Receive, Session, SessionOptions, session_tag};

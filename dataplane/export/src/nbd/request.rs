@@ -168,4 +168,7 @@ pub(super) enum Ready {
     Stream { request: u16 },
     /// A request that was not begun.
     Refusal { cookie: u64, error: ReplyError },
+    /// Success, though the request goes on.
+    #[cfg(feature = "planted-bugs")]
+    Early { cookie: u64 },
 }

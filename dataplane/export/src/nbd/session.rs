@@ -105,6 +105,8 @@ pub struct Session {
     whole: VecDeque<ShardRequest>,
     ready: VecDeque<Ready>,
     memory: Memory,
+    #[cfg(feature = "planted-bugs")]
+    flushes_replied_early: bool,
 }
 
 impl Session {
@@ -128,7 +130,15 @@ impl Session {
             whole: VecDeque::new(),
             ready: VecDeque::new(),
             memory: Memory::new(options.limits.data_bytes),
+            #[cfg(feature = "planted-bugs")]
+            flushes_replied_early: false,
         }
+    }
+
+    /// From now on a flush is replied to when the first shard has flushed, whatever the others do.
+    #[cfg(feature = "planted-bugs")]
+    pub fn plant_early_flush_replies(&mut self) {
+        self.flushes_replied_early = true;
     }
 
     /// The export this session uses, as it was when it was chosen; `None` before that.

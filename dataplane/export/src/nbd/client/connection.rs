@@ -1,6 +1,6 @@
 //! A connection with several requests in flight, over any stream that waits.
 
-use super::{Chunk, ClientError, ExportInfo, ReplyHead, negotiate, parse_chunk, parse_head};
+use super::{Chunk, ClientError, ExportInfo, ReplyHead, negotiate_with, parse_chunk, parse_head};
 use crate::nbd::wire::{ReplyError, RequestHeader, chunk, command, command_flags};
 use core::fmt;
 use std::collections::BTreeMap;
@@ -52,8 +52,16 @@ impl<S: Read + Write> Connection<S> {
     ///
     /// # Errors
     /// [`ClientError`].
-    pub fn open(mut stream: S, export: &str) -> Result<Self, ClientError> {
-        let export = negotiate(&mut stream, export)?;
+    pub fn open(stream: S, export: &str) -> Result<Self, ClientError> {
+        Self::open_with(stream, export, true)
+    }
+
+    /// The same; asks for structured replies only if `structured`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn open_with(mut stream: S, export: &str, structured: bool) -> Result<Self, ClientError> {
+        let export = negotiate_with(&mut stream, export, structured)?;
         Ok(Self {
             stream,
             export,

@@ -245,6 +245,13 @@ impl Session {
             return;
         }
         request.error = request.error.or(error);
+        #[cfg(feature = "planted-bugs")]
+        if self.flushes_replied_early && matches!(request.job, Job::Flush { .. }) && !request.silent {
+            request.silent = true;
+            self.ready.push_back(Ready::Early {
+                cookie: request.cookie,
+            });
+        }
         match &request.job {
             Job::Chunks { .. } => self.chunk_answered(&part, answer.buffer, error, pool),
             Job::InOrder(_) => self.in_order_answered(&part, answer.buffer, pool),

@@ -41,6 +41,12 @@ impl Session {
                 self.ready.pop_front();
                 true
             }
+            #[cfg(feature = "planted-bugs")]
+            Ready::Early { cookie } => {
+                say_done(&mut self.outbox, structured, cookie);
+                self.ready.pop_front();
+                true
+            }
             Ready::Chunk { .. } => {
                 self.say_chunk(pool);
                 true
