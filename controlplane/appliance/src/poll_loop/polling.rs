@@ -26,6 +26,10 @@ const WORK_MIN: u64 = 32;
 const WINS: u32 = 3;
 /// Epochs between a comparison that confirmed the habit and the next one: trials take less than 2% of the time.
 const REST_EPOCHS: u32 = 64;
+/// The same when the load has changed: what was found out may not hold for this one.
+const REST_EPOCHS_CHANGED: u32 = 2;
+/// A load has changed if an epoch's work differs from that of the last one by this factor.
+const CHANGE: f64 = 1.4;
 
 /// The habit of one loop.
 #[derive(Debug)]
@@ -159,8 +163,13 @@ impl Polling {
             self.trial = false;
             return;
         }
-        if let (Some(before), Some(in_trial)) = (self.by_habit, self.in_trial.take()) {
-            self.judge(in_trial, f64::midpoint(before, rate));
+        if let Some(before) = self.by_habit {
+            let in_trial = self.in_trial.take();
+            if rate > CHANGE * before || before > CHANGE * rate {
+                self.load_changed();
+            } else if let Some(in_trial) = in_trial {
+                self.judge(in_trial, f64::midpoint(before, rate));
+            }
         }
         self.by_habit = Some(rate);
         match self.rest_epochs.checked_sub(1) {
@@ -184,8 +193,14 @@ impl Polling {
         }
     }
 
+    fn load_changed(&mut self) {
+        self.wins = 0;
+        self.rest_epochs = self.rest_epochs.min(REST_EPOCHS_CHANGED);
+    }
+
     /// Forgets what cannot be compared any more; the habit stays.
     fn compare_afresh(&mut self) {
+        self.load_changed();
         self.trial = false;
         self.by_habit = None;
         self.in_trial = None;
@@ -257,6 +272,13 @@ mod tests {
         assert!(life.polling.habit_is_to_poll());
         life.live(10 * SECOND, 10, 10);
         assert!(!life.polling.habit_is_to_poll());
+        life.live(10 * SECOND, 12, 10);
+        assert!(life.polling.habit_is_to_poll());
+        life.live(2 * SECOND, 30, 30);
+        assert!(
+            !life.polling.habit_is_to_poll(),
+            "seen in two seconds, as it is another load"
+        );
     }
 
     #[test]
