@@ -19,6 +19,7 @@
 //! - an answer leaves through [`Shard::answer`] alone, which is where a cut holds it.
 
 mod block_status;
+pub mod check;
 mod checkpoint;
 mod commands;
 mod cut;

@@ -21,6 +21,7 @@
 
 mod bits;
 mod checkpoint;
+mod compare;
 mod search;
 #[cfg(test)]
 mod tests;

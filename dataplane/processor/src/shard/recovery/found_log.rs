@@ -13,22 +13,22 @@ use crate::log::{LogMark, LogWriter};
 use crate::ports::{NoTail, OpenDevice};
 
 /// The valid part of the log ring.
-pub(super) struct FoundLog {
+pub(in crate::shard) struct FoundLog {
     /// Whole pages, in order.
-    pub(super) pages: Vec<u8>,
-    pub(super) end: LogMark,
-    pub(super) durable_lsn: u64,
+    pub(in crate::shard) pages: Vec<u8>,
+    pub(in crate::shard) end: LogMark,
+    pub(in crate::shard) durable_lsn: u64,
 }
 
 /// A record to replay.
-pub(super) struct Replay<'a> {
-    pub(super) lsn: u64,
-    pub(super) record: Record<'a>,
+pub(in crate::shard) struct Replay<'a> {
+    pub(in crate::shard) lsn: u64,
+    pub(in crate::shard) record: Record<'a>,
 }
 
 impl<D: OpenDevice> Opening<'_, D> {
     /// Reads the log from the root's mark up to the first page that does not chain on.
-    pub(super) fn find_log(&mut self, mark: LogMark) -> Result<FoundLog, OpenError> {
+    pub(in crate::shard) fn find_log(&mut self, mark: LogMark) -> Result<FoundLog, OpenError> {
         let ring = u64::from(self.layout.log_pages);
         let start = self.layout.log_start_block(self.shard.0);
         let mut found = FoundLog {
@@ -66,7 +66,7 @@ impl<D: OpenDevice> Opening<'_, D> {
     }
 
     /// The records of the log tail that go on after the log's; empty if no segment fits.
-    pub(super) fn fitting_tail_records<'s>(
+    pub(in crate::shard) fn fitting_tail_records<'s>(
         &mut self,
         found: &FoundLog,
         first_lsn: u64,
@@ -107,7 +107,7 @@ impl<D: OpenDevice> Opening<'_, D> {
     }
 
     /// Brings the tail's records into the log on the device; gives where the log goes on.
-    pub(super) fn relog(
+    pub(in crate::shard) fn relog(
         &mut self,
         found: &FoundLog,
         mark: LogMark,
@@ -192,7 +192,7 @@ impl FoundLog {
         pages.map(|page| LogPage::ref_from_bytes(page).expect("parsed when it was found"))
     }
 
-    pub(super) fn records(&self) -> Vec<Replay<'_>> {
+    pub(in crate::shard) fn records(&self) -> Vec<Replay<'_>> {
         let payloads = self
             .pages()
             .map(|page| (page, &page.payload[..usize::from(page.used_bytes.get())]));

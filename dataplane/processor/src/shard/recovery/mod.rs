@@ -19,7 +19,7 @@
 //! [`Record::Opened`]: of several log pages that were not flushed, a power cut may have lost the first and left the
 //! others, and they must not chain on to what is logged now. Opening twice gives the same.
 
-mod found_log;
+pub(super) mod found_log;
 mod replay;
 mod roots;
 
@@ -106,18 +106,19 @@ pub struct RecoveryReport {
     pub dropped_blocks: u64,
 }
 
-struct Opening<'a, D> {
-    layout: &'a Layout,
-    shard: ShardIndex,
-    device: &'a mut D,
-    space: Space,
-    cache: PageCache,
-    directory: Directory,
-    volumes: std::collections::BTreeMap<VolumeId, VirtualVolume>,
-    now: Now,
+/// A shard that is being opened, or checked.
+pub(super) struct Opening<'a, D> {
+    pub(super) layout: &'a Layout,
+    pub(super) shard: ShardIndex,
+    pub(super) device: &'a mut D,
+    pub(super) space: Space,
+    pub(super) cache: PageCache,
+    pub(super) directory: Directory,
+    pub(super) volumes: std::collections::BTreeMap<VolumeId, VirtualVolume>,
+    pub(super) now: Now,
     /// What records from here on name reached the devices: they were logged since the power came on.
-    trusted_lsn: u64,
-    report: RecoveryReport,
+    pub(super) trusted_lsn: u64,
+    pub(super) report: RecoveryReport,
 }
 
 impl<T: LogTail> Shard<T> {
@@ -140,21 +141,7 @@ impl<T: LogTail> Shard<T> {
             lsn: header.log_lsn.get(),
             previous_crc32c: header.log_previous_crc32c.get(),
         };
-        let mut opening = Opening {
-            layout,
-            shard,
-            device,
-            space: Space::new(layout, shard),
-            cache: PageCache::new(layout.pool, shard, options.map_cache_pages, generation + 1),
-            directory: Directory::new(layout.pool, shard),
-            volumes: std::collections::BTreeMap::new(),
-            now,
-            trusted_lsn: u64::MAX,
-            report: RecoveryReport {
-                generation,
-                ..RecoveryReport::default()
-            },
-        };
+        let mut opening = Opening::new(layout, shard, device, options, generation, now);
         opening.load_directory(&header)?;
         opening.load_bitmaps(generation)?;
         opening.load_volumes()?;
@@ -265,7 +252,7 @@ impl<T: LogTail> Shard<T> {
     }
 }
 
-fn read_header(
+pub(super) fn read_header(
     layout: &Layout,
     shard: ShardIndex,
     device: &mut impl OpenDevice,
@@ -296,7 +283,7 @@ fn read_header(
     best.ok_or_else(|| worst.expect("two copies were looked at"))
 }
 
-fn read_one(
+pub(super) fn read_one(
     device: &mut impl OpenDevice,
     index: DeviceIndex,
     block: u64,
@@ -310,6 +297,34 @@ fn read_one(
     }];
     device.read_all(&mut reads);
     reads[0].result
+}
+
+impl<'a, D: OpenDevice> Opening<'a, D> {
+    /// Nothing is loaded yet; `generation` is the root's.
+    pub(super) fn new(
+        layout: &'a Layout,
+        shard: ShardIndex,
+        device: &'a mut D,
+        options: ShardOptions,
+        generation: u64,
+        now: Now,
+    ) -> Self {
+        Self {
+            layout,
+            shard,
+            device,
+            space: Space::new(layout, shard),
+            cache: PageCache::new(layout.pool, shard, options.map_cache_pages, generation + 1),
+            directory: Directory::new(layout.pool, shard),
+            volumes: std::collections::BTreeMap::new(),
+            now,
+            trusted_lsn: u64::MAX,
+            report: RecoveryReport {
+                generation,
+                ..RecoveryReport::default()
+            },
+        }
+    }
 }
 
 impl<D: OpenDevice> Opening<'_, D> {

@@ -19,7 +19,11 @@ use crate::virtual_volume::VirtualVolume;
 const RECORDS_AT_ONCE: usize = 4096;
 
 impl<D: OpenDevice> Opening<'_, D> {
-    pub(super) fn replay(&mut self, found: &FoundLog, newest: &[Replay<'_>]) -> Result<(), OpenError> {
+    pub(in crate::shard) fn replay(
+        &mut self,
+        found: &FoundLog,
+        newest: &[Replay<'_>],
+    ) -> Result<(), OpenError> {
         let logged = found.records();
         self.report.log_records = logged.len() as u64;
         self.report.tail_records = newest.len() as u64;
@@ -144,7 +148,7 @@ impl<D: OpenDevice> Opening<'_, D> {
         bad
     }
 
-    fn apply(&mut self, replay: &Replay<'_>, bad: &[u64]) -> Result<(), OpenError> {
+    pub(in crate::shard) fn apply(&mut self, replay: &Replay<'_>, bad: &[u64]) -> Result<(), OpenError> {
         let unfit = |what| OpenError::Replay {
             lsn: replay.lsn,
             what,

@@ -17,7 +17,7 @@ use crate::snapshot_chain::SnapshotChain;
 use crate::virtual_volume::VirtualVolume;
 
 impl<D: OpenDevice> Opening<'_, D> {
-    pub(super) fn load_directory(&mut self, header: &ShardHeader) -> Result<(), OpenError> {
+    pub(in crate::shard) fn load_directory(&mut self, header: &ShardHeader) -> Result<(), OpenError> {
         let mut left = header.directory_pages.get() as usize;
         for (number, place) in header.directory_index[..usize::from(header.directory_index_count.get())]
             .iter()
@@ -54,7 +54,7 @@ impl<D: OpenDevice> Opening<'_, D> {
         Ok(())
     }
 
-    pub(super) fn load_bitmaps(&mut self, generation: u64) -> Result<(), OpenError> {
+    pub(in crate::shard) fn load_bitmaps(&mut self, generation: u64) -> Result<(), OpenError> {
         for device in 0..self.layout.devices.len() {
             let pages = self.layout.bitmap_pages(device);
             for first in (0..pages).step_by(READ_AHEAD_PAGES) {
@@ -105,7 +105,7 @@ impl<D: OpenDevice> Opening<'_, D> {
         Ok(())
     }
 
-    pub(super) fn load_volumes(&mut self) -> Result<(), OpenError> {
+    pub(in crate::shard) fn load_volumes(&mut self) -> Result<(), OpenError> {
         let damaged = |what| OpenError::Damaged {
             what: String::from("directory row"),
             damage: Damage::Field(what),

@@ -3,6 +3,7 @@
 
 mod adverse;
 mod background;
+mod check;
 mod rig;
 mod work;
 

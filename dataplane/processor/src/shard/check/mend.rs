@@ -1,0 +1,134 @@
+//! Mending what can be mended. A mend is worked out by the check, and carried out when the check has ended.
+
+use stillpoint_ondisk::header::ShardHeader;
+use stillpoint_ondisk::layout::Layout;
+use stillpoint_ondisk::page::PAGE_BYTES;
+use stillpoint_ondisk::record::Record;
+use zerocopy::IntoBytes;
+
+use super::super::ShardOptions;
+use super::super::recovery::found_log::Replay;
+use super::super::recovery::{OpenError, Opening, read_header};
+use super::offline::{mark_of, segments_of};
+use crate::BLOCK_BYTES;
+use crate::ids::{DeviceIndex, Now, ShardIndex, SnapshotId, VolumeId};
+use crate::ports::{DeviceError, LogTail, OpenDevice};
+use crate::space::Space;
+
+/// A page that is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PageWrite {
+    /// The device.
+    pub device: DeviceIndex,
+    /// The block of the device.
+    pub block: u64,
+    /// What is written: 4096 bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// Something that can be mended by writing pages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mend {
+    /// What it does, in words.
+    pub what: String,
+    /// It gives up something that the pool promised to keep.
+    pub loses: bool,
+    /// The pages. They are on the device before those of the next mend are written.
+    pub writes: Vec<PageWrite>,
+}
+
+/// Carries mends out, in order.
+///
+/// # Errors
+/// What the device said; the mends before were carried out.
+pub fn carry_out(mends: &[Mend], device: &mut impl OpenDevice) -> Result<(), DeviceError> {
+    for mend in mends {
+        for write in &mend.writes {
+            device.write(write.device, write.block * BLOCK_BYTES as u64, &write.bytes)?;
+        }
+        let mut written: Vec<DeviceIndex> = mend.writes.iter().map(|write| write.device).collect();
+        written.sort_unstable();
+        written.dedup();
+        for index in written {
+            device.flush(index)?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes a copy of the header from the one that counts. Two sound copies of one generation say the same.
+pub(super) fn header_copy(layout: &Layout, shard: ShardIndex, root: &ShardHeader, copy: u64) -> Mend {
+    Mend {
+        what: format!("shard {}: header copy {copy} is written from the other", shard.0),
+        loses: false,
+        writes: vec![PageWrite {
+            device: DeviceIndex(layout.home(shard.0) as u8),
+            block: layout.header_block(shard.0, copy),
+            bytes: root.as_bytes().to_vec(),
+        }],
+    }
+}
+
+/// Writes the whole bitmap anew, as `used` says, for the root.
+pub(super) fn bitmap(layout: &Layout, shard: ShardIndex, root: &ShardHeader, used: &Space) -> Vec<Mend> {
+    let home = DeviceIndex(layout.home(shard.0) as u8);
+    let slot_of = |slot: u64| {
+        let writes = used.bitmap_pages().map(|(device, page)| {
+            let mut bytes = vec![0; PAGE_BYTES];
+            used.used_image(device, page, root.generation.get(), &mut bytes);
+            PageWrite {
+                device: home,
+                block: layout.bitmap_block(shard.0, usize::from(device.0), page, slot),
+                bytes,
+            }
+        });
+        Mend {
+            what: format!(
+                "shard {}: slot {slot} of its space bitmap is written from the maps ({} blocks in use)",
+                shard.0,
+                used.used_blocks()
+            ),
+            loses: false,
+            writes: writes.collect(),
+        }
+    };
+    // Both slots: whichever was taken for the newer one before, they say the same now.
+    vec![slot_of(0), slot_of(1)]
+}
+
+/// Logs that these intermediate snapshots are to be freed, as the control plane does for those without a commit record
+/// when it opens a pool; the shard frees them when it is opened. The log tail's records go to the log before them.
+///
+/// # Errors
+/// [`OpenError`] if the shard cannot be opened; nothing was changed then.
+pub fn delete_snapshots(
+    layout: &Layout,
+    shard: ShardIndex,
+    device: &mut impl OpenDevice,
+    tail: &mut impl LogTail,
+    snapshots: &[(VolumeId, SnapshotId)],
+    now: Now,
+) -> Result<(), OpenError> {
+    let header = read_header(layout, shard, device)?;
+    let mark = mark_of(&header);
+    let generation = header.generation.get();
+    let mut opening = Opening::new(layout, shard, device, ShardOptions::default(), generation, now);
+    let found = opening.find_log(mark)?;
+    let segments = segments_of(tail);
+    let mut newest = opening.fitting_tail_records(&found, mark.lsn, &segments);
+    let next_lsn = newest.last().map_or(found.end.lsn, |last| last.lsn + 1);
+    // What was logged before the power was cut must not go on behind these records.
+    let opened = Record::Opened { wall_ns: now.wall_ns };
+    let deletions = snapshots.iter().map(|(volume, snapshot)| Record::SnapshotDelete {
+        volume: volume.0,
+        snapshot: snapshot.0,
+    });
+    let records = [opened].into_iter().chain(deletions);
+    newest.extend(
+        (next_lsn..)
+            .zip(records)
+            .map(|(lsn, record)| Replay { lsn, record }),
+    );
+    opening.relog(&found, mark, &newest)?;
+    Ok(())
+}
