@@ -4,7 +4,7 @@
 //! (few cores, virtual machines, devices whose interrupts arrive elsewhere) it makes everything slower. Which of the two
 //! holds cannot be known beforehand, so it is measured: a loop has a **habit**, and now and then spends an epoch of
 //! [`SETTLE_NS`] and [`EPOCH_NS`] the other way, between two epochs spent by habit. A habit changes after [`WINS`] such
-//! comparisons in a row: polling has to do at least a twentieth more work to be worth a core, sleeping is taken up if it does
+//! comparisons in a row: polling has to do at least a tenth more work to be worth a core, sleeping is taken up if it does
 //! not do a twentieth less.
 //!
 //! ```text
@@ -179,7 +179,7 @@ impl Polling {
     }
 
     fn judge(&mut self, in_trial: f64, by_habit: f64) {
-        let worth_it = if self.polls { 0.95 } else { 1.05 };
+        let worth_it = if self.polls { 0.95 } else { 1.10 };
         if in_trial < worth_it * by_habit {
             self.wins = 0;
             self.rest_epochs = REST_EPOCHS;
