@@ -5,8 +5,9 @@
 //!   world ─ clients and control plane: send, check every answer, crash, recover, compare
 //!     model ─ what may be seen: the laws I1, I2, I3, I6, I7 over the history of every sector
 //!     machine ─ one life of the appliance: messages, turns, the coordinator
-//!       stillpoint-processor, stillpoint-coordinator ─ the code that ships
+//!       stillpoint-processor, stillpoint-coordinator, stillpoint-export ─ the code that ships
 //!         device, memory ─ write caches that forget, log tails that outlive a kill
+//!         network ─ connections that split, join, delay and lose bytes
 //! ```
 //! Everything is decided by one [`random::Random`]; the same seed and the same code give the same run.
 
@@ -14,6 +15,7 @@ pub mod device;
 pub mod machine;
 pub mod memory;
 pub mod model;
+pub mod network;
 pub mod random;
 pub mod scenario;
 pub mod stamp;

@@ -4,19 +4,27 @@
 //! takes a random time, commands to a shard (and its events) keep their order, a processor gets its turns at
 //! random moments and now and then not for a long while.
 
-use std::collections::{BTreeMap, VecDeque};
+mod hosts;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use stillpoint_coordinator::{Action, Coordinator, OverallSnapshot, SnapshotError, SnapshotRequest};
+use stillpoint_export::ExportTable;
+use stillpoint_export::nbd::Conversations;
 use stillpoint_processor::command::EventKind;
 use stillpoint_processor::outbox::Outbox;
 use stillpoint_processor::{
-    Now, Processor, Shard, ShardAnswer, ShardCommand, ShardEvent, ShardIndex, ShardRequest, SnapshotId,
-    Ticket,
+    Backlog, Now, Processor, Shard, ShardAnswer, ShardCommand, ShardEvent, ShardIndex, ShardRequest,
+    SnapshotId, Ticket,
 };
 
 use crate::device::{Devices, Port};
 use crate::memory::{SimulatedPool, SimulatedTail};
+use crate::network::{Ended, Heard, ServerEnd};
 use crate::random::Random;
+pub use hosts::DIRECT;
+use hosts::Hosts;
 
 /// Nanoseconds between the Unix epoch and the start of simulated time.
 pub const WALL_START_NS: u64 = 1_700_000_000_000_000_000;
@@ -50,11 +58,23 @@ pub enum News {
     },
     /// A time that somebody wanted to be told of has come.
     Alarm(u64),
+    /// A client of NBD hears something on its connection.
+    Heard(u64, Heard),
+    /// The appliance has forgotten a connection: nothing of what came through it goes on.
+    Gone(u64),
+    /// A processor shows this table of exports and nothing that is not in it.
+    Published(u64),
 }
 
 #[derive(Debug)]
 enum Mail {
     Request(ShardRequest),
+    /// An answer to the session of a processor.
+    Answer(usize, ShardAnswer),
+    /// Bytes of a connection may move.
+    Line(u64),
+    /// A table of exports, by number, for a processor.
+    Exports(usize, u64, Arc<ExportTable>),
     Command(ShardIndex, Ticket, ShardCommand),
     ForCoordinator(ShardEvent),
     News(News),
@@ -65,8 +85,15 @@ struct Seat {
     pool: SimulatedPool,
     /// When it gets its next turn.
     turn_ns: Option<u64>,
+    /// Requests that have arrived and were not looked at.
+    arrived: Vec<ShardRequest>,
     /// Requests that found no room.
-    backlog: VecDeque<ShardRequest>,
+    backlog: Backlog,
+    conversations: Conversations<ServerEnd>,
+    /// Transfers that have ended, by place.
+    ended: Vec<(usize, Ended)>,
+    /// Tables of exports, and the places of the connections that have to end before they are in force.
+    leaving: Vec<(u64, Vec<usize>)>,
 }
 
 /// One life of an appliance.
@@ -88,6 +115,7 @@ pub struct Machine {
     event_line_ns: Vec<u64>,
     outbox: Outbox,
     turns: u64,
+    hosts: Hosts,
 }
 
 /// Bits of a coordinator's ticket that say which coordinator gave it.
@@ -111,13 +139,17 @@ impl Machine {
         for (index, shard) in shards.into_iter().enumerate() {
             owned[index % processors].push(shard);
         }
-        let seats = owned
-            .into_iter()
-            .map(|shards| Seat {
+        let seats = (0..)
+            .zip(owned)
+            .map(|(index, shards)| Seat {
                 processor: Processor::new(devices.port(), shards),
                 pool: SimulatedPool::new(pool_bytes),
                 turn_ns: Some(now_ns),
-                backlog: VecDeque::new(),
+                arrived: Vec::new(),
+                backlog: Backlog::default(),
+                conversations: Conversations::new(index),
+                ended: Vec::new(),
+                leaving: Vec::new(),
             })
             .collect();
         Self {
@@ -135,6 +167,7 @@ impl Machine {
             event_line_ns: vec![0; shard_count],
             outbox: Outbox::default(),
             turns: 0,
+            hosts: Hosts::new(processors),
         }
     }
 
@@ -249,7 +282,7 @@ impl Machine {
             && self
                 .seats
                 .iter()
-                .all(|seat| seat.processor.is_quiet() && seat.backlog.is_empty())
+                .all(|seat| seat.processor.is_quiet() && seat.is_quiet())
             && self.coordinator.as_ref().is_none_or(Coordinator::is_idle)
     }
 
@@ -272,9 +305,16 @@ impl Machine {
         match mail {
             Mail::Request(request) => {
                 let seat = self.owner[usize::from(request.shard.0)];
-                self.seats[seat].backlog.push_back(request);
+                self.seats[seat].arrived.push(request);
                 self.wake(seat);
             }
+            Mail::Answer(index, answer) => {
+                let seat = &mut self.seats[index];
+                seat.conversations.answer(answer, &mut seat.pool);
+                self.wake(index);
+            }
+            Mail::Line(connection) => return self.move_bytes(connection),
+            Mail::Exports(seat, number, table) => self.show_exports(seat, number, &table),
             Mail::Command(shard, ticket, command) => {
                 let seat = self.owner[usize::from(shard.0)];
                 self.seats[seat].processor.command(shard, ticket, command, now);
@@ -308,38 +348,33 @@ impl Machine {
         self.turns += 1;
         let seat = &mut self.seats[index];
         seat.turn_ns = None;
-        let mut did = false;
-        while let Some(request) = seat.backlog.pop_front() {
-            if let Err(request) = seat.processor.submit(request, now) {
-                seat.backlog.push_front(request);
-                break;
-            }
-            did = true;
-        }
+        let mut did = seat.take_in(now);
+        did |= self.take_requests(index);
+        let seat = &mut self.seats[index];
         did |= seat.processor.poll(now, &mut seat.pool, &mut self.outbox);
+        self.post_outbox(index);
+        did |= self.take_requests(index);
+        did |= self.look_after_hosts(index);
+        let seat = &mut self.seats[index];
         did |= seat.processor.has_ready_work();
         let deadline_ns = seat.processor.next_deadline_ns();
         if deadline_ns.is_some_and(|deadline_ns| deadline_ns <= self.now_ns) {
             return Err(Stuck::Hold { seat: index });
         }
+        let again_ns = [deadline_ns, seat.look_again_ns(self.now_ns)];
         if did {
             self.wake(index);
-        } else if let Some(deadline_ns) = deadline_ns {
-            let seat = &mut self.seats[index];
-            seat.turn_ns = Some(
-                seat.turn_ns
-                    .map_or(deadline_ns, |turn_ns| turn_ns.min(deadline_ns)),
-            );
+        } else if let Some(again_ns) = again_ns.into_iter().flatten().min() {
+            let turn_ns = &mut self.seats[index].turn_ns;
+            *turn_ns = Some(turn_ns.map_or(again_ns, |turn_ns| turn_ns.min(again_ns)));
         }
-        self.post_outbox();
         Ok(())
     }
 
-    fn post_outbox(&mut self) {
+    fn post_outbox(&mut self, index: usize) {
         let mut outbox = std::mem::take(&mut self.outbox);
         for answer in outbox.answers.drain(..) {
-            let at = self.now_ns + self.random.latency_ns(self.pace.message_ns);
-            self.post(at, Mail::News(News::Answer(answer)));
+            self.post_answer(index, answer);
         }
         for event in outbox.events.drain(..) {
             self.post_event(event);

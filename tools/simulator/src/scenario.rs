@@ -53,6 +53,40 @@ pub struct Plan {
     pub device_errors: u64,
     /// Whether device content has been damaged on purpose.
     pub corruption: bool,
+    /// The load through NBD sessions, beside the direct one.
+    pub nbd: NbdPlan,
+}
+
+/// The clients of NBD.
+#[derive(Clone, Debug)]
+pub struct NbdPlan {
+    /// How many, each with one connection at a time.
+    pub clients: usize,
+    /// Requests of one connection in flight at most.
+    pub depth: u64,
+    /// The longest pause of a client.
+    pub think_ns: u64,
+    /// Out of a thousand times that a client could send, how often it cuts its connection instead.
+    pub cuts: u64,
+    /// The shortest time between two movements of bytes.
+    pub latency_ns: u64,
+    /// Sessions reply to a flush when the first shard has flushed.
+    #[cfg(feature = "planted-bugs")]
+    pub flushes_replied_early: bool,
+}
+
+impl NbdPlan {
+    fn new(random: &mut Random) -> Self {
+        Self {
+            clients: *random.pick(&[0, 0, 1, 2, 6]),
+            depth: *random.pick(&[1, 4, 16]),
+            think_ns: *random.pick(&[5_000, 50_000, 500_000]),
+            cuts: *random.pick(&[0, 10, 50]),
+            latency_ns: *random.pick(&[500, 5_000, 20_000]),
+            #[cfg(feature = "planted-bugs")]
+            flushes_replied_early: false,
+        }
+    }
 }
 
 impl Plan {
@@ -105,6 +139,7 @@ impl Plan {
             coordinator_death_percent: *random.pick(&[0, 0, 10]),
             device_errors: *random.pick(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 20]),
             corruption: false,
+            nbd: NbdPlan::new(random),
         }
     }
 }

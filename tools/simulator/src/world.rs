@@ -5,13 +5,19 @@
 //! | `operations.rs` | reads, writes, flushes, discards of clients, and the checks of their answers |
 //! | `jobs.rs` | the control plane: volumes, snapshots, checkpoints, in the order of commands that is safe at a crash |
 //! | `looks.rs` | whole volumes and snapshots read and compared |
+//! | `exports.rs` | what is offered over NBD, and what waits until something no longer is |
+//! | `hosts.rs` | clients of NBD: connections made, read, cut |
+//! | `nbd.rs` | their requests, and the checks of the replies |
 //! | `audit.rs` | the devices, read without the code that wrote them |
 //! | `recovery.rs` | crash, open, reconcile with the catalog, compare |
 //! | `workload.rs` | what the clients and the operator happen to want next |
 
 mod audit;
+mod exports;
+mod hosts;
 mod jobs;
 mod looks;
+mod nbd;
 mod operations;
 mod recovery;
 mod workload;
@@ -32,6 +38,8 @@ use crate::random::Random;
 use crate::scenario::Plan;
 use crate::stamp::{SECTOR_BYTES, Shown};
 
+use exports::Exports;
+use hosts::Hosts;
 use jobs::Job;
 use operations::Operation;
 
@@ -45,9 +53,11 @@ pub struct Volume {
     placement: Placement,
     block_bytes: u32,
     size_bytes: u64,
+    /// What sessions see as its size.
+    shown_bytes: u64,
     model: VolumeModel,
     state: State,
-    /// Operations on it that were not answered yet.
+    /// Operations on it that were not answered yet, those through NBD not counted.
     in_flight: usize,
     /// It is part of a snapshot being made, or a job changes it.
     job: bool,
@@ -130,6 +140,8 @@ pub struct World {
     coordinator_dies_after: Option<u64>,
     /// Calls that the last opening took.
     open_calls: u64,
+    exports: Exports,
+    hosts: Hosts,
     /// What happened.
     pub coverage: Coverage,
     trace: bool,
@@ -203,8 +215,17 @@ impl World {
             Ok(Some(News::Answer(answer))) => self.answered(answer),
             Ok(Some(News::Event(event))) => self.event(event),
             Ok(Some(News::Snapshot { snapshot, result })) => self.snapshot_ended(snapshot, result),
-            Ok(Some(News::Alarm(client))) => {
-                self.idle_clients.push(client as usize);
+            Ok(Some(News::Alarm(mark))) => {
+                self.alarmed(mark);
+                Ok(())
+            }
+            Ok(Some(News::Heard(connection, heard))) => self.host_heard(connection, heard),
+            Ok(Some(News::Gone(connection))) => {
+                self.connection_gone(connection);
+                Ok(())
+            }
+            Ok(Some(News::Published(number))) => {
+                self.published(number);
                 Ok(())
             }
             Err(Stuck::Hold { seat }) => {
@@ -216,10 +237,15 @@ impl World {
 
     /// Goes on until there are no operations, jobs and messages left.
     fn settle(&mut self) -> Checked {
-        while !(self.operations.is_empty() && self.jobs.is_empty() && self.machine.is_quiet()) {
+        while !(self.operations.is_empty() && self.is_idle_but_for_clients() && self.machine.is_quiet()) {
             self.step()?;
         }
         Ok(())
+    }
+
+    /// Whether no job goes on and no request of a host waits for its reply.
+    fn is_idle_but_for_clients(&self) -> bool {
+        self.jobs.is_empty() && self.exports.is_idle() && self.hosts.is_idle()
     }
 
     fn describe_hang(&self) -> String {
@@ -230,6 +256,6 @@ impl World {
         for job in self.jobs.values() {
             text += &format!("\n    {job}");
         }
-        text + &self.machine.describe()
+        text + &self.hosts.describe() + &self.exports.describe() + &self.machine.describe()
     }
 }

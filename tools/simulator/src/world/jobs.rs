@@ -51,7 +51,7 @@ pub enum Purpose {
     Status,
 }
 
-type Stage = Vec<(ShardIndex, ShardCommand)>;
+pub(super) type Stage = Vec<(ShardIndex, ShardCommand)>;
 
 /// A job going on.
 #[derive(Debug)]
@@ -80,6 +80,17 @@ const TICKET_BITS: u32 = 16;
 impl World {
     /// Begins a job.
     pub(super) fn begin(&mut self, purpose: Purpose, stages: Vec<Stage>) {
+        // Nothing is taken away from under a session.
+        if purpose.takes_away()
+            && let Some(number) = self.refresh_exports()
+        {
+            return self.exports.hold(number, purpose, stages);
+        }
+        self.begin_now(purpose, stages);
+    }
+
+    /// Begins a job that no session stands in the way of.
+    pub(super) fn begin_now(&mut self, purpose: Purpose, stages: Vec<Stage>) {
         self.jobs_begun += 1;
         let id = self.jobs_begun;
         self.trace(|| format!("begin  job {id}: {purpose:?}"));
@@ -200,6 +211,7 @@ impl World {
                 } else {
                     target.size_bytes.min(size_bytes)
                 };
+                target.shown_bytes = target.size_bytes;
                 self.coverage.count("volumes resized");
             }
             Purpose::DeleteVolume(volume) if done => self.volume(volume).state = State::Gone,
@@ -216,6 +228,7 @@ impl World {
             | Purpose::DeleteVolume(_)
             | Purpose::DeleteSnapshot(_) => {}
         }
+        self.refresh_exports();
     }
 
     fn volume(&mut self, volume: u32) -> &mut Volume {
@@ -249,20 +262,27 @@ impl World {
         let id = self.next_volume;
         self.next_volume += 1;
         let block_bytes = *self.random.pick(&[512, 4096]);
-        let blocks = self
+        // What is exported ends where a block ends, as the control plane sees to.
+        let unit_bytes = if self.plan.nbd.clients > 0 {
+            4096
+        } else {
+            block_bytes
+        };
+        let units = self
             .random
-            .between(1, self.plan.volume_bytes_max / u64::from(block_bytes));
+            .between(1, self.plan.volume_bytes_max / u64::from(unit_bytes));
         let placement = Placement {
             shard_count: self.layout.shard_count,
             rotation: self.random.below(u64::from(self.layout.shard_count)) as u16,
             object_blocks: 256,
         };
-        let size_bytes = blocks * u64::from(block_bytes);
+        let size_bytes = units * u64::from(unit_bytes);
         let volume = Volume {
             id,
             placement,
             block_bytes,
             size_bytes,
+            shown_bytes: size_bytes,
             model: VolumeModel::new(id, size_bytes / SECTOR_BYTES as u64),
             state: State::Asked,
             in_flight: 0,
@@ -285,6 +305,7 @@ impl World {
         assert!(target.in_flight == 0 && !target.job);
         (target.job, target.resizing) = (true, true);
         let (placement, old_bytes) = (target.placement, target.size_bytes);
+        target.shown_bytes = old_bytes.min(size_bytes);
         let sectors = |bytes: u64| bytes / SECTOR_BYTES as u64;
         target.model.grow(sectors(size_bytes));
         let zeros = (size_bytes < old_bytes).then(|| {
@@ -398,6 +419,7 @@ impl World {
                 self.coverage.count("snapshots taken");
                 self.coverage.add("answers held", overall.answers_held());
                 self.send_first_looks(id.0);
+                self.refresh_exports();
             }
             Err(SnapshotError::InDoubt { .. }) => {}
             Err(error) => {
@@ -450,6 +472,14 @@ impl World {
 }
 
 impl Purpose {
+    /// Whether sessions may see what is about to go.
+    fn takes_away(&self) -> bool {
+        matches!(
+            self,
+            Self::DeleteVolume(_) | Self::DeleteSnapshot(_) | Self::ResizeVolume { zeros: Some(_), .. }
+        )
+    }
+
     /// I10: what makes room works without room.
     fn must_work_when_full(&self) -> bool {
         !matches!(self, Self::CreateVolume(_) | Self::ResizeVolume { .. })

@@ -10,6 +10,7 @@ use stillpoint_processor::{
 
 use super::looks::Look;
 use super::{Checked, State, World, broken};
+use crate::machine::DIRECT;
 use crate::model::{Broken, Range, Tick};
 use crate::stamp::{self, SECTOR_BYTES, SECTORS_PER_BLOCK, Shown};
 
@@ -121,7 +122,14 @@ impl World {
             let numbered = (0..).zip(&parts);
             numbered
                 .map(|(index, part)| {
-                    request(id << PART_BITS | index, does, volume, &view, offset_bytes, part)
+                    request(
+                        DIRECT | id << PART_BITS | index,
+                        does,
+                        volume,
+                        &view,
+                        offset_bytes,
+                        part,
+                    )
                 })
                 .collect()
         };
@@ -147,7 +155,7 @@ impl World {
     fn flush_requests(&self, id: u64, view: &HostView) -> Vec<ShardRequest> {
         self.shards()
             .map(|shard| ShardRequest {
-                token: Token(id << PART_BITS),
+                token: Token(DIRECT | id << PART_BITS),
                 shard,
                 view: view.view,
                 kind: RequestKind::Flush,
@@ -163,7 +171,7 @@ impl World {
     /// Takes in an answer; checks the operation when it is the last one.
     pub(super) fn answered(&mut self, answer: ShardAnswer) -> Checked {
         let (id, index) = (
-            answer.token.0 >> PART_BITS,
+            (answer.token.0 & !DIRECT) >> PART_BITS,
             answer.token.0 & ((1 << PART_BITS) - 1),
         );
         let Some(operation) = self.operations.get_mut(&id) else {

@@ -7,6 +7,8 @@ use stillpoint_processor::format::{PoolSpec, make_pool};
 use stillpoint_processor::shard::{OpenError, RecoveryReport};
 use stillpoint_processor::{Now, Shard, ShardCommand, ShardIndex, SnapshotId, VolumeId};
 
+use super::exports::Exports;
+use super::hosts::Hosts;
 use super::jobs::Purpose;
 use super::looks::Look;
 use super::{Checked, Coverage, State, World, broken};
@@ -60,6 +62,8 @@ impl World {
             open_calls: 0,
             coordinator_dies_after: None,
             idle_clients: Vec::new(),
+            exports: Exports::default(),
+            hosts: Hosts::new(&plan.nbd),
             coverage: Coverage::default(),
             random,
             plan,
@@ -114,11 +118,15 @@ impl World {
             now_ns,
             random,
         );
+        #[cfg(feature = "planted-bugs")]
+        if self.plan.nbd.flushes_replied_early {
+            self.machine.plant_early_flush_replies();
+        }
     }
 
     /// Ends this life, opens the pool again and compares everything with the model.
     pub fn crash_and_recover(&mut self, crash: Crash) -> Checked {
-        self.die(crash);
+        self.die(crash)?;
         let mut worst = match crash {
             Crash::Kill if !self.plan.tail => Crash::KillWithoutTail,
             other => other,
@@ -177,7 +185,7 @@ impl World {
             self.devices.corrupt(device, block, byte, 1 << bit);
         }
         self.compare_everything()?;
-        self.die(Crash::Kill);
+        self.die(Crash::Kill)?;
         let opened = match self.open_shards(None) {
             Ok(opened) => opened,
             Err(error) => {
@@ -193,7 +201,8 @@ impl World {
         self.compare_everything()
     }
 
-    fn die(&mut self, crash: Crash) {
+    fn die(&mut self, crash: Crash) -> Checked {
+        self.hosts_hear_the_last()?;
         let tick = self.tick();
         self.trace(|| format!("crash  {crash:?}"));
         self.coverage.count(match crash {
@@ -219,6 +228,7 @@ impl World {
         // The processors go, and their log tails back to the shelves.
         self.machine = Machine::new(Vec::new(), 0, 0, &devices, pace, now_ns, self.random.fork());
         self.crash_devices(crash);
+        Ok(())
     }
 
     fn crash_devices(&mut self, crash: Crash) {
@@ -293,7 +303,10 @@ impl World {
             match (volume.state, row) {
                 (State::There, None) => return broken(format!("volume {} is lost", volume.id)),
                 (State::Gone, Some(_)) => return broken(format!("volume {} came back", volume.id)),
-                (_, Some(&size_bytes)) => (volume.state, volume.size_bytes) = (State::There, size_bytes),
+                (_, Some(&size_bytes)) => {
+                    volume.state = State::There;
+                    (volume.size_bytes, volume.shown_bytes) = (size_bytes, size_bytes);
+                }
                 (_, None) => volume.state = State::Gone,
             }
         }

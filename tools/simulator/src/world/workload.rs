@@ -21,6 +21,7 @@ impl World {
         for client in 0..self.plan.clients {
             self.think(client);
         }
+        self.open_for_hosts();
         while self.operations_sent < end {
             while let Some(client) = self.idle_clients.pop() {
                 if self.jobs.len() < JOBS_MAX && self.random.percent(self.plan.operator_percent) {
@@ -30,6 +31,7 @@ impl World {
                     self.think(client);
                 }
             }
+            self.let_hosts_act()?;
             self.step()?;
         }
         Ok(())
@@ -40,11 +42,12 @@ impl World {
     /// # Errors
     /// The first law that is broken.
     pub fn quiesce(&mut self) -> Checked {
-        while !(self.operations.is_empty() && self.jobs.is_empty() && self.snapshots_asked == 0) {
+        while !(self.operations.is_empty() && self.is_idle_but_for_clients() && self.snapshots_asked == 0) {
             self.step()?;
         }
         self.settle()?;
         self.idle_clients.clear();
+        self.hosts.idle.clear();
         Ok(())
     }
 
@@ -131,7 +134,7 @@ impl World {
     }
 
     /// A random range: mostly small, now and then spanning objects; often on a place that was used before.
-    fn range(&mut self, volume: u32, size_bytes: Option<u64>) -> (u64, u64) {
+    pub(super) fn range(&mut self, volume: u32, size_bytes: Option<u64>) -> (u64, u64) {
         let target = &self.volumes[&volume];
         let unit = u64::from(target.block_bytes);
         let size = size_bytes.unwrap_or(target.size_bytes);
