@@ -71,7 +71,13 @@ pub fn place_processors(cores: &[Core], count: usize) -> Vec<Option<Core>> {
 /// the machine does; at least 1.
 #[must_use]
 pub fn processors_for(cores: &[Core]) -> usize {
-    physical_first(cores).0.len().saturating_sub(1).max(1)
+    physical_cores(cores).saturating_sub(1).max(1)
+}
+
+/// How many physical cores these are.
+#[must_use]
+pub fn physical_cores(cores: &[Core]) -> usize {
+    physical_first(cores).0.len()
 }
 
 /// One logical core of each physical one, node by node, and the others.

@@ -36,10 +36,14 @@ pub fn processors_default() -> usize {
     topology::processors_for(&topology::allowed_cores())
 }
 
+/// With fewer cores than this a core that polls is missed by clients and interrupts. Even trying it now and then costs
+/// more than it shows: a client that made room for a polling processor does not come back soon.
+const POLLING_CORES_MIN: usize = 4;
+
 /// What a processor does when there is nothing to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PollMode {
-    /// Poll for a short while, then sleep until something comes.
+    /// Poll for a short while where that pays, then sleep until something comes.
     Adaptive,
     /// Never sleep.
     Busy,
@@ -48,10 +52,12 @@ pub enum PollMode {
 }
 
 impl PollMode {
-    /// How long a processor polls without finding anything before it sleeps; `None`: it never sleeps.
+    /// How long a processor polls without finding anything before it sleeps, on a machine with this many physical cores;
+    /// `None`: it never sleeps.
     #[must_use]
-    pub fn quiet_ns(self) -> Option<u64> {
+    pub fn quiet_ns(self, cores: usize) -> Option<u64> {
         match self {
+            Self::Adaptive if cores < POLLING_CORES_MIN => Some(0),
             Self::Adaptive => Some(100_000),
             Self::Busy => None,
             Self::Sleep => Some(0),
@@ -155,7 +161,9 @@ fn start_processors(options: &DaemonOptions, notices: NoticeSender) -> Result<Po
     let options = PollLoopOptions {
         processors: options.processors.unwrap_or_else(processors_default),
         pin: options.pin,
-        quiet_ns: options.poll.quiet_ns(),
+        quiet_ns: options
+            .poll
+            .quiet_ns(topology::physical_cores(&topology::allowed_cores())),
         buffer_bytes: usize::try_from(options.buffer_bytes).unwrap_or(usize::MAX),
     };
     poll_loop::start(&options, notices).map_err(|error| error.while_doing("cannot start the processors"))
