@@ -4,6 +4,7 @@
 //! scenario ─ plans a run from a seed
 //!   world ─ clients and control plane: send, check every answer, crash, recover, compare
 //!     model ─ what may be seen: the laws I1, I2, I3, I6, I7 over the history of every sector
+//!     history ─ the same question to whole histories of blocks: registers, and snapshots that are prefixes
 //!     machine ─ one life of the appliance: messages, turns, the coordinator
 //!       stillpoint-processor, stillpoint-coordinator, stillpoint-export ─ the code that ships
 //!         device, memory ─ write caches that forget, log tails that outlive a kill
@@ -12,11 +13,13 @@
 //! Everything is decided by one [`random::Random`]; the same seed and the same code give the same run.
 
 pub mod device;
+pub mod history;
 pub mod machine;
 pub mod memory;
 pub mod model;
 pub mod network;
 pub mod random;
+pub mod report;
 pub mod scenario;
 pub mod stamp;
 pub mod world;

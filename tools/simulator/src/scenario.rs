@@ -53,6 +53,8 @@ pub struct Plan {
     pub device_errors: u64,
     /// Whether device content has been damaged on purpose.
     pub corruption: bool,
+    /// The load is made of reads and writes of whole blocks, which are checked as a history; crashes are kills.
+    pub registers: bool,
     /// The load through NBD sessions, beside the direct one.
     pub nbd: NbdPlan,
 }
@@ -139,9 +141,77 @@ impl Plan {
             coordinator_death_percent: *random.pick(&[0, 0, 10]),
             device_errors: *random.pick(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 20]),
             corruption: false,
+            registers: false,
             nbd: NbdPlan::new(random),
         }
     }
+
+    /// Makes it a plan for a history: a few blocks that many use at the same time, many snapshots, no way but the log
+    /// tail to forget what was acknowledged.
+    pub fn make_history(&mut self) {
+        self.registers = true;
+        self.tail = true;
+        self.device_errors = 0;
+        self.volumes = self.volumes.min(2);
+        self.volume_bytes_max = self.volume_bytes_max.max(1_500_000);
+        let room_blocks = u64::from(self.shards) * 3000;
+        self.device_blocks
+            .iter_mut()
+            .for_each(|blocks| *blocks += room_blocks);
+        self.operator_percent = 3;
+        self.operations
+            .iter_mut()
+            .for_each(|operations| *operations = 500 + *operations * 6);
+    }
+}
+
+/// What a seed is run as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Everything that an appliance does.
+    Appliance,
+    /// A history of reads, writes and snapshots of whole blocks, see [`crate::history`].
+    History,
+}
+
+impl Kind {
+    /// What says so on the command line.
+    #[must_use]
+    pub fn option(self) -> &'static str {
+        match self {
+            Self::Appliance => "",
+            Self::History => "--histories ",
+        }
+    }
+
+    fn change(self, plan: &mut Plan) {
+        match self {
+            Self::Appliance => {}
+            Self::History => plan.make_history(),
+        }
+    }
+}
+
+/// What a seed stands for.
+#[must_use]
+pub fn plan_of(kind: Kind, seed: u64) -> Plan {
+    let mut plan = Plan::new(&mut Random::new(seed));
+    kind.change(&mut plan);
+    plan
+}
+
+/// Runs a seed as one kind or the other.
+///
+/// # Errors
+/// The first law that is broken.
+pub fn run_kind(kind: Kind, seed: u64, trace: bool) -> Result<Coverage, Broken> {
+    run_with(seed, trace, |plan| kind.change(plan))
+}
+
+/// The branches of the shipping code that runs count when they reach them.
+#[must_use]
+pub fn branches() -> Vec<&'static str> {
+    Vec::new()
 }
 
 /// Runs a seed from end to end.
@@ -164,6 +234,7 @@ pub fn run_with(seed: u64, trace: bool, change: impl FnOnce(&mut Plan)) -> Resul
         eprintln!("{plan:#?}");
     }
     let (lives, volumes) = (plan.operations.clone(), plan.volumes);
+    let registers = plan.registers;
     let mut world = World::new(plan, random.fork(), trace)?;
     world.make_volumes(volumes)?;
     let last = lives.len() - 1;
@@ -177,7 +248,7 @@ pub fn run_with(seed: u64, trace: bool, change: impl FnOnce(&mut Plan)) -> Resul
         }
         world.let_devices_fail(false);
         if life < last || !quiet || world.must_end_in_a_crash() {
-            let crash = if random.percent(50) {
+            let crash = if random.percent(50) || registers {
                 Crash::Kill
             } else {
                 Crash::PowerCut
@@ -186,11 +257,14 @@ pub fn run_with(seed: u64, trace: bool, change: impl FnOnce(&mut Plan)) -> Resul
         }
     }
     world.compare_everything()?;
+    if registers {
+        world.check_history()?;
+    }
     world.audit_in_silence()?;
     if random.percent(10) {
         world.rot()?;
     } else {
         world.delete_everything()?;
     }
-    Ok(world.coverage)
+    Ok(world.into_coverage())
 }

@@ -8,6 +8,7 @@
 //! | `exports.rs` | what is offered over NBD, and what waits until something no longer is |
 //! | `hosts.rs` | clients of NBD: connections made, read, cut |
 //! | `nbd.rs` | their requests, and the checks of the replies |
+//! | `recorder.rs` | the history of a run of reads, writes and snapshots |
 //! | `audit.rs` | the devices, read without the code that wrote them |
 //! | `recovery.rs` | crash, open, reconcile with the catalog, compare |
 //! | `workload.rs` | what the clients and the operator happen to want next |
@@ -19,6 +20,7 @@ mod jobs;
 mod looks;
 mod nbd;
 mod operations;
+mod recorder;
 mod recovery;
 mod workload;
 
@@ -42,8 +44,12 @@ use exports::Exports;
 use hosts::Hosts;
 use jobs::Job;
 use operations::Operation;
+use recorder::Recorder;
 
-/// Turns of one life at most: beyond it something runs in circles.
+/// Turns of one life at most, for each of its operations: beyond it something runs in circles. (A processor whose
+/// device queue is full takes turns until there is room.)
+const TURNS_PER_OPERATION_MAX: u64 = 12_000;
+/// Turns of one life that need no operations.
 const TURNS_MAX: u64 = 3_000_000;
 
 /// A virtual volume, as its clients know it.
@@ -142,6 +148,7 @@ pub struct World {
     open_calls: u64,
     exports: Exports,
     hosts: Hosts,
+    recorder: Option<Box<Recorder>>,
     /// What happened.
     pub coverage: Coverage,
     trace: bool,
@@ -176,6 +183,9 @@ impl Volume {
 impl World {
     fn tick(&mut self) -> Tick {
         self.tick += 1;
+        if let Some(recorder) = &mut self.recorder {
+            recorder.tick(self.machine.now().monotonic_ns);
+        }
         self.tick
     }
 
@@ -196,7 +206,8 @@ impl World {
 
     /// Lets the next thing happen and takes in what it brings.
     fn step(&mut self) -> Checked {
-        if self.machine.turns() > TURNS_MAX {
+        let longest = self.plan.operations.iter().max().copied().unwrap_or(0);
+        if self.machine.turns() > TURNS_MAX + longest * TURNS_PER_OPERATION_MAX {
             return broken("the processors run in circles: too many turns");
         }
         match self.coordinator_dies_after {

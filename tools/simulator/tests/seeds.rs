@@ -1,6 +1,6 @@
 //! Seeds that found something once, and a look at whether the simulation gets into enough trouble.
 
-use stillpoint_simulator::scenario;
+use stillpoint_simulator::scenario::{self, Kind};
 use stillpoint_simulator::world::Coverage;
 
 #[test]
@@ -54,6 +54,27 @@ fn a_seed_gives_the_same_run_again() {
     for seed in [7, 8] {
         let (first, second) = (scenario::run(seed, false), scenario::run(seed, false));
         assert_eq!(first, second);
+    }
+}
+
+#[test]
+fn a_few_histories_are_those_of_registers_with_snapshots_that_are_prefixes() {
+    let mut total = Coverage::default();
+    for seed in 1..=8 {
+        match scenario::run_kind(Kind::History, seed, false) {
+            Ok(coverage) => total.merge(&coverage),
+            Err(broken) => panic!("seed {seed}: {}", broken.0),
+        }
+    }
+    for (what, least) in [
+        ("history: blocks that are registers", 500),
+        ("history: operations", 10_000),
+        ("history: snapshots that are prefixes", 20),
+        ("kills", 3),
+        ("nbd requests", 1_000),
+    ] {
+        let count = total.0.get(what).copied().unwrap_or(0);
+        assert!(count >= least, "{count} {what} in {total:?}");
     }
 }
 
@@ -140,6 +161,41 @@ fn without_waiting_for_all_parts_of_a_flush_flushed_data_is_lost() {
 fn without_an_early_reply_the_same_plans_pass() {
     for seed in 1..=60 {
         if let Err(broken) = scenario::run_with(seed, false, hosts_that_flush) {
+            panic!("seed {seed}: {}", broken.0);
+        }
+    }
+}
+
+/// Leaves much time between the first shard's cut and the last one's, in a history.
+#[cfg(feature = "planted-bugs")]
+fn slow_history(plan: &mut scenario::Plan) {
+    plan.make_history();
+    slow_messages(plan);
+    plan.nbd.clients = 0;
+    plan.operations.truncate(1);
+}
+
+/// The second oracle can fail too.
+#[cfg(feature = "planted-bugs")]
+#[test]
+fn without_held_answers_some_snapshot_in_a_history_is_no_prefix() {
+    let broken = (1..=100).find_map(|seed| {
+        scenario::run_with(seed, false, |plan| {
+            slow_history(plan);
+            plan.shard_options.hold_answers = false;
+        })
+        .err()
+    });
+    let broken = broken.expect("a snapshot that is no prefix");
+    assert!(broken.0.contains("no consistent prefix"), "{}", broken.0);
+}
+
+/// What the test before finds is the missing hold and nothing else.
+#[cfg(feature = "planted-bugs")]
+#[test]
+fn without_the_planted_bug_the_same_histories_pass() {
+    for seed in 1..=10 {
+        if let Err(broken) = scenario::run_with(seed, false, slow_history) {
             panic!("seed {seed}: {}", broken.0);
         }
     }

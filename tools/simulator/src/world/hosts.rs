@@ -34,7 +34,8 @@ enum At {
 /// A connection, from the first byte until the appliance has forgotten it.
 #[derive(Debug)]
 pub struct Link {
-    host: usize,
+    /// Whose it is.
+    pub host: usize,
     name: String,
     /// The volume.
     pub volume: u32,
@@ -315,7 +316,7 @@ impl World {
         for key in open {
             let request = self.hosts.requests.remove(&key).expect("it was found");
             if let Some(number) = request.number() {
-                self.writes.end(number, false, false, tick);
+                self.write_ended(number, false, false, tick);
             }
         }
         self.hosts.links.remove(&connection);

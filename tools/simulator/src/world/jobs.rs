@@ -74,6 +74,8 @@ impl fmt::Display for Job {
     }
 }
 
+/// Blocks of a volume whose blocks are checked as registers, at least: more than one object.
+const REGISTERS_MIN: u64 = 300;
 /// Low bits of a ticket: which command of the job.
 const TICKET_BITS: u32 = 16;
 
@@ -263,14 +265,11 @@ impl World {
         self.next_volume += 1;
         let block_bytes = *self.random.pick(&[512, 4096]);
         // What is exported ends where a block ends, as the control plane sees to.
-        let unit_bytes = if self.plan.nbd.clients > 0 {
-            4096
-        } else {
-            block_bytes
-        };
-        let units = self
-            .random
-            .between(1, self.plan.volume_bytes_max / u64::from(unit_bytes));
+        let whole_blocks = self.plan.nbd.clients > 0 || self.plan.registers;
+        let unit_bytes = if whole_blocks { 4096 } else { block_bytes };
+        let units_min = if self.plan.registers { REGISTERS_MIN } else { 1 };
+        let units_max = self.plan.volume_bytes_max / u64::from(unit_bytes);
+        let units = self.random.between(units_min, units_max);
         let placement = Placement {
             shard_count: self.layout.shard_count,
             rotation: self.random.below(u64::from(self.layout.shard_count)) as u16,
@@ -386,6 +385,7 @@ impl World {
             hold_limit_ns,
         };
         self.snapshots.insert(id, snapshot);
+        self.record(|recorder| recorder.snapshot_asked(id, sent));
         self.snapshots_asked += 1;
         self.trace(|| format!("ask    snapshot {id} of {volumes:?}"));
         assert!(self.machine.snapshot(request), "nobody asks a dead coordinator");
@@ -401,6 +401,7 @@ impl World {
         self.trace(|| format!("end    snapshot {}: {result:?}", id.0));
         // News that was on its way when the coordinator died still comes; nobody waits for it any more.
         self.snapshots_asked = self.snapshots_asked.saturating_sub(1);
+        self.record(|recorder| recorder.snapshot_answered(id.0, tick));
         let snapshot = self.snapshots.get_mut(&id.0).expect("snapshots stay known");
         snapshot.bounds.answered = tick;
         for (volume, _) in snapshot.volumes.clone() {

@@ -29,6 +29,9 @@ impl World {
         sent: Tick,
         ended: Tick,
     ) -> Checked {
+        if self.recorder.is_some() {
+            return self.record_look(look, volume, first, bytes, sent, ended);
+        }
         let target = self.volumes.get_mut(&volume).expect("volumes stay known");
         match look {
             Look::Live => target.model.check_read(&self.writes, first, bytes, sent, ended),

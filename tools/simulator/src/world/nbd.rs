@@ -10,11 +10,14 @@ use crate::model::{Broken, Range, Tick};
 use crate::network::ClientEnd;
 use crate::stamp::{self, SECTOR_BYTES, Shown};
 use crate::world::looks::Look;
+use crate::world::recorder::Recorder;
 
 /// Bytes of a block.
 const BLOCK: u64 = 4096;
 /// Stamp of what nobody may write.
 const FORBIDDEN: Shown = Shown::MAX;
+/// Numbers of hosts, among all clients, begin here.
+const HOSTS_FROM: usize = 1000;
 
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +113,7 @@ impl World {
                 request.asks = Asks::Forbidden(ReplyError::Invalid);
             }
             2..10 => (request.command, request.asks) = (command::CACHE, Asks::Nothing),
-            10..18 if nbd.export().block_status => {
+            10..18 if nbd.export().block_status && !self.plan.registers => {
                 let one = self.random.percent(20);
                 request.command = command::BLOCK_STATUS;
                 request.flags = if one { command_flags::REQ_ONE } else { 0 };
@@ -133,6 +136,7 @@ impl World {
         request.flags = if fua { command_flags::FUA } else { 0 };
         let (start, end) = whole_blocks(request);
         match kind {
+            _ if self.plan.registers => request.command = command::WRITE,
             0..85 => request.command = command::WRITE,
             85..93 => {
                 request.command = command::WRITE_ZEROES;
@@ -169,8 +173,8 @@ impl World {
     fn send_nbd(&mut self, connection: u64, nbd: &mut Connection<ClientEnd>, request: Request) -> Checked {
         let volume = self.hosts.link(connection).volume;
         if let Some(number) = request.number() {
-            let target = self.volumes.get_mut(&volume).expect("volumes stay known");
-            target.model.write_sent(number, request.range());
+            let client = HOSTS_FROM + self.hosts.link(connection).host;
+            self.write_sent(number, client, volume, request.range(), request.sent);
         }
         let fua = request.flags & command_flags::FUA != 0;
         let sent = match request.command {
@@ -205,7 +209,10 @@ impl World {
             format!("reply  connection {connection} request {cookie}: {request}: {result:?}")
         });
         if let Asks::Change { number, fua } = request.asks {
-            self.writes.end(number, completed.result.is_ok(), fua, ended);
+            self.write_ended(number, completed.result.is_ok(), fua, ended);
+        }
+        if completed.result.is_ok() {
+            self.record(Recorder::done);
         }
         let checked = match (completed.result, request.asks) {
             (Err(error), _) => self.check_refusal(connection, &request, error),

@@ -9,6 +9,7 @@ use stillpoint_processor::{
 };
 
 use super::looks::Look;
+use super::recorder::Recorder;
 use super::{Checked, State, World, broken};
 use crate::machine::DIRECT;
 use crate::model::{Broken, Range, Tick};
@@ -104,7 +105,7 @@ impl World {
                 first: offset_bytes / SECTOR_BYTES as u64,
                 count: length_bytes / SECTOR_BYTES as u64,
             };
-            target.model.write_sent(number, range);
+            self.write_sent(number, client.unwrap_or(0), volume, range, sent);
         }
         self.operations_sent += 1;
         let id = self.operations_sent;
@@ -207,11 +208,13 @@ impl World {
                 operation.does,
                 Does::Write { fua: true, .. } | Does::Discard { fua: true, .. }
             );
-            self.writes
-                .end(number, operation.failed.is_none(), durable, ended);
+            self.write_ended(number, operation.failed.is_none(), durable, ended);
         }
         if let Some(error) = operation.failed {
             return self.check_failure(operation, error);
+        }
+        if operation.client.is_some() {
+            self.record(Recorder::done);
         }
         match operation.does {
             Does::Write { .. } | Does::WriteZeros { .. } | Does::Discard { .. } | Does::Cache => Ok(()),

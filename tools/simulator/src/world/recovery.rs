@@ -64,6 +64,7 @@ impl World {
             idle_clients: Vec::new(),
             exports: Exports::default(),
             hosts: Hosts::new(&plan.nbd),
+            recorder: plan.registers.then(Box::default),
             coverage: Coverage::default(),
             random,
             plan,
@@ -141,7 +142,7 @@ impl World {
                 Err(error) if calls.is_some() => {
                     self.trace(|| format!("crash  while opening: {error}"));
                     self.coverage.count("crashes during recovery");
-                    let next = if self.random.percent(50) {
+                    let next = if self.random.percent(50) && !self.plan.registers {
                         Crash::PowerCut
                     } else {
                         Crash::Kill
@@ -210,6 +211,7 @@ impl World {
             Crash::PowerCut => "power cuts",
         });
         self.writes.crash(tick);
+        self.record(|recorder| recorder.crash(tick));
         self.operations.clear();
         self.jobs.clear();
         self.idle_clients.clear();

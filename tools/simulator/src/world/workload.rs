@@ -59,6 +59,9 @@ impl World {
 
     /// One more operation of a client; false if there is nothing it could do.
     fn send_something(&mut self, client: usize) -> bool {
+        if self.plan.registers {
+            return self.send_to_registers(client);
+        }
         if self.random.percent(8) && self.send_snapshot_read(client) {
             return true;
         }
@@ -115,7 +118,7 @@ impl World {
         true
     }
 
-    fn send_snapshot_read(&mut self, client: usize) -> bool {
+    pub(super) fn send_snapshot_read(&mut self, client: usize) -> bool {
         let there: Vec<u64> = self
             .snapshots
             .values()
@@ -135,6 +138,9 @@ impl World {
 
     /// A random range: mostly small, now and then spanning objects; often on a place that was used before.
     pub(super) fn range(&mut self, volume: u32, size_bytes: Option<u64>) -> (u64, u64) {
+        if self.plan.registers {
+            return self.range_of_registers(volume, size_bytes);
+        }
         let target = &self.volumes[&volume];
         let unit = u64::from(target.block_bytes);
         let size = size_bytes.unwrap_or(target.size_bytes);
@@ -167,7 +173,9 @@ impl World {
             .filter(|volume| volume.state == State::There && !volume.job)
             .map(|volume| volume.id)
             .collect();
-        match self.random.below(100) {
+        // Resizing is a write of zeros, which could be anybody's.
+        let kinds = if self.plan.registers { 80 } else { 100 };
+        match self.random.below(kinds) {
             0..45 => self.operate_create_snapshot(ready),
             45..65 => {
                 let there: Vec<u64> = self
