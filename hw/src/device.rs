@@ -42,6 +42,18 @@ impl PoolFiles {
         Ok(Self::new(files))
     }
 
+    /// Opens all of these to read only, and claims them so that nobody may open them to write.
+    ///
+    /// # Errors
+    /// The first that cannot be opened; those opened before are released.
+    pub fn open_to_read(paths: &[impl AsRef<Path>]) -> Result<Arc<Self>, DeviceFileError> {
+        let files = paths
+            .iter()
+            .map(|path| DeviceFile::open_to_read(path.as_ref()))
+            .collect::<Result<_, _>>()?;
+        Ok(Self::new(files))
+    }
+
     /// All of them.
     #[must_use]
     pub fn all(&self) -> &[DeviceFile] {

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use stillpoint_ondisk::PAGE_BYTES;
 use stillpoint_ondisk::tail::{FILE_BYTES, SEGMENT_BYTES, TailHeader};
 use stillpoint_processor::ShardIndex;
-use stillpoint_processor::ports::LogTail;
+use stillpoint_processor::ports::{LogTail, MemoryTail};
 use zerocopy::IntoBytes;
 
 /// Whether a tail was there.
@@ -79,8 +79,7 @@ impl FileTail {
         boot: [u8; 16],
         shard: ShardIndex,
     ) -> Result<(Self, TailState), TailError> {
-        let name: String = pool.iter().map(|byte| format!("{byte:02x}")).collect();
-        let path = directory.join(format!("{name}-{}.tail", shard.0));
+        let path = path_of(directory, pool, shard);
         let failed = |action| {
             let path = path.clone();
             move |source| TailError { path, action, source }
@@ -114,6 +113,43 @@ impl FileTail {
     }
 }
 
+/// A copy of the tail of `shard` of `pool` in `directory`, if there is one of this boot. Nothing is made or changed.
+///
+/// # Errors
+/// [`TailError`] if there is one and it cannot be read.
+pub fn read(
+    directory: &Path,
+    pool: [u8; 16],
+    boot: [u8; 16],
+    shard: ShardIndex,
+) -> Result<Option<MemoryTail>, TailError> {
+    let path = path_of(directory, pool, shard);
+    let bytes = match std::fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => {
+            return Err(TailError {
+                path,
+                action: "read the file",
+                source,
+            });
+        }
+    };
+    if bytes.len() != FILE_BYTES || TailHeader::check(&bytes[..PAGE_BYTES], pool, boot, shard.0).is_err() {
+        return Ok(None);
+    }
+    let mut tail = MemoryTail::default();
+    for (index, segment) in bytes[PAGE_BYTES..].chunks_exact(SEGMENT_BYTES).enumerate() {
+        tail.segment(index).copy_from_slice(segment);
+    }
+    Ok(Some(tail))
+}
+
+fn path_of(directory: &Path, pool: [u8; 16], shard: ShardIndex) -> PathBuf {
+    let name: String = pool.iter().map(|byte| format!("{byte:02x}")).collect();
+    directory.join(format!("{name}-{}.tail", shard.0))
+}
+
 impl LogTail for FileTail {
     fn is_there(&self) -> bool {
         self.memory.is_some()
@@ -128,22 +164,32 @@ impl LogTail for FileTail {
     }
 }
 
+/// Where log tails may lie if nobody says where, best first: not all of these have to be there.
+#[must_use]
+pub fn tail_directories() -> Vec<PathBuf> {
+    let run =
+        std::env::var_os("XDG_RUNTIME_DIR").map(|directory| PathBuf::from(directory).join("stillpoint"));
+    let others = [
+        PathBuf::from("/run/stillpoint"),
+        PathBuf::from(format!("/dev/shm/stillpoint-{}", user())),
+    ];
+    run.into_iter().chain(others).collect()
+}
+
+fn user() -> u32 {
+    // SAFETY: takes no argument and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
 /// The directory for log tails: `$XDG_RUNTIME_DIR/stillpoint` or `/run/stillpoint` if it is on tmpfs and can be
 /// written, else `/dev/shm/stillpoint-UID`.
 ///
 /// # Errors
 /// [`TailError`] about the last candidate if none will do.
 pub fn tail_directory() -> Result<PathBuf, TailError> {
-    // SAFETY: takes no argument and cannot fail.
-    let user = unsafe { libc::geteuid() };
-    let run =
-        std::env::var_os("XDG_RUNTIME_DIR").map(|directory| PathBuf::from(directory).join("stillpoint"));
-    let candidates = run.into_iter().chain([
-        PathBuf::from("/run/stillpoint"),
-        PathBuf::from(format!("/dev/shm/stillpoint-{user}")),
-    ]);
+    let user = user();
     let mut last = None;
-    for path in candidates {
+    for path in tail_directories() {
         match usable(&path, user) {
             Ok(()) => return Ok(path),
             Err((action, source)) => last = Some(TailError { path, action, source }),
@@ -157,9 +203,7 @@ pub fn tail_directory() -> Result<PathBuf, TailError> {
 /// # Errors
 /// [`TailError`].
 pub fn check_tail_directory(path: &Path) -> Result<(), TailError> {
-    // SAFETY: takes no argument and cannot fail.
-    let user = unsafe { libc::geteuid() };
-    usable(path, user).map_err(|(action, source)| TailError {
+    usable(path, user()).map_err(|(action, source)| TailError {
         path: path.to_owned(),
         action,
         source,
@@ -260,6 +304,11 @@ mod tests {
         tail.segment(0).fill(1);
         tail.segment(1).fill(2);
         drop(tail);
+        let look = |boot, shard| read(directory.path(), POOL, boot, shard).expect("it can be read");
+        let mut copy = look(boot, SHARD).expect("it fits");
+        assert!(copy.segment(0).iter().all(|&byte| byte == 1));
+        assert!(copy.segment(1).iter().all(|&byte| byte == 2));
+        assert!(look([0; 16], SHARD).is_none() && look(boot, ShardIndex(9)).is_none());
         let (mut other, state) = open([8; 16], boot, SHARD);
         assert_eq!(state, TailState::Fresh);
         assert!(other.segment(0).iter().all(|&byte| byte == 0));

@@ -7,6 +7,7 @@ pub mod daemon;
 pub mod directories;
 pub mod doctor;
 pub mod error;
+pub mod inspect;
 pub mod label;
 pub mod mailbox;
 mod make;

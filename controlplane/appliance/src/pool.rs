@@ -87,7 +87,8 @@ impl Pool {
                 .map(move |remark| format!("shard {}: {remark}", shard.shard.0))
         });
         let of_labels = devices.remarks.iter().cloned();
-        let remarks = of_labels.chain(told).chain(mending.remarks).collect();
+        let told_by_catalog = mending.remarks.into_iter().chain(mending.damage);
+        let remarks = of_labels.chain(told).chain(told_by_catalog).collect();
         let pool = Self {
             index,
             devices,

@@ -31,6 +31,16 @@ impl Placement {
         (ShardIndex(shard as u16), ShareBlock(share))
     }
 
+    /// The block of the volume that lies at this place of a shard's share: [`Self::locate`] the other way round.
+    #[must_use]
+    pub fn block_at(&self, shard: ShardIndex, place: ShareBlock) -> BlockIndex {
+        let object_blocks = u64::from(self.object_blocks);
+        let shards = u64::from(self.shard_count);
+        let first = (u64::from(shard.0) + shards - u64::from(self.rotation) % shards) % shards;
+        let object = place.0 / object_blocks * shards + first;
+        BlockIndex(object * object_blocks + place.0 % object_blocks)
+    }
+
     /// Blocks of `shard`'s share of a volume of `volume_blocks`.
     #[must_use]
     pub fn share_blocks(&self, shard: ShardIndex, volume_blocks: u64) -> u64 {
@@ -190,6 +200,7 @@ mod tests {
                 for block in 0..volume_blocks {
                     let (shard, share) = placement.locate(BlockIndex(block));
                     seen[usize::from(shard.0)].push(share.0);
+                    assert_eq!(placement.block_at(shard, share), BlockIndex(block));
                 }
                 for (shard, mut blocks) in seen.into_iter().enumerate() {
                     blocks.sort_unstable();

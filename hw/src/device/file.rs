@@ -17,7 +17,14 @@ pub enum DeviceKind {
     Block,
 }
 
-/// A file or block device, opened to read and write, and claimed.
+/// What a device is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    Read,
+    Write,
+}
+
+/// A file or block device, opened and claimed.
 #[derive(Debug)]
 pub struct DeviceFile {
     file: File,
@@ -108,7 +115,19 @@ impl DeviceFile {
     /// # Errors
     /// [`DeviceFileError`].
     pub fn open(path: &Path) -> Result<Self, DeviceFileError> {
-        open(path).map_err(|problem| DeviceFileError {
+        Self::open_for(path, Access::Write)
+    }
+
+    /// The same, to read only. A file is locked so that others may read it too, and nobody may open it to write.
+    ///
+    /// # Errors
+    /// [`DeviceFileError`].
+    pub fn open_to_read(path: &Path) -> Result<Self, DeviceFileError> {
+        Self::open_for(path, Access::Read)
+    }
+
+    fn open_for(path: &Path, access: Access) -> Result<Self, DeviceFileError> {
+        open(path, access).map_err(|problem| DeviceFileError {
             path: path.to_owned(),
             problem,
         })
@@ -182,7 +201,7 @@ impl AsRawFd for DeviceFile {
     }
 }
 
-fn open(path: &Path) -> Result<DeviceFile, Problem> {
+fn open(path: &Path, access: Access) -> Result<DeviceFile, Problem> {
     let metadata = std::fs::metadata(path).map_err(Problem::Open)?;
     let kind = if metadata.file_type().is_block_device() {
         DeviceKind::Block
@@ -191,9 +210,9 @@ fn open(path: &Path) -> Result<DeviceFile, Problem> {
     } else {
         return Err(Problem::NotADevice);
     };
-    let (file, direct) = open_direct(path, kind)?;
+    let (file, direct) = open_direct(path, kind, access)?;
     if kind == DeviceKind::File {
-        claim(&file, &metadata)?;
+        claim(&file, &metadata, access)?;
     }
     let size_bytes = match kind {
         DeviceKind::File => file.metadata().map_err(Problem::Open)?.len(),
@@ -209,7 +228,7 @@ fn open(path: &Path) -> Result<DeviceFile, Problem> {
 }
 
 /// Opens with O_DIRECT where that works with blocks of 4096 bytes, else without.
-fn open_direct(path: &Path, kind: DeviceKind) -> Result<(File, bool), Problem> {
+fn open_direct(path: &Path, kind: DeviceKind, access: Access) -> Result<(File, bool), Problem> {
     let exclusive = match kind {
         DeviceKind::Block => libc::O_EXCL,
         DeviceKind::File => 0,
@@ -217,7 +236,7 @@ fn open_direct(path: &Path, kind: DeviceKind) -> Result<(File, bool), Problem> {
     let attempt = |flags| {
         OpenOptions::new()
             .read(true)
-            .write(true)
+            .write(access == Access::Write)
             .custom_flags(exclusive | flags)
             .open(path)
     };
@@ -248,8 +267,12 @@ fn reads_a_block(file: &File) -> bool {
         .map_or_else(|error| error.raw_os_error() != Some(libc::EINVAL), |_| true)
 }
 
-fn claim(file: &File, metadata: &std::fs::Metadata) -> Result<(), Problem> {
-    match file.try_lock() {
+fn claim(file: &File, metadata: &std::fs::Metadata, access: Access) -> Result<(), Problem> {
+    let locked = match access {
+        Access::Write => file.try_lock(),
+        Access::Read => file.try_lock_shared(),
+    };
+    match locked {
         Ok(()) => Ok(()),
         Err(std::fs::TryLockError::WouldBlock) => Err(Problem::InUse {
             holder: holder(metadata),

@@ -66,6 +66,8 @@ pub enum Command {
     Demo(DemoArguments),
     /// Show the figures of the running appliance
     Status,
+    /// Look at the devices of a pool that no daemon has open; check them, and mend them (works without a daemon)
+    Inspect(InspectArguments),
     /// Say what this machine lacks for full speed, and how to mend it (works without a daemon)
     Doctor,
     /// Print a completion script for a shell
@@ -119,6 +121,30 @@ pub struct ServeArguments {
     /// [default: info]
     #[arg(long, value_name = "FILTER")]
     pub log: Option<String>,
+}
+
+/// Options of `inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArguments {
+    /// All devices of the pool, in any order.
+    #[arg(required = true, value_name = "PATH")]
+    pub devices: Vec<PathBuf>,
+    /// Verify every structure and every checksum, and that every block is used once or free; exit code 1 if anything is
+    /// damaged
+    #[arg(long)]
+    pub check: bool,
+    /// Check, but do not read the data
+    #[arg(long)]
+    pub metadata_only: bool,
+    /// Check, and mend what can be mended without losing anything
+    #[arg(long)]
+    pub repair: bool,
+    /// Mend also what costs something that the pool promised to keep, as a log that breaks off
+    #[arg(long, requires = "repair")]
+    pub accept_loss: bool,
+    /// Where the daemon's log tails lie; `none` for none [default: where serve puts them]
+    #[arg(long, value_name = "DIR")]
+    pub tail_dir: Option<PathBuf>,
 }
 
 /// Options of `demo`.

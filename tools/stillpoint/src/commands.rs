@@ -3,6 +3,7 @@
 pub mod completions;
 pub mod doctor;
 pub mod export;
+pub mod inspect;
 pub mod pool;
 pub mod serve;
 pub mod snapshot;

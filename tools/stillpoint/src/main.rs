@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         Command::Export(command) => commands::export::run(command, &global),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Status => commands::status::run(&global),
+        Command::Inspect(arguments) => commands::inspect::run(arguments, &global),
         Command::Doctor => commands::doctor::run(&global),
         Command::Completions { shell } => commands::completions::run(shell),
     };

@@ -23,6 +23,8 @@ pub struct Mending {
     pub commands: Vec<(ShardIndex, ShardCommand)>,
     /// What an operator should know.
     pub remarks: Vec<String>,
+    /// What is lost: no order of steps leads here.
+    pub damage: Vec<String>,
 }
 
 /// Compares the catalog with what the shards brought back, mends the catalog in memory, and says what else
@@ -121,7 +123,7 @@ fn mend_snapshots(catalog: &Catalog, shard: &RecoveredShard, mending: &mut Mendi
                     volume: of.volume,
                     snapshot: Some(snapshot.snapshot),
                 });
-                mending.remarks.push(format!(
+                mending.damage.push(format!(
                     "snapshot {name} is damaged: shard {} has no intermediate snapshot of it; \
                      what that shard held of it cannot be read",
                     shard.shard.0

@@ -324,10 +324,10 @@ fn shares_are_made_to_agree_with_the_catalog() {
     ];
     assert_eq!(mending.commands, expected);
     assert_eq!(
-        mending.remarks.len(),
+        mending.damage.len(),
         4,
         "four intermediate snapshots are missing: {:?}",
-        mending.remarks
+        mending.damage
     );
 }
 

@@ -77,6 +77,14 @@ impl Appliance {
         self.path(name).to_str().expect("a path in UTF-8").to_owned()
     }
 
+    /// Where log tails lie, as the daemon is told unless the test says otherwise.
+    pub fn tail_directory(&self) -> String {
+        match &self.tails {
+            Some(tails) => tails.path().to_str().expect("a path in UTF-8").to_owned(),
+            None => "none".to_owned(),
+        }
+    }
+
     /// Where NBD clients connect.
     pub fn nbd_socket(&self) -> PathBuf {
         self.path("run/nbd.sock")
