@@ -34,6 +34,13 @@ pub struct BitmapPage {
 
 const _: () = assert!(size_of::<BitmapPage>() == page::PAGE_BYTES);
 
+/// What [`crate::header::ShardHeader::bitmap_check`] says of bitmap pages with these CRCs, in order: never 0.
+#[must_use]
+pub fn check_of(page_crcs: impl IntoIterator<Item = u32>) -> u32 {
+    let bytes: Vec<u8> = page_crcs.into_iter().flat_map(u32::to_le_bytes).collect();
+    crate::crc32c(&bytes).max(1)
+}
+
 impl BitmapPage {
     /// Checks a page that was read from the slot of (`shard`, `device`, `index`).
     ///

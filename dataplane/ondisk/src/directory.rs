@@ -21,7 +21,7 @@ pub const ROW_HEADER_BYTES: usize = 6;
 pub struct DirectoryPage {
     /// Kind [`PageKind::Directory`].
     pub header: PageHeader,
-    /// Checkpoint generation that wrote this page.
+    /// As in [`crate::map_page::MapPage`]: the low half is what the index page says in `check`.
     pub generation: U64,
     /// Position of this page in the directory.
     pub index: U32,

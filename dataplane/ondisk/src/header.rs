@@ -28,8 +28,9 @@ pub struct ShardHeader {
     pub log_lsn: U64,
     /// CRC32C of the log page before `log_sequence`.
     pub log_previous_crc32c: U32,
-    /// Zero.
-    pub reserved_a: U32,
+    /// CRC32C over the `header.crc32c` of every bitmap page that belongs to this checkpoint, device by device, page by
+    /// page; 0 = not recorded (see [`crate::bitmap::check_of`]).
+    pub bitmap_check: U32,
     /// Time of the checkpoint, nanoseconds since the Unix epoch.
     pub written_ns: U64,
     /// Zero.

@@ -33,10 +33,20 @@ pub struct LogPage {
 const _: () = assert!(size_of::<LogPage>() == page::PAGE_BYTES);
 
 impl LogPage {
+    /// A sound page of this shard's log, whichever page it is.
+    #[must_use]
+    pub fn any(bytes: &[u8], pool: [u8; 16], shard: u16) -> Option<&Self> {
+        page::verify(bytes, PageKind::Log, Some(pool)).ok()?;
+        Self::ref_from_bytes(bytes)
+            .ok()
+            .filter(|log| log.shard.get() == shard)
+    }
+
     /// Checks a page against the place it was read from and the page before it.
     ///
     /// # Errors
-    /// [`Damage`]; the first damaged page is the end of the log.
+    /// [`Damage`]; the first page that is not accepted is the end of the log, unless another page says that more was
+    /// durable.
     pub fn parse(
         bytes: &[u8],
         pool: [u8; 16],

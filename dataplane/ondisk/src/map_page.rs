@@ -17,7 +17,7 @@ pub const LEVEL_MAX: u8 = 4;
 pub struct MapEntry {
     /// Device address, 48 bits: device in the highest 8, block of that device in the lower 40. 0 = hole.
     pub address: [u8; 6],
-    /// In a leaf: CRC32C of the block. In an interior page: low 32 bits of the generation that wrote the child.
+    /// In a leaf: CRC32C of the block. In an interior page: low 32 bits of the child's `generation`.
     pub check: U32,
     /// Epoch in which the block was written (or the hole was made), or the child page was made.
     pub birth: U32,
@@ -59,7 +59,8 @@ pub struct MapPage {
     pub header: PageHeader,
     /// Position within its level: (first block covered) / (blocks covered).
     pub index: U64,
-    /// Checkpoint generation that wrote this page.
+    /// Low half: what the parent's entry says in `check`, never the same in two lives of the pool; high half: the low
+    /// half of the checkpoint generation that wrote this page.
     pub generation: U64,
     /// The volume.
     pub volume: U32,

@@ -135,6 +135,7 @@ fn make_shard<D: OpenDevice>(
     header.generation = FIRST_GENERATION.into();
     header.shard = shard.0.into();
     header.log_lsn = 1.into();
+    header.bitmap_check = space.bitmap_check().into();
     page::seal(header.as_mut_bytes());
     writer.write(
         home,

@@ -61,6 +61,8 @@ pub struct LogWriter<T> {
     trusted_lsn: u64,
     /// Until a checkpoint passes the first LSN, no page may say that more than the second is durable.
     distrusted: Option<(u64, u64)>,
+    /// The highest `durable_lsn` of a page that was given out to be written.
+    marked_lsn: u64,
 }
 
 impl<T: LogTail> LogWriter<T> {
@@ -92,6 +94,7 @@ impl<T: LogTail> LogWriter<T> {
             trimmed,
             trusted_lsn,
             distrusted: None,
+            marked_lsn: at.lsn,
         };
         if log.tail.is_there() {
             log.tail.segment(1)[..SEGMENT_HEADER_BYTES].fill(0);
@@ -226,6 +229,31 @@ impl<T: LogTail> LogWriter<T> {
         self.ring_pages
     }
 
+    /// Whether records are durable that no page says to be, and that the last checkpoint does not cover. Should the
+    /// last page be damaged, nothing would tell it from one that never was durable.
+    pub fn needs_mark(&self) -> bool {
+        let stated_lsn = self.stated_durable_lsn();
+        stated_lsn > self.marked_lsn && stated_lsn > self.trimmed.lsn
+    }
+
+    /// Sees to it that a page waits to be written, if only to say what is durable; false if there is no room.
+    pub fn push_mark(&mut self) -> bool {
+        if self.has_pending() {
+            return true;
+        }
+        if !self.has_room(0) {
+            return false;
+        }
+        let mut page = LogPage::new_zeroed();
+        page.first_lsn = self.next_lsn.into();
+        self.pages.push(page);
+        true
+    }
+
+    fn stated_durable_lsn(&self) -> u64 {
+        self.distrusted.map_or(self.durable_lsn, |(_, lsn)| lsn)
+    }
+
     /// Bytes that [`Self::start_write`] needs.
     pub fn pending_bytes(&self) -> usize {
         self.pages.len() * PAGE_BYTES
@@ -243,7 +271,8 @@ impl<T: LogTail> LogWriter<T> {
             "the log does not overtake its mark"
         );
         let first = self.next_sequence % self.ring_pages;
-        let durable_lsn = self.distrusted.map_or(self.durable_lsn, |(_, lsn)| lsn);
+        let durable_lsn = self.stated_durable_lsn();
+        self.marked_lsn = self.marked_lsn.max(durable_lsn);
         for (page, bytes) in self.pages.iter_mut().zip(into.chunks_exact_mut(PAGE_BYTES)) {
             page.header = PageHeader::new(PageKind::Log, self.pool);
             page.sequence = self.next_sequence.into();

@@ -168,7 +168,10 @@ impl Appliance {
             }
         }
         if let Some(error) = failure {
-            return Err(Error::failure(error.to_string()));
+            return Err(Error::failure(error.to_string()).hint(format!(
+                "stillpoint inspect --check {} says what is damaged",
+                devices.name
+            )));
         }
         shards.sort_by_key(|shard| shard.shard);
         let all = (0..devices.layout.shard_count).map(ShardIndex);

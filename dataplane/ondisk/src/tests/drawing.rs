@@ -82,7 +82,7 @@ fn structures() -> Vec<(&'static str, usize, Vec<Field>)> {
             log_sequence,
             log_lsn,
             log_previous_crc32c,
-            reserved_a,
+            bitmap_check,
             written_ns,
             reserved_b,
             directory_index,

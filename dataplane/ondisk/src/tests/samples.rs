@@ -177,7 +177,7 @@ pub fn header() -> ShardHeader {
         log_sequence: 901.into(),
         log_lsn: 70_001.into(),
         log_previous_crc32c: 0xC0FF_EE00.into(),
-        reserved_a: 0.into(),
+        bitmap_check: 0.into(),
         written_ns: 1_700_000_000_000_000_002.into(),
         reserved_b: [0; 128],
         directory_index,

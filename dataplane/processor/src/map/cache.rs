@@ -19,6 +19,8 @@ pub struct PageCache {
     pub(super) shard: ShardIndex,
     pub(super) frames: Frames,
     pub(super) hints: Hints,
+    /// Tells the pages of this life from those that an earlier one left at the same places.
+    salt: u32,
 }
 
 impl PageCache {
@@ -32,7 +34,21 @@ impl PageCache {
             shard,
             frames: Frames::new(capacity_pages, open_generation),
             hints: Hints::new(capacity_pages),
+            salt: 0,
         }
+    }
+
+    /// Sets what tells the pages that are made from now on from those of any other life of the pool: an interrupted
+    /// checkpoint leaves pages of the generation that the next life makes, and at the same places. Should the write of
+    /// a new page be lost, its parent must not take the old one for it.
+    pub fn set_salt(&mut self, salt: u32) {
+        self.salt = salt;
+    }
+
+    /// What pages of a checkpoint generation say of themselves; its low half is what their parents say.
+    #[must_use]
+    pub fn page_generation(&self, generation: u64) -> u64 {
+        generation << 32 | u64::from((generation as u32).wrapping_add(self.salt))
     }
 
     /// Changes the capacity. A larger one counts at once; below a smaller one no memory is given back.

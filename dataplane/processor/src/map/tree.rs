@@ -326,18 +326,19 @@ impl PageCache {
         let extent = tree.space.reserve(1, tree.purpose).ok_or(MapError::NoSpace)?;
         tree.space.commit(extent);
         let generation = self.frames.open_generation();
-        let entry = MapEntry::new(extent.address.0, generation as u32, tree.epoch.0);
+        let page_generation = self.page_generation(generation);
+        let entry = MapEntry::new(extent.address.0, page_generation as u32, tree.epoch.0);
         let frame = self.frames.take(Tenant {
             address: extent.address,
             generation,
             birth: tree.epoch.0,
-            check: generation as u32,
+            check: page_generation as u32,
         });
         let (pool, shard) = (self.pool, self.shard);
         let page: &mut MapPage = self.frames.page_mut(frame);
         page.header = PageHeader::new(PageKind::Map, pool);
         page.index = index.into();
-        page.generation = generation.into();
+        page.generation = page_generation.into();
         page.volume = tree.family.0.into();
         page.birth = tree.epoch.0.into();
         page.shard = shard.0.into();

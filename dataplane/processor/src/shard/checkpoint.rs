@@ -162,7 +162,8 @@ impl<T: LogTail> Shard<T> {
         let mark = self.log.mark();
         let generation = self.cache.begin_checkpoint();
         let space = &mut self.space;
-        let image = self.directory.checkpoint(generation, || {
+        let page_generation = self.cache.page_generation(generation);
+        let image = self.directory.checkpoint(page_generation, || {
             let extent = space.reserve(1, Purpose::Checkpoint).expect("room was checked");
             space.commit(extent);
             extent.address
@@ -291,6 +292,7 @@ impl<T: LogTail> Shard<T> {
             .header
             .take()
             .expect("taken when the state was frozen");
+        header.bitmap_check = self.space.bitmap_check().into();
         page::seal(header.as_mut_bytes());
         buffer.bytes_mut()[..PAGE_BYTES].copy_from_slice(header.as_bytes());
         let block = self

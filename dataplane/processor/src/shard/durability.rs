@@ -14,6 +14,8 @@ use crate::request::{RequestError, RequestKind};
 
 /// Records that may be neither durable nor asked to be: bounds what recovery has to verify after a power cut.
 const UNFLUSHED_RECORDS_MAX: u64 = 16_384;
+/// So long after the last flush the log says on the device what that flush made durable, if nothing else was logged.
+pub(super) const MARK_DELAY_NS: u64 = 20_000_000;
 
 #[derive(Debug)]
 enum Waiter {
@@ -36,6 +38,8 @@ pub(super) struct Durability {
     dirty_for_flush: u64,
     /// Bit per device: written since the last checkpoint flush began.
     dirty_for_checkpoint: u64,
+    /// When the log is to say what is durable.
+    mark_due_ns: Option<u64>,
 }
 
 impl Durability {
@@ -49,6 +53,11 @@ impl Durability {
 
     pub(super) fn is_idle(&self) -> bool {
         self.durable.is_empty() && self.written.is_empty() && self.flushing_lsn.is_none()
+    }
+
+    /// The monotonic time at which something has to be done although nothing happens.
+    pub(super) fn deadline_ns(&self) -> Option<u64> {
+        self.mark_due_ns
     }
 
     /// Devices that a checkpoint has to flush; they count as flushed from here on.
@@ -102,6 +111,7 @@ impl<T: LogTail> Shard<T> {
         if self.stopped.is_some() {
             return;
         }
+        self.mark_what_is_durable();
         let waiters = &self.durability;
         let asked = waiters
             .durable
@@ -125,6 +135,24 @@ impl<T: LogTail> Shard<T> {
             self.durability.flushing_lsn = Some(written);
             let devices = core::mem::take(&mut self.durability.dirty_for_flush);
             self.issue_flush(Tag::HostFlush, devices);
+        }
+    }
+
+    /// Without this, damage to the last page that a flush made durable could not be told from a page that a power cut
+    /// tore before it was.
+    fn mark_what_is_durable(&mut self) {
+        let now_ns = self.now.monotonic_ns;
+        if self.durability.mark_due_ns.is_none_or(|due_ns| due_ns > now_ns) {
+            return;
+        }
+        self.durability.mark_due_ns = None;
+        if !self.log.needs_mark() {
+            return;
+        }
+        if self.log.is_writing() {
+            self.durability.mark_due_ns = Some(now_ns + MARK_DELAY_NS);
+        } else if self.log.push_mark() {
+            self.durability.log_wanted = true;
         }
     }
 
@@ -202,7 +230,12 @@ impl<T: LogTail> Shard<T> {
             .take()
             .expect("a flush was in flight");
         match operation.result {
-            Ok(()) => self.log.flushed(lsn),
+            Ok(()) => {
+                self.log.flushed(lsn);
+                if self.log.needs_mark() {
+                    self.durability.mark_due_ns = Some(self.now.monotonic_ns + MARK_DELAY_NS);
+                }
+            }
             Err(error) => self.stop("flush", error),
         }
     }

@@ -369,8 +369,9 @@ impl<T: LogTail> Shard<T> {
         self.cuts
             .iter()
             .map(|cut| cut.deadline_ns)
-            .min()
             .filter(|&deadline| deadline != u64::MAX)
+            .chain(self.durability.deadline_ns().filter(|_| self.stopped.is_none()))
+            .min()
     }
 
     /// Whether nothing is being worked on, in flight, or left to do in the background.

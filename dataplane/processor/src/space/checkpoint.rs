@@ -8,7 +8,7 @@
 use super::bits::page_words;
 use super::{Closing, Phase, Space};
 use crate::ids::DeviceIndex;
-use stillpoint_ondisk::bitmap::BitmapPage;
+use stillpoint_ondisk::bitmap::{BitmapPage, check_of};
 use stillpoint_ondisk::page::{PageHeader, PageKind, seal};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -64,7 +64,23 @@ impl Space {
         seal(image.as_mut_bytes());
         let state = &mut self.pages[number];
         state.closing = Closing::No;
+        state.image_crc32c = image.header.crc32c.get();
         Some((DeviceIndex(device as u8), index, other_slot(state.slot)))
+    }
+
+    /// What the shard header says of the bitmap pages: of those handed out, if a checkpoint is running, and of the
+    /// durable ones that it leaves as they are.
+    #[must_use]
+    pub fn bitmap_check(&self) -> u32 {
+        assert!(
+            self.closing_done == self.closing_pages.len(),
+            "all images were handed out"
+        );
+        let mut crcs: Vec<u32> = self.pages.iter().map(|page| page.crc32c).collect();
+        for &page in &self.closing_pages {
+            crcs[page as usize] = self.pages[page as usize].image_crc32c;
+        }
+        check_of(crcs)
     }
 
     /// The header of this checkpoint is on the device: what was handed out is now what is durable, and blocks
@@ -78,6 +94,7 @@ impl Space {
         for &page in &self.closing_pages {
             let state = &mut self.pages[page as usize];
             state.slot = Some(other_slot(state.slot));
+            state.crc32c = state.image_crc32c;
         }
         self.closing_pages.clear();
         self.closing_done = 0;

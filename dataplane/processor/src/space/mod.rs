@@ -97,6 +97,10 @@ struct PageState {
     free_blocks: u32,
     /// The slot that the last durable checkpoint uses, if any.
     slot: Option<u8>,
+    /// CRC32C of the page in that slot.
+    crc32c: u32,
+    /// CRC32C of the image that was handed out for the running checkpoint.
+    image_crc32c: u32,
     /// `referenced` has changed since the last checkpoint began.
     dirty: bool,
     /// Where it stands in the running checkpoint.
@@ -178,6 +182,8 @@ impl Space {
         let state = PageState {
             free_blocks: 0,
             slot: None,
+            crc32c: 0,
+            image_crc32c: 0,
             dirty: true,
             closing: Closing::No,
             pending: [false; 2],
@@ -254,6 +260,7 @@ impl Space {
         }
         self.mark_static_area_of_page(usize::from(device.0), page as usize);
         self.pages[number].slot = Some(slot);
+        self.pages[number].crc32c = bitmap.header.crc32c.get();
         self.pages[number].dirty = false;
         let (free_after, used_after) = self.data_counts(number);
         self.free_blocks = self.free_blocks - free_before + free_after;

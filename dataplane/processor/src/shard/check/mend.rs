@@ -1,10 +1,11 @@
 //! Mending what can be mended. A mend is worked out by the check, and carried out when the check has ended.
 
+use stillpoint_ondisk::bitmap::check_of;
 use stillpoint_ondisk::header::ShardHeader;
 use stillpoint_ondisk::layout::Layout;
-use stillpoint_ondisk::page::PAGE_BYTES;
+use stillpoint_ondisk::page::{self, PAGE_BYTES, PageHeader};
 use stillpoint_ondisk::record::Record;
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::super::ShardOptions;
 use super::super::recovery::found_log::Replay;
@@ -93,7 +94,32 @@ pub(super) fn bitmap(layout: &Layout, shard: ShardIndex, root: &ShardHeader, use
         }
     };
     // Both slots: whichever was taken for the newer one before, they say the same now.
-    vec![slot_of(0), slot_of(1)]
+    let mut mends = vec![slot_of(0), slot_of(1)];
+    let mut root = *root;
+    root.bitmap_check = used_check(used, root.generation.get()).into();
+    page::seal(root.as_mut_bytes());
+    // First the copy that does not count.
+    let counts = root.generation.get() % 2;
+    for copy in [1 - counts, counts] {
+        let mut mend = header_copy(layout, shard, &root, copy);
+        mend.what = format!(
+            "shard {}: header copy {copy} says which bitmap belongs to it",
+            shard.0
+        );
+        mends.push(mend);
+    }
+    mends
+}
+
+/// What the root has to say of the bitmap that is written anew.
+fn used_check(used: &Space, generation: u64) -> u32 {
+    let mut bytes = vec![0; PAGE_BYTES];
+    let crcs = used.bitmap_pages().map(|(device, page)| {
+        used.used_image(device, page, generation, &mut bytes);
+        let (header, _) = PageHeader::ref_from_prefix(&bytes).expect("a page starts with its header");
+        header.crc32c.get()
+    });
+    check_of(crcs)
 }
 
 /// Logs that these intermediate snapshots are to be freed, as the control plane does for those without a commit record
@@ -115,7 +141,7 @@ pub fn delete_snapshots(
     let mut opening = Opening::new(layout, shard, device, ShardOptions::default(), generation, now);
     let found = opening.find_log(mark)?;
     let segments = segments_of(tail);
-    let mut newest = opening.fitting_tail_records(&found, mark.lsn, &segments);
+    let mut newest = opening.fitting_tail_records(&found, mark.lsn, &segments)?;
     let next_lsn = newest.last().map_or(found.end.lsn, |last| last.lsn + 1);
     // What was logged before the power was cut must not go on behind these records.
     let opened = Record::Opened { wall_ns: now.wall_ns };

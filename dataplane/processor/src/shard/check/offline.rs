@@ -102,7 +102,7 @@ pub fn check_shard(
     }
     if depth == Depth::Structures {
         // How much is in use is all that is wanted of it; if it is damaged, a check says so.
-        let _ = opening.load_bitmaps(generation);
+        let _ = opening.load_bitmaps(&header);
         replay(&mut opening, &header, tail, depth, &mut checked);
     } else {
         if look_at_space(&mut opening, &header, &mut checked) {
@@ -151,7 +151,7 @@ fn look_at_space<D: OpenDevice>(
     checked: &mut CheckedShard,
 ) -> bool {
     let spare = spare_slots(opening);
-    let loaded = opening.load_bitmaps(header.generation.get());
+    let loaded = opening.load_bitmaps(header);
     let walked = Walked {
         layout: opening.layout,
         shard: opening.shard,
@@ -239,7 +239,7 @@ fn replay<D: OpenDevice>(
     let mark = mark_of(header);
     let segments = segments_of(tail);
     let replayed = opening.find_log(mark).and_then(|found| {
-        let newest = opening.fitting_tail_records(&found, mark.lsn, &segments);
+        let newest = opening.fitting_tail_records(&found, mark.lsn, &segments)?;
         match depth {
             Depth::Structures => apply_rows(opening, &found, &newest),
             Depth::Metadata | Depth::Data => opening.replay(&found, &newest),

@@ -6,7 +6,7 @@ use stillpoint_ondisk::record::Record;
 use stillpoint_ondisk::tail::SegmentHeader;
 use zerocopy::FromBytes;
 
-use super::{OpenError, Opening, READ_AHEAD_PAGES};
+use super::{OpenError, Opening, READ_AHEAD_PAGES, read_one};
 use crate::BLOCK_BYTES;
 use crate::ids::{DeviceAddress, DeviceIndex};
 use crate::log::{LogMark, LogWriter};
@@ -52,6 +52,7 @@ impl<D: OpenDevice> Opening<'_, D> {
                     end.previous_crc32c,
                 );
                 let Some(next_lsn) = parsed.ok().and_then(|page| records_end(page, end.lsn)) else {
+                    self.check_nothing_is_lost(mark, &found)?;
                     return Ok(found);
                 };
                 let sound = LogPage::ref_from_bytes(page).expect("parsed before");
@@ -65,13 +66,63 @@ impl<D: OpenDevice> Opening<'_, D> {
         Ok(found)
     }
 
+    /// Tells the end of the log from damage in its middle. Every page says which records were durable when it was
+    /// written, and what was durable in one life is there in every later one: so no sound page of this shard, of whichever
+    /// turn of the ring and whichever life, may say more than the log holds. A page that a crash tore or lost was not
+    /// durable, and no page says that it was.
+    fn check_nothing_is_lost(&mut self, mark: LogMark, found: &FoundLog) -> Result<(), OpenError> {
+        let ring = u64::from(self.layout.log_pages);
+        let start = self.layout.log_start_block(self.shard.0);
+        let mut durable_lsn = 0;
+        for first in (found.end.sequence..mark.sequence + ring).step_by(READ_AHEAD_PAGES) {
+            let end = (mark.sequence + ring).min(first + READ_AHEAD_PAGES as u64);
+            let until_wrap = ring - first % ring;
+            let middle = end.min(first + until_wrap);
+            for (from, to) in [(first, middle), (middle, end)] {
+                let bytes = self.read_what_can_be_read(start + from % ring, (to - from) as usize);
+                let sound = bytes
+                    .chunks_exact(PAGE_BYTES)
+                    .filter_map(|page| LogPage::any(page, self.layout.pool, self.shard.0));
+                durable_lsn = sound.fold(durable_lsn, |most, page| most.max(page.durable_lsn.get()));
+            }
+        }
+        if durable_lsn <= found.end.lsn {
+            return Ok(());
+        }
+        Err(OpenError::LogLost {
+            shard: self.shard.0,
+            sequence: found.end.sequence,
+            lsn: found.end.lsn,
+            until_lsn: durable_lsn,
+            tail: false,
+        })
+    }
+
+    /// Pages of the home device that follow each other; zeros for those that cannot be read.
+    fn read_what_can_be_read(&mut self, first_block: u64, pages: usize) -> Vec<u8> {
+        let mut bytes = vec![0; pages * PAGE_BYTES];
+        let home = self.home();
+        if pages == 0 || read_one(self.device, home, first_block, &mut bytes).is_ok() {
+            return bytes;
+        }
+        for (block, page) in (first_block..).zip(bytes.chunks_exact_mut(PAGE_BYTES)) {
+            if read_one(self.device, home, block, page).is_err() {
+                page.fill(0);
+            }
+        }
+        bytes
+    }
+
     /// The records of the log tail that go on after the log's; empty if no segment fits.
+    ///
+    /// A segment is begun only when the records before the other segment's are on the device. So one that goes on from
+    /// beyond the log's end tells that the device lost pages which it had.
     pub(in crate::shard) fn fitting_tail_records<'s>(
         &mut self,
         found: &FoundLog,
         first_lsn: u64,
         segments: &'s [Vec<u8>; 2],
-    ) -> Vec<Replay<'s>> {
+    ) -> Result<Vec<Replay<'s>>, OpenError> {
         let mut headers: Vec<(SegmentHeader, &[u8])> = segments
             .iter()
             .filter_map(|segment| {
@@ -85,9 +136,9 @@ impl<D: OpenDevice> Opening<'_, D> {
         headers.sort_by_key(|(header, _)| header.first_lsn.get());
         let mut newest = Vec::new();
         let mut next_lsn = found.end.lsn;
-        for (header, bytes) in headers {
+        for (header, bytes) in &headers {
             let goes_on = self.report.tail_fitted && header.first_lsn.get() == next_lsn;
-            if !goes_on && !found.has_boundary(&header) {
+            if !goes_on && !found.has_boundary(header) {
                 continue;
             }
             let records = segment_records(bytes, header.first_lsn.get());
@@ -103,7 +154,16 @@ impl<D: OpenDevice> Opening<'_, D> {
                 }
             }
         }
-        newest
+        match headers.last() {
+            Some((ahead, _)) if ahead.first_lsn.get() > next_lsn => Err(OpenError::LogLost {
+                shard: self.shard.0,
+                sequence: found.end.sequence,
+                lsn: next_lsn,
+                until_lsn: ahead.first_lsn.get(),
+                tail: true,
+            }),
+            _ => Ok(newest),
+        }
     }
 
     /// Brings the tail's records into the log on the device; gives where the log goes on.

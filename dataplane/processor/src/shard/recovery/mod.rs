@@ -6,8 +6,11 @@
 //! | one sound header | it is the root: the other was being written, or never was |
 //! | no sound header, or one that the device cannot read | the shard is not opened |
 //! | log pages that chain on from the root's mark | their records are replayed in order |
-//! | the first page that does not | the end of the log |
+//! | the first page that does not, and no sound page anywhere in the ring says that a later record was durable | the end of the log |
+//! | the same, but some page says so | damage, not a crash: the shard is not opened |
+//! | a bitmap slot older than the one that the root counted on | the shard is not opened |
 //! | a tail segment whose header names a boundary of that chain | its records go on after the log's |
+//! | a tail segment that goes on from a record beyond the log's end | damage: the shard is not opened |
 //! | any other tail segment | ignored: it belongs to another life of the pool |
 //! | records not known to be durable, logged before the power came on | the data they name is verified by CRC, and a block that fails keeps its older content |
 //!
@@ -26,11 +29,11 @@ mod roots;
 use core::fmt;
 use std::collections::VecDeque;
 
-use stillpoint_ondisk::Damage;
 use stillpoint_ondisk::header::ShardHeader;
 use stillpoint_ondisk::layout::Layout;
 use stillpoint_ondisk::page::PAGE_BYTES;
 use stillpoint_ondisk::record::Record;
+use stillpoint_ondisk::{Damage, crc32c};
 
 use super::checkpoint::Checkpoint;
 use super::durability::Durability;
@@ -75,6 +78,20 @@ pub enum OpenError {
         /// What does not fit.
         what: &'static str,
     },
+    /// A page of the log is damaged or was never written, and it is not a page that a crash may have caught: records
+    /// that were durable lay in it or behind it.
+    LogLost {
+        /// The shard.
+        shard: u16,
+        /// Sequence of the first page that is not there.
+        sequence: u64,
+        /// LSN of the first record that cannot be found.
+        lsn: u64,
+        /// Every record below this was durable (or, if `tail` is set, was on the device when the process ended).
+        until_lsn: u64,
+        /// The log tail says so, and not another log page.
+        tail: bool,
+    },
 }
 
 impl fmt::Display for OpenError {
@@ -83,6 +100,28 @@ impl fmt::Display for OpenError {
             Self::Device { what, error } => write!(f, "{what}: {error}"),
             Self::Damaged { what, damage } => write!(f, "{what}: {damage}"),
             Self::Replay { lsn, what } => write!(f, "log record {lsn}: {what}"),
+            Self::LogLost {
+                shard,
+                sequence,
+                lsn,
+                until_lsn,
+                tail,
+            } => {
+                write!(
+                    f,
+                    "log page {sequence} of shard {shard} is damaged: it ends the log at record {lsn}, but records up to \
+                     {until_lsn} "
+                )?;
+                if *tail {
+                    write!(
+                        f,
+                        "were on the device, says the log tail (if this pool was in use on another machine since, or \
+                         is an older copy, delete its log tail); nothing was changed"
+                    )
+                } else {
+                    write!(f, "were durable; nothing was changed")
+                }
+            }
         }
     }
 }
@@ -143,15 +182,16 @@ impl<T: LogTail> Shard<T> {
         };
         let mut opening = Opening::new(layout, shard, device, options, generation, now);
         opening.load_directory(&header)?;
-        opening.load_bitmaps(generation)?;
+        opening.load_bitmaps(&header)?;
         opening.load_volumes()?;
         let found = opening.find_log(mark)?;
+        opening.cache.set_salt(salt_of(now, &found.end));
         let segments = if tail.is_there() {
             [tail.segment(0).to_vec(), tail.segment(1).to_vec()]
         } else {
             [Vec::new(), Vec::new()]
         };
-        let newest = opening.fitting_tail_records(&found, mark.lsn, &segments);
+        let newest = opening.fitting_tail_records(&found, mark.lsn, &segments)?;
         opening.replay(&found, &newest)?;
         let at = opening.relog(&found, mark, &newest)?;
         let report = opening.report.clone();
@@ -250,6 +290,19 @@ impl<T: LogTail> Shard<T> {
         opened.reserve_for_checkpoint();
         opened
     }
+}
+
+/// What no other life of the shard has.
+fn salt_of(now: Now, end: &LogMark) -> u32 {
+    let numbers = [
+        now.wall_ns,
+        now.monotonic_ns,
+        end.sequence,
+        end.lsn,
+        u64::from(end.previous_crc32c),
+    ];
+    let bytes: Vec<u8> = numbers.into_iter().flat_map(u64::to_le_bytes).collect();
+    crc32c(&bytes)
 }
 
 pub(super) fn read_header(

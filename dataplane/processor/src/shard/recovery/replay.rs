@@ -134,12 +134,12 @@ impl<D: OpenDevice> Opening<'_, D> {
                 })
                 .collect();
             self.device.read_all(&mut reads);
-            // A block that cannot be read was not durable either: it keeps its older content.
-            let sound = |read: &Transferred<'_>, crc: u32| read.result.is_ok() && crc32c(read.bytes) == crc;
+            // Whether a block that cannot be read had reached the device is not known: it keeps its new place, so that
+            // reading it is an error, and not content that may be too old.
             let damaged = reads
                 .iter()
                 .zip(blocks)
-                .filter(|(read, (_, crc))| !sound(read, *crc));
+                .filter(|(read, (_, crc))| read.result.is_ok() && crc32c(read.bytes) != *crc);
             bad.extend(damaged.map(|(_, (address, _))| address.0));
         }
         bad.sort_unstable();

@@ -54,7 +54,11 @@ impl<D: OpenDevice> Opening<'_, D> {
         Ok(())
     }
 
-    pub(in crate::shard) fn load_bitmaps(&mut self, generation: u64) -> Result<(), OpenError> {
+    /// Loads of every page the newest slot that the root knows of, and checks by the root that none of them is an
+    /// older one whose successor was damaged or lost: space would be given out that is in use.
+    pub(in crate::shard) fn load_bitmaps(&mut self, header: &ShardHeader) -> Result<(), OpenError> {
+        let generation = header.generation.get();
+        let mut damage = None;
         for device in 0..self.layout.devices.len() {
             let pages = self.layout.bitmap_pages(device);
             for first in (0..pages).step_by(READ_AHEAD_PAGES) {
@@ -68,17 +72,37 @@ impl<D: OpenDevice> Opening<'_, D> {
                     .collect();
                 let bytes = self.read_pages("space bitmap", &places)?;
                 for (page, slots) in (first..).zip(bytes.chunks_exact(2 * PAGE_BYTES)) {
-                    self.load_bitmap(generation, device as u8, page, slots)?;
+                    let found = self.load_bitmap(generation, device as u8, page, slots)?;
+                    // A slot that was never used holds anything.
+                    damage = damage.or(found.filter(|found| *found != Damage::Magic));
                 }
             }
+        }
+        // Pools that an older program wrote say nothing.
+        let expected = header.bitmap_check.get();
+        if expected != 0 && expected != self.space.bitmap_check() {
+            return Err(OpenError::Damaged {
+                what: format!(
+                    "space bitmap of shard {}: a page of the last checkpoint",
+                    self.shard.0
+                ),
+                damage: damage.unwrap_or(Damage::Place),
+            });
         }
         Ok(())
     }
 
-    /// Of two slots the newest that the root knows of counts.
-    fn load_bitmap(&mut self, generation: u64, device: u8, page: u64, slots: &[u8]) -> Result<(), OpenError> {
+    /// Of two slots the newest that the root knows of counts. Gives what is wrong with the other, should it have been
+    /// the newest.
+    fn load_bitmap(
+        &mut self,
+        generation: u64,
+        device: u8,
+        page: u64,
+        slots: &[u8],
+    ) -> Result<Option<Damage>, OpenError> {
         let (pool, shard) = (self.layout.pool, self.shard.0);
-        let mut damage = Damage::Magic;
+        let mut damage = None;
         let mut best: Option<(u8, &BitmapPage)> = None;
         let mut unfinished = false;
         for (slot, bytes) in (0..2u8).zip(slots.chunks_exact(PAGE_BYTES)) {
@@ -89,11 +113,12 @@ impl<D: OpenDevice> Opening<'_, D> {
                         best = Some((slot, found));
                     }
                 }
-                Err(found) => damage = found,
+                Err(found) => damage = Some(found),
             }
         }
         let Some((slot, bitmap)) = best else {
             let what = format!("space bitmap page {page} of device {device}, shard {shard}");
+            let damage = damage.unwrap_or(Damage::Place);
             return Err(OpenError::Damaged { what, damage });
         };
         self.space.load_page(DeviceIndex(device), page, slot, bitmap);
@@ -102,7 +127,7 @@ impl<D: OpenDevice> Opening<'_, D> {
             // leave this page as it is.
             self.space.mark_dirty(DeviceIndex(device), page);
         }
-        Ok(())
+        Ok(damage)
     }
 
     pub(in crate::shard) fn load_volumes(&mut self) -> Result<(), OpenError> {

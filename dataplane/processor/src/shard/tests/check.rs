@@ -340,8 +340,16 @@ fn set_bit(left: &mut Left, block: u64, used: bool) {
     reseal_headers(left);
 }
 
-/// The header says which bitmap pages it counts on.
-fn reseal_headers(_left: &mut Left) {}
+/// The header says which bitmap pages it counts on, or (0) does not.
+fn reseal_headers(left: &mut Left) {
+    for copy in 0..2 {
+        let mut header = left.header(copy);
+        header.bitmap_check = 0.into();
+        seal(header.as_mut_bytes());
+        let block = left.layout.header_block(0, copy);
+        left.page(block).copy_from_slice(header.as_bytes());
+    }
+}
 
 #[test]
 fn leaked_blocks_are_counted_and_freed() {
