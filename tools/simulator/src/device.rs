@@ -15,6 +15,7 @@ mod open;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use disk::each_page;
 pub use disk::{CrashFate, Disk};
 pub use open::OpenPort;
 
@@ -182,7 +183,7 @@ impl Devices {
         let mut pages: Vec<Vec<(u64, disk::Page)>> = vec![Vec::new(); room.disks.len()];
         for InFlight { operation, .. } in in_flight.into_values() {
             if operation.kind == OperationKind::Write {
-                disk::each_page(&operation, |device, block, page| {
+                each_page(&operation, |device, block, page| {
                     pages[device].push((block, page))
                 });
             }
@@ -288,7 +289,7 @@ impl Room {
 
     fn write(&mut self, operation: &Operation, failed: bool) {
         let Self { disks, random, .. } = self;
-        disk::each_page(operation, |device, block, page| {
+        each_page(operation, |device, block, page| {
             // A failed write may have done some of its work.
             if !failed || random.percent(30) {
                 disks[device].write(block, page);

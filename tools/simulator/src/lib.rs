@@ -9,10 +9,15 @@
 //!       stillpoint-processor, stillpoint-coordinator, stillpoint-export ─ the code that ships
 //!         device, memory ─ write caches that forget, log tails that outlive a kill
 //!         network ─ connections that split, join, delay and lose bytes
+//!
+//! boundary ─ a crash before every write and flush of short scripts, with every choice of what it leaves
+//! faults ─ devices that do one thing wrong, and every field of every structure flipped
 //! ```
 //! Everything is decided by one [`random::Random`]; the same seed and the same code give the same run.
 
+pub mod boundary;
 pub mod device;
+pub mod faults;
 pub mod history;
 pub mod machine;
 pub mod memory;

@@ -1,5 +1,7 @@
 //! `stillpoint-sim`: runs seeds, and says how to see a failing one again.
 
+mod parts;
+
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -20,8 +22,10 @@ const REPORT_EVERY: Duration = Duration::from_secs(60);
 /// Runs the shipping data plane and coordinator over simulated devices and time, crashes them, and checks the
 /// invariants I1 to I10.
 #[derive(Debug, Parser)]
-#[command(name = "stillpoint-sim", version)]
+#[command(name = "stillpoint-sim", version, args_conflicts_with_subcommands = true)]
 struct Arguments {
+    #[command(subcommand)]
+    part: Option<parts::Part>,
     /// Runs this seed alone and tells everything that happens on standard error
     #[arg(long, conflicts_with_all = ["first", "seeds", "minutes", "operations"])]
     seed: Option<u64>,
@@ -77,7 +81,11 @@ fn main() -> ExitCode {
         if let Some((kind, seed)) = SEED.get() {
             how_to_replay(kind, seed);
         }
+        parts::how_to_replay_this();
     }));
+    if let Some(part) = &arguments.part {
+        return parts::run(part);
+    }
     let Some(seed) = arguments.seed else {
         return run_many(&arguments);
     };

@@ -11,7 +11,7 @@ use crate::random::Random;
 pub const SECTOR_BYTES: usize = 512;
 
 /// The content of a block.
-pub(super) type Page = Rc<[u8; BLOCK_BYTES]>;
+pub(crate) type Page = Rc<[u8; BLOCK_BYTES]>;
 
 /// A block of zeros.
 pub(super) fn zero_page() -> Page {
@@ -162,7 +162,7 @@ fn survive(fate: CrashFate, before: &Option<Page>, page: Page, random: &mut Rand
 }
 
 /// Calls `take` with device, block and content for each block of a write.
-pub(super) fn each_page(operation: &Operation, mut take: impl FnMut(usize, u64, Page)) {
+pub(crate) fn each_page(operation: &Operation, mut take: impl FnMut(usize, u64, Page)) {
     for transfer in &operation.transfers {
         let mut block = transfer.offset_bytes / BLOCK_BYTES as u64;
         let first = transfer.first_segment as usize;

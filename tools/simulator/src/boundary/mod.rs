@@ -1,0 +1,148 @@
+//! Crashes at every boundary: short scripts are played over devices that remember which block writes no flush covered
+//! yet; before each write or flush of a device ends, everything that a crash could leave at that moment is recovered
+//! and compared.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `script.rs` | what is done: a few scripts made by hand, any number from seeds |
+//! | `rig.rs`, `client.rs`, `operator.rs`, `play.rs` | one life of a pool, and a script played in it |
+//! | `history.rs` | what the client was told, and so what may be there |
+//! | `medium.rs`, `choices.rs`, `memory.rs` | devices, what a crash leaves of them, log tails |
+//! | `recover.rs` | a pool after a crash: put right by its catalog, read, compared |
+//! | `explore.rs` | every boundary, every choice, and again during the recovery |
+//! | `create.rs` | the same while a pool is made |
+
+pub(crate) mod choices;
+mod client;
+mod create;
+mod explore;
+pub(crate) mod history;
+pub(crate) mod medium;
+pub(crate) mod memory;
+mod operator;
+pub(crate) mod play;
+pub(crate) mod recover;
+pub(crate) mod rig;
+pub(crate) mod script;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use stillpoint_ondisk::layout::Layout;
+use stillpoint_processor::format::{PoolSpec, make_pool};
+
+use crate::machine::WALL_START_NS;
+use crate::model::Broken;
+use crate::random::{Random, mix};
+use crate::world::Coverage;
+
+pub use choices::Budget;
+pub(crate) use create::layout_of;
+use medium::{Image, Medium, Port};
+use memory::Tail;
+use rig::{Checked, Rig};
+use script::Script;
+
+/// Identity of the pools that scripts make.
+pub(crate) const POOL: [u8; 16] = *b"a scripted pool.";
+
+/// What a pool for a script is to be.
+pub(crate) fn spec_of(script: &Script, pool: [u8; 16]) -> PoolSpec {
+    PoolSpec {
+        pool,
+        name: "scripted".to_string(),
+        shard_count: script.shards,
+        created_ns: WALL_START_NS,
+        devices: (0..)
+            .zip(&script.devices)
+            .map(|(index, &blocks)| ([index; 16], blocks))
+            .collect(),
+    }
+}
+
+/// Makes the pool of a script on blank devices and opens it.
+pub(crate) fn start(script: &Script) -> Checked<Rig> {
+    let medium = Rc::new(RefCell::new(Medium::new(Image::blank(&script.devices))));
+    let layout: Layout = make_pool(&mut Port(Rc::clone(&medium)), &spec_of(script, POOL))
+        .map_err(|error| Broken(format!("the pool cannot be made: {error}")))?;
+    let tail = if script.tail { Tail::empty() } else { Tail(None) };
+    let tails = vec![tail; usize::from(script.shards)];
+    Rig::open(&layout, &medium, tails, 0, Random::new(mix(script.seed)))
+        .map_err(|error| Broken(format!("a new pool does not open: {error}")))
+}
+
+/// How many scripts are made by hand: numbers from here on are seeds.
+#[must_use]
+pub fn scripts_by_hand() -> u64 {
+    script::by_hand().len() as u64
+}
+
+/// The script of a number: those made by hand first, then one for each seed.
+pub(crate) fn script_of(number: u64) -> Script {
+    let by_hand = script::by_hand();
+    match by_hand.get(number as usize) {
+        Some(script) => script.clone(),
+        None => script::from_seed(number),
+    }
+}
+
+/// Explores every boundary of a script, and of making its pool.
+///
+/// # Errors
+/// The first thing that a recovery got wrong, with the boundary and what the crash left.
+pub fn run(number: u64, budget: Budget) -> Result<Coverage, Broken> {
+    let script = script_of(number);
+    let named = |Broken(why)| Broken(format!("script {}: {why}", script.name));
+    let mut explorer = explore::Explorer::new(&script, budget);
+    let rig = explorer.run().map_err(named)?;
+    let mut coverage = explorer.coverage;
+    create::explore(&script, rig, budget, &mut coverage).map_err(named)?;
+    coverage.count("scripts");
+    Ok(coverage)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: Budget = Budget {
+        subsets: 6,
+        exhaustive: 2,
+    };
+
+    #[test]
+    fn the_scripts_made_by_hand_cross_a_boundary_of_every_operation() {
+        let mut total = Coverage::default();
+        for number in [0, 3, 4] {
+            match run(number, SMALL) {
+                Ok(coverage) => total.merge(&coverage),
+                Err(Broken(why)) => panic!("{why}"),
+            }
+        }
+        for what in [
+            "boundaries of checkpoints",
+            "boundaries of log appends",
+            "boundaries of pool create",
+            "boundaries of recoveries",
+            "boundaries of snapshot create",
+            "boundaries of snapshot delete",
+            "boundaries of volume create",
+            "boundaries of volume resize",
+            "crashes while opening",
+            "kills",
+        ] {
+            assert!(
+                total.0.get(what).is_some_and(|count| *count > 0),
+                "{what} in {total:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_device_whose_flush_does_nothing_is_found_out() {
+        let script = script_of(0);
+        let mut explorer = explore::Explorer::new(&script, SMALL);
+        explorer.flush_lies = true;
+        assert!(explorer.run().is_err(), "nobody noticed");
+    }
+}

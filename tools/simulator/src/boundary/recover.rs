@@ -1,0 +1,248 @@
+//! What a pool must be after a crash: opened, put right by its catalog, read from end to end and compared.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use stillpoint_ondisk::catalog::{Key, Value};
+use stillpoint_processor::{BLOCK_BYTES, ShardCommand, ShardIndex, SnapshotId, VolumeId};
+
+use super::history::{History, Life, Sectors};
+use super::operator::{Purpose, Stage};
+use super::rig::{Checked, Rig, broken};
+use crate::model::{Broken, Crash};
+
+/// What a volume or snapshot shows, block by block; `None` where reading was refused.
+pub(crate) type Seen = Vec<Option<Sectors>>;
+
+/// Everything that a pool shows: volumes, and volumes in snapshots.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct State {
+    pub(crate) volumes: BTreeMap<u32, Seen>,
+    pub(crate) snapshots: BTreeMap<(u64, u32), Seen>,
+}
+
+impl State {
+    /// Blocks that could not be read.
+    pub(crate) fn refused(&self) -> usize {
+        let all = self.volumes.values().chain(self.snapshots.values());
+        all.flatten().filter(|block| block.is_none()).count()
+    }
+}
+
+impl Rig {
+    /// Compares a pool that was just opened with what its clients know; gives what it shows. `crash` is what ended the
+    /// life before.
+    pub(crate) fn recovered(&mut self, history: &History, crash: Crash) -> Checked<State> {
+        self.history = history.clone();
+        let commands = self.decide()?;
+        if !commands.is_empty() {
+            self.begin(Purpose::Reconcile, vec![commands]);
+            self.drive()?;
+        }
+        self.compare(Some(crash))
+    }
+
+    /// What a recovery showed is what is there from now on.
+    pub(crate) fn settle(&mut self, state: &State) {
+        let History {
+            volumes, snapshots, ..
+        } = &mut self.history;
+        for ((id, volume), shown) in &state.snapshots {
+            let frozen = snapshots
+                .get_mut(id)
+                .and_then(|snapshot| snapshot.volumes.get_mut(volume));
+            let frozen = frozen.expect("compared before");
+            frozen.until_now(&volumes[volume]);
+            frozen.fix(&volumes[volume], shown);
+        }
+        for (id, shown) in &state.volumes {
+            volumes.get_mut(id).expect("compared before").settle(shown);
+        }
+    }
+
+    /// Lets everything that was begun be answered.
+    pub(crate) fn drive(&mut self) -> Checked {
+        loop {
+            self.turns()?;
+            if self.is_answered() {
+                return Ok(());
+            }
+            if self.changes_in_flight().is_empty() {
+                return broken(self.describe_hang());
+            }
+            self.complete_one();
+        }
+    }
+
+    /// Reads everything and compares it.
+    pub(crate) fn compare(&mut self, crash: Option<Crash>) -> Checked<State> {
+        let mut state = State::default();
+        let there = |life: Life| life == Life::There;
+        let volumes: Vec<(u32, u64)> = self
+            .history
+            .volumes
+            .values()
+            .filter(|volume| there(volume.life))
+            .map(|volume| (volume.id, volume.resizing.unwrap_or(volume.size).min(volume.size)))
+            .collect();
+        for (id, size) in volumes {
+            let shown = self.read_everything(id, size, None)?;
+            let volume = &self.history.volumes[&id];
+            check_each(&shown, |at, sectors| volume.check_block(crash, at, sectors))?;
+            state.volumes.insert(id, shown);
+        }
+        let snapshots: Vec<(u64, u32, u64)> = self
+            .history
+            .snapshots
+            .values()
+            .filter(|snapshot| there(snapshot.life))
+            .flat_map(|snapshot| {
+                let volumes = snapshot.volumes.iter();
+                volumes.map(|(volume, frozen)| (snapshot.id, *volume, frozen.size))
+            })
+            .collect();
+        for (id, volume, size) in snapshots {
+            let shown = self.read_everything(volume, size, Some(id))?;
+            let frozen = &self.history.snapshots[&id].volumes[&volume];
+            let known = &self.history.volumes[&volume];
+            check_each(&shown, |at, sectors| frozen.check_block(id, known, at, sectors))?;
+            state.snapshots.insert((id, volume), shown);
+        }
+        Ok(state)
+    }
+
+    /// The whole at once; if that is refused, block by block.
+    fn read_everything(&mut self, volume: u32, size: u64, snapshot: Option<u64>) -> Checked<Seen> {
+        match self.read(volume, size, snapshot, 0..size)? {
+            Ok(shown) => Ok(shown.into_iter().map(Some).collect()),
+            Err(_) => (0..size)
+                .map(|block| {
+                    let read = self.read(volume, size, snapshot, block..block + 1)?;
+                    Ok(read.ok().map(|shown| shown[0]))
+                })
+                .collect(),
+        }
+    }
+
+    /// Decides by the catalog what exists, checks it against what was confirmed (I8), and gives the commands that put
+    /// the rest right.
+    pub(super) fn decide(&mut self) -> Checked<Stage> {
+        let (mut volumes, mut snapshots, mut figures) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
+        for (key, value) in self.shards()[0].catalog() {
+            let decoded = Key::decode(&key).and_then(|key| Ok((key, Value::decode(key, &value)?)));
+            match decoded.map_err(|damage| Broken(format!("a catalog row is damaged: {damage}")))? {
+                (Key::Volume(id), Value::Volume(head, _)) => {
+                    volumes.insert(id, head.size_bytes.get() / BLOCK_BYTES as u64);
+                }
+                (Key::Snapshot(id), _) => drop(snapshots.insert(id)),
+                (Key::Figures { snapshot, .. }, _) => figures.push((snapshot, key)),
+                (other, _) => return broken(format!("a row that nobody wrote: {other:?}")),
+            }
+        }
+        self.decide_volumes(&volumes)?;
+        for snapshot in self.history.snapshots.values_mut() {
+            snapshot.life = match (snapshot.life, snapshots.remove(&snapshot.id)) {
+                (Life::There, false) => return broken(format!("I8: snapshot {} is lost", snapshot.id)),
+                (Life::Gone, true) => return broken(format!("I8: snapshot {} came back", snapshot.id)),
+                (_, true) => Life::There,
+                (_, false) => Life::Gone,
+            };
+        }
+        if let Some(id) = snapshots.first() {
+            return broken(format!("snapshot {id} was never asked for"));
+        }
+        let mut commands: Stage = figures
+            .into_iter()
+            .filter(|(snapshot, _)| self.history.snapshots[snapshot].life == Life::Gone)
+            .map(|(_, key)| (ShardIndex(0), ShardCommand::CatalogDelete { key }))
+            .collect();
+        for shard in 0..self.layout.shard_count {
+            self.decide_shares(usize::from(shard), &mut commands)?;
+        }
+        Ok(commands)
+    }
+
+    fn decide_volumes(&mut self, rows: &BTreeMap<u32, u64>) -> Checked {
+        for volume in self.history.volumes.values_mut() {
+            match (volume.life, rows.get(&volume.id)) {
+                (Life::There, None) => return broken(format!("volume {} is lost", volume.id)),
+                (Life::Gone, Some(_)) => return broken(format!("volume {} came back", volume.id)),
+                (_, None) => volume.life = Life::Gone,
+                (_, Some(&size)) => {
+                    if size != volume.size && volume.resizing != Some(size) {
+                        return broken(format!(
+                            "volume {} has {size} blocks, not {} or {:?}",
+                            volume.id, volume.size, volume.resizing
+                        ));
+                    }
+                    (volume.life, volume.size, volume.resizing) = (Life::There, size, None);
+                }
+            }
+        }
+        match rows.keys().find(|id| !self.history.volumes.contains_key(id)) {
+            Some(id) => broken(format!("volume {id} was never made")),
+            None => Ok(()),
+        }
+    }
+
+    /// What one shard holds besides, or instead of, what the catalog says.
+    fn decide_shares(&self, shard: usize, commands: &mut Stage) -> Checked {
+        let shard = &self.shards()[shard];
+        let index = shard.index();
+        let mut held = BTreeMap::new();
+        for share in shard.shares() {
+            let volume = share.id;
+            let live: Vec<SnapshotId> = share
+                .snapshots
+                .iter()
+                .filter(|snapshot| !snapshot.deleting)
+                .map(|snapshot| snapshot.snapshot)
+                .collect();
+            let known = self.history.volumes.get(&volume.0);
+            let Some(known) = known.filter(|known| known.life == Life::There) else {
+                commands.push((index, ShardCommand::DeleteVolume { volume }));
+                continue;
+            };
+            let share_blocks = known.placement.share_blocks(index, known.size);
+            if share_blocks != share.share_blocks {
+                commands.push((index, ShardCommand::ResizeVolume { volume, share_blocks }));
+            }
+            for &snapshot in &live {
+                let committed = self.history.snapshots.get(&snapshot.0);
+                if committed.is_none_or(|committed| committed.life != Life::There) {
+                    commands.push((index, ShardCommand::DeleteSnapshot { volume, snapshot }));
+                }
+            }
+            held.insert(volume.0, live);
+        }
+        for volume in self.history.volumes.values().filter(|v| v.life == Life::There) {
+            if !held.contains_key(&volume.id) {
+                let share_blocks = volume.placement.share_blocks(index, volume.size);
+                let volume = VolumeId(volume.id);
+                commands.push((index, ShardCommand::CreateVolume { volume, share_blocks }));
+            }
+        }
+        for snapshot in self.history.snapshots.values().filter(|s| s.life == Life::There) {
+            for volume in snapshot.volumes.keys() {
+                let has = held
+                    .get(volume)
+                    .is_some_and(|live| live.contains(&SnapshotId(snapshot.id)));
+                if !has {
+                    return broken(format!(
+                        "I8: shard {} lost its part of snapshot {}",
+                        index.0, snapshot.id
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_each(shown: &Seen, mut check: impl FnMut(usize, &Sectors) -> Checked) -> Checked {
+    for (at, sectors) in shown.iter().enumerate() {
+        if let Some(sectors) = sectors {
+            check(at, sectors)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,379 @@
+//! Short deterministic scripts: a few made by hand, so that every operation that writes to the devices occurs, and any
+//! number from seeds.
+
+use crate::random::Random;
+
+/// One thing that a client or the operator does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    CreateVolume {
+        blocks: u64,
+    },
+    Resize {
+        volume: u32,
+        blocks: u64,
+    },
+    DeleteVolume {
+        volume: u32,
+    },
+    /// Writes stamped sectors.
+    Write {
+        volume: u32,
+        sector: u64,
+        sectors: u64,
+        fua: bool,
+    },
+    /// Makes holes, of whole blocks.
+    Discard {
+        volume: u32,
+        block: u64,
+        blocks: u64,
+        fua: bool,
+    },
+    Flush {
+        volume: u32,
+    },
+    Snapshot {
+        volumes: Vec<u32>,
+    },
+    DeleteSnapshot {
+        snapshot: u64,
+    },
+    Checkpoint,
+    /// Waits until nothing goes on, not even in the background.
+    Drain,
+    /// Lets time pass until what waits for it has happened.
+    Idle,
+}
+
+/// A pool and what is done with it.
+#[derive(Clone, Debug)]
+pub(crate) struct Script {
+    /// What it is called when it fails.
+    pub(crate) name: String,
+    /// Seeds the order in which device operations end, and all choices at crashes.
+    pub(crate) seed: u64,
+    pub(crate) shards: u16,
+    /// Blocks of each device.
+    pub(crate) devices: Vec<u64>,
+    pub(crate) tail: bool,
+    /// Writes in flight at most.
+    pub(crate) depth: usize,
+    pub(crate) steps: Vec<Step>,
+}
+
+const SECTORS: u64 = 8;
+/// The smallest slice.
+const SLICE: u64 = 1024;
+
+fn write(volume: u32, block: u64, blocks: u64) -> Step {
+    Step::Write {
+        volume,
+        sector: block * SECTORS,
+        sectors: blocks * SECTORS,
+        fua: false,
+    }
+}
+
+fn fua(volume: u32, block: u64) -> Step {
+    Step::Write {
+        volume,
+        sector: block * SECTORS,
+        sectors: SECTORS,
+        fua: true,
+    }
+}
+
+/// The scripts made by hand.
+pub(crate) fn by_hand() -> Vec<Script> {
+    use Step::{
+        Checkpoint, CreateVolume, DeleteSnapshot, DeleteVolume, Drain, Flush, Idle, Resize, Snapshot,
+    };
+    let discard = |volume, block, blocks| Step::Discard {
+        volume,
+        block,
+        blocks,
+        fua: false,
+    };
+    let flush = || Flush { volume: 1 };
+    let snapshot = || Snapshot { volumes: vec![1] };
+    let create = |blocks| CreateVolume { blocks };
+    let log = vec![
+        create(12),
+        write(1, 0, 3),
+        flush(),
+        write(1, 1, 1),
+        fua(1, 5),
+        Step::Write {
+            volume: 1,
+            sector: 9,
+            sectors: 3,
+            fua: false,
+        },
+        flush(),
+        Idle,
+        write(1, 2, 2),
+        write(1, 7, 1),
+    ];
+    let checkpoints = vec![
+        create(10),
+        write(1, 0, 4),
+        Checkpoint,
+        write(1, 0, 2),
+        discard(1, 3, 1),
+        flush(),
+        Checkpoint,
+        write(1, 0, 2),
+        Checkpoint,
+        write(1, 4, 3),
+        write(1, 0, 1),
+    ];
+    let objects = vec![
+        create(520),
+        write(1, 0, 1),
+        write(1, 255, 2),
+        flush(),
+        write(1, 511, 2),
+        Checkpoint,
+        write(1, 519, 1),
+        flush(),
+    ];
+    let snapshots = vec![
+        create(8),
+        write(1, 0, 3),
+        snapshot(),
+        write(1, 1, 3),
+        flush(),
+        snapshot(),
+        write(1, 0, 1),
+        Checkpoint,
+        DeleteSnapshot { snapshot: 1 },
+        Drain,
+        write(1, 2, 2),
+        DeleteSnapshot { snapshot: 2 },
+        Drain,
+        Checkpoint,
+        write(1, 0, 2),
+    ];
+    let resizes = vec![
+        create(10),
+        write(1, 0, 10),
+        Resize { volume: 1, blocks: 4 },
+        write(1, 3, 1),
+        Resize { volume: 1, blocks: 9 },
+        flush(),
+        write(1, 7, 2),
+        Checkpoint,
+        create(5),
+        write(2, 0, 2),
+        DeleteVolume { volume: 2 },
+        Resize {
+            volume: 1,
+            blocks: 12,
+        },
+        Drain,
+        fua(1, 11),
+    ];
+    let groups = vec![
+        create(260),
+        create(6),
+        write(1, 254, 4),
+        write(2, 0, 2),
+        Snapshot { volumes: vec![1, 2] },
+        write(1, 255, 2),
+        Flush { volume: 2 },
+        discard(1, 256, 2),
+        Checkpoint,
+        DeleteSnapshot { snapshot: 1 },
+        Drain,
+    ];
+    // More log pages than the ring has.
+    let ring: Vec<Step> = [create(6)]
+        .into_iter()
+        .chain((0..72).map(|number| fua(1, number % 5)))
+        .collect();
+    let one = vec![257 + SLICE];
+    let make = |name: &str, shards: u16, devices: &[u64], depth, steps: Vec<Step>| Script {
+        name: name.to_string(),
+        seed: name.bytes().map(u64::from).sum(),
+        shards,
+        devices: devices.to_vec(),
+        tail: true,
+        depth,
+        steps,
+    };
+    let two = [257 + 2 * SLICE, 257 + 2 * SLICE + 3];
+    vec![
+        make("log", 1, &one, 2, log),
+        make("checkpoints", 1, &one, 2, checkpoints),
+        make("objects", 2, &two[..1], 3, objects),
+        make("snapshots", 1, &one, 3, snapshots),
+        make("resizes", 2, &two[..1], 2, resizes),
+        make("groups", 2, &two, 3, groups),
+        make("ring", 1, &one, 1, ring),
+    ]
+}
+
+/// What a script in the making knows of its volumes and snapshots.
+struct Draft {
+    random: Random,
+    /// Size of each volume; 0 if it is deleted.
+    volumes: Vec<u64>,
+    /// For each snapshot its volumes; none if it is deleted.
+    snapshots: Vec<Vec<u32>>,
+}
+
+/// The script of a seed.
+pub(crate) fn from_seed(seed: u64) -> Script {
+    let mut random = Random::new(seed ^ 0x5C41_1975);
+    let shards = *random.pick(&[1, 1, 2]);
+    let devices = *random.pick(&[1, 1, 2]);
+    let devices = (0..devices)
+        .map(|_| 257 + u64::from(shards) * SLICE + random.below(5))
+        .collect();
+    let (tail, depth) = (random.percent(70), random.between(1, 3) as usize);
+    let count = random.between(9, 18);
+    let mut draft = Draft {
+        random,
+        volumes: Vec::new(),
+        snapshots: Vec::new(),
+    };
+    let mut steps = vec![draft.create(), draft.write()];
+    while steps.len() < count as usize {
+        let step = draft.step();
+        steps.extend(step);
+    }
+    Script {
+        name: format!("seed {seed}"),
+        seed,
+        shards,
+        devices,
+        tail,
+        depth,
+        steps,
+    }
+}
+
+impl Draft {
+    fn step(&mut self) -> Option<Step> {
+        Some(match self.random.below(100) {
+            0..42 => self.write(),
+            42..52 => Step::Flush {
+                volume: self.volume()?,
+            },
+            52..59 => {
+                let volume = self.volume()?;
+                let size = self.volumes[volume as usize - 1];
+                let block = self.random.below(size);
+                let blocks = self.random.between(1, (size - block).min(4));
+                let fua = self.random.percent(20);
+                Step::Discard {
+                    volume,
+                    block,
+                    blocks,
+                    fua,
+                }
+            }
+            59..69 => Step::Checkpoint,
+            69..79 => self.snapshot()?,
+            79..85 => {
+                let there: Vec<usize> = (0..self.snapshots.len())
+                    .filter(|&index| !self.snapshots[index].is_empty())
+                    .collect();
+                let index = *there.get(self.random.below(there.len().max(1) as u64) as usize)?;
+                self.snapshots[index].clear();
+                Step::DeleteSnapshot {
+                    snapshot: index as u64 + 1,
+                }
+            }
+            85..91 => {
+                let volume = self.volume()?;
+                let blocks = self.random.between(1, 14);
+                self.volumes[volume as usize - 1] = blocks;
+                Step::Resize { volume, blocks }
+            }
+            91..94 => self.create(),
+            94..96 => Step::Drain,
+            96..98 => Step::Idle,
+            _ => self.delete()?,
+        })
+    }
+
+    fn volume(&mut self) -> Option<u32> {
+        let there: Vec<u32> = (1..)
+            .zip(&self.volumes)
+            .filter(|(_, size)| **size > 0)
+            .map(|(id, _)| id)
+            .collect();
+        (!there.is_empty()).then(|| *self.random.pick(&there))
+    }
+
+    fn create(&mut self) -> Step {
+        let blocks = if self.random.percent(10) {
+            self.random.between(257, 262)
+        } else {
+            self.random.between(3, 12)
+        };
+        self.volumes.push(blocks);
+        Step::CreateVolume { blocks }
+    }
+
+    fn write(&mut self) -> Step {
+        let Some(volume) = self.volume() else {
+            return self.create();
+        };
+        let sectors_all = self.volumes[volume as usize - 1] * SECTORS;
+        let (sector, sectors) = if self.random.percent(20) {
+            let sector = self.random.below(sectors_all);
+            (sector, self.random.between(1, (sectors_all - sector).min(12)))
+        } else {
+            let block = self.random.below(sectors_all / SECTORS);
+            let most = (sectors_all / SECTORS - block).min(3);
+            (block * SECTORS, self.random.between(1, most) * SECTORS)
+        };
+        let fua = self.random.percent(15);
+        Step::Write {
+            volume,
+            sector,
+            sectors,
+            fua,
+        }
+    }
+
+    fn snapshot(&mut self) -> Option<Step> {
+        let first = self.volume()?;
+        let second = self.volume()?;
+        let mut volumes = vec![first];
+        if second != first && self.random.percent(50) {
+            volumes.push(second);
+        }
+        self.snapshots.push(volumes.clone());
+        Some(Step::Snapshot { volumes })
+    }
+
+    /// A volume that has no snapshots.
+    fn delete(&mut self) -> Option<Step> {
+        let volume = self.volume()?;
+        if self.snapshots.iter().flatten().any(|of| *of == volume) {
+            return None;
+        }
+        self.volumes[volume as usize - 1] = 0;
+        Some(Step::DeleteVolume { volume })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_gives_the_same_script_and_scripts_have_all_kinds_of_steps() {
+        assert_eq!(from_seed(7).steps, from_seed(7).steps);
+        let scripts: Vec<Script> = (0..60).map(from_seed).chain(by_hand()).collect();
+        let has = |wanted: fn(&Step) -> bool| scripts.iter().flat_map(|script| &script.steps).any(wanted);
+        assert!(has(|step| matches!(step, Step::DeleteVolume { .. })));
+        assert!(has(|step| matches!(step, Step::DeleteSnapshot { .. })));
+        assert!(has(|step| matches!(step, Step::Resize { .. })));
+        assert!(has(|step| matches!(step, Step::Idle)));
+    }
+}
