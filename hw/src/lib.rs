@@ -10,6 +10,7 @@
 //! | [`tail`] | the log tail: memory that outlives the process |
 //! | [`topology`] | cores and pinning |
 //! | [`clock`] | what time it is |
+//! | [`files`] | how many descriptors this process may have |
 //! | [`probe`] | what this machine offers, what it lacks, how to mend it |
 //!
 //! Memory that the kernel may still touch is owned by these types until its completion arrived; what is
@@ -21,6 +22,7 @@
 pub mod buffers;
 pub mod clock;
 pub mod device;
+pub mod files;
 pub mod probe;
 pub mod ring;
 pub mod socket;

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::mailbox::{Export, ExportTable, Mailbox, MailboxError, PoolOptions, ToProcessor};
 use crate::pool::{Pool, no_export, no_volume};
 use crate::state::{KnownPool, State};
+use stillpoint_export::Seats;
 use tokio::sync::oneshot;
 
 /// How the appliance does things.
@@ -24,6 +25,10 @@ pub struct Options {
     pub buffer_bytes: u64,
     /// Where NBD clients connect, as URIs without an export name.
     pub listeners: Vec<ListenerUri>,
+    /// Connections of the whole appliance.
+    pub connections: Arc<Seats>,
+    /// Connections of one export at most.
+    pub export_connection_limit: u32,
 }
 
 /// Where NBD clients connect.
@@ -74,6 +79,8 @@ pub struct Appliance {
     structure: tokio::sync::Mutex<()>,
     /// Held while the table of exports is on its way: tables arrive in the order in which they were made.
     publishing: tokio::sync::Mutex<()>,
+    /// The table that was sent last.
+    exports: Mutex<Arc<ExportTable>>,
 }
 
 impl Appliance {
@@ -88,6 +95,7 @@ impl Appliance {
             pools: Mutex::default(),
             structure: tokio::sync::Mutex::new(()),
             publishing: tokio::sync::Mutex::new(()),
+            exports: Mutex::default(),
         }
     }
 
@@ -113,6 +121,18 @@ impl Appliance {
     #[must_use]
     pub fn mailboxes(&self) -> &[Mailbox] {
         &self.mailboxes
+    }
+
+    /// The connections of the whole appliance.
+    #[must_use]
+    pub fn connections(&self) -> &Seats {
+        &self.options.connections
+    }
+
+    /// The exports, as the processors have them or are about to.
+    #[must_use]
+    pub fn exports(&self) -> Arc<ExportTable> {
+        Arc::clone(&self.exports.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn lock(&self) -> MutexGuard<'_, Pools> {
@@ -220,7 +240,10 @@ impl Appliance {
     /// If a processor has ended.
     pub async fn publish(&self) -> Result<()> {
         let _publishing = self.publishing.lock().await;
-        let table = Arc::new(self.export_table());
+        let table = self.export_table();
+        let table = table.with_limit(self.options.export_connection_limit, &self.exports());
+        let table = Arc::new(table);
+        *self.exports.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&table);
         let mut answers = Vec::new();
         for mailbox in &*self.mailboxes {
             let (reply, answer) = oneshot::channel();

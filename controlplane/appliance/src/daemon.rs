@@ -25,8 +25,9 @@ use crate::mailbox::{
 use crate::patience;
 use crate::poll_loop;
 use crate::state::State;
+use stillpoint_export::Seats;
 use stillpoint_hw::socket::{listen_tcp, listen_unix};
-use stillpoint_hw::{tail, topology};
+use stillpoint_hw::{files, tail, topology};
 use stillpoint_processor::command::Notice;
 
 /// How many processors there are, if nothing is said: one per allowed physical core, less one for the control plane and
@@ -101,6 +102,12 @@ pub struct DaemonOptions {
     pub buffer_bytes: u64,
     /// Where log tails lie.
     pub tail_directory: TailDirectory,
+    /// Connections of NBD clients at most.
+    pub connection_limit: u32,
+    /// Connections to one export at most.
+    pub export_connection_limit: u32,
+    /// How long a client may take from connecting to choosing an export, in nanoseconds.
+    pub handshake_limit_ns: u64,
     /// Pools to open besides those that are remembered: the devices of each.
     pub pools: Vec<Vec<PathBuf>>,
 }
@@ -110,6 +117,31 @@ impl DaemonOptions {
     pub const MAP_CACHE_BYTES: u64 = 256 << 20;
     /// Memory for buffers of each processor, unless something is said.
     pub const BUFFER_BYTES: u64 = 64 << 20;
+    /// Connections of NBD clients at most, unless something is said.
+    pub const CONNECTION_LIMIT: u32 = 4096;
+    /// That number at most.
+    pub const CONNECTION_LIMIT_MAX: u32 = stillpoint_export::nbd::CONNECTIONS_MAX as u32;
+    /// Connections to one export at most, unless something is said.
+    pub const EXPORT_CONNECTION_LIMIT: u32 = 1024;
+    /// How long a client may take to choose an export, unless something is said: 10 s.
+    pub const HANDSHAKE_LIMIT_NS: u64 = 10_000_000_000;
+}
+
+/// Descriptors that are not connections: devices, log tails, sockets, the API's clients.
+const OTHER_DESCRIPTORS: u64 = 512;
+
+/// The limit on connections, or a lower one if the system does not let this process have as many descriptors.
+fn connections(limit: u32) -> Arc<Seats> {
+    let descriptors = files::raise_descriptor_limit();
+    let possible = descriptors.saturating_sub(OTHER_DESCRIPTORS).max(descriptors / 2);
+    if possible >= u64::from(limit) {
+        return Seats::new(limit);
+    }
+    tracing::warn!(
+        "only {possible} connections instead of {limit}: this process may have {descriptors} descriptors \
+         (raise it with LimitNOFILE= or ulimit -n)"
+    );
+    Seats::new(possible as u32)
 }
 
 /// Runs the daemon until SIGTERM or SIGINT; a second one ends it at once.
@@ -130,7 +162,8 @@ async fn serve(options: DaemonOptions) -> Result<()> {
     let sockets = patience::unless_in_use(|| Sockets::bind(&options)).await?;
     let tail_directory = tail_directory(&options.tail_directory)?;
     let (notices, notice_receiver) = mpsc::channel(NOTICES_MAX);
-    let processors = start_processors(&options, notices)?;
+    let connections = connections(options.connection_limit);
+    let processors = start_processors(&options, &connections, notices)?;
     let mailboxes = processors.mailboxes.clone();
     let pool = PoolOptions {
         map_cache_bytes: options.map_cache_bytes,
@@ -140,6 +173,8 @@ async fn serve(options: DaemonOptions) -> Result<()> {
         pool,
         buffer_bytes: options.buffer_bytes,
         listeners: sockets.uris.clone(),
+        connections,
+        export_connection_limit: options.export_connection_limit,
     };
     let appliance = Arc::new(Appliance::new(options_of_appliance, state, mailboxes.clone()));
     tokio::spawn(log_notices(appliance.clone(), notice_receiver));
@@ -157,7 +192,11 @@ async fn serve(options: DaemonOptions) -> Result<()> {
     result
 }
 
-fn start_processors(options: &DaemonOptions, notices: NoticeSender) -> Result<PollLoops> {
+fn start_processors(
+    options: &DaemonOptions,
+    connections: &Arc<Seats>,
+    notices: NoticeSender,
+) -> Result<PollLoops> {
     let options = PollLoopOptions {
         processors: options.processors.unwrap_or_else(processors_default),
         pin: options.pin,
@@ -165,6 +204,8 @@ fn start_processors(options: &DaemonOptions, notices: NoticeSender) -> Result<Po
             .poll
             .quiet_ns(topology::physical_cores(&topology::allowed_cores())),
         buffer_bytes: usize::try_from(options.buffer_bytes).unwrap_or(usize::MAX),
+        connections: Arc::clone(connections),
+        handshake_limit_ns: options.handshake_limit_ns,
     };
     poll_loop::start(&options, notices).map_err(|error| error.while_doing("cannot start the processors"))
 }

@@ -25,6 +25,7 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use stillpoint_coordinator::{OverallSnapshot, SnapshotError, SnapshotRequest};
+use stillpoint_export::Seats;
 pub use stillpoint_export::{Export, ExportTable, PoolIndex};
 use stillpoint_hw::device::PoolFiles;
 use stillpoint_ondisk::layout::Layout;
@@ -201,6 +202,8 @@ pub struct ProcessorStatus {
     pub core: Option<u32>,
     /// NBD sessions.
     pub sessions: u64,
+    /// Clients that were sent away because they took too long to choose an export.
+    pub late: u64,
     /// Requests of its sessions since the start.
     pub requests: u64,
     /// Parts done for the sessions of other processors since the start.
@@ -222,7 +225,7 @@ pub struct ProcessorStatus {
 }
 
 /// How the poll loops are started: `poll_loop::start(&PollLoopOptions, NoticeSender)` gives [`PollLoops`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct PollLoopOptions {
     /// How many, at least 1.
     pub processors: usize,
@@ -232,6 +235,10 @@ pub struct PollLoopOptions {
     pub quiet_ns: Option<u64>,
     /// Memory for buffers of each.
     pub buffer_bytes: usize,
+    /// Connections of all of them together.
+    pub connections: Arc<Seats>,
+    /// How long a client may take from connecting to choosing an export, in nanoseconds.
+    pub handshake_limit_ns: u64,
 }
 
 /// Poll loops that run.

@@ -1,6 +1,8 @@
 //! What is offered to hosts.
 
+use crate::seats::{Seat, Seats};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use stillpoint_processor::host_view::HostView;
 
 /// Longest name or description of an export, in bytes (the NBD protocol's limit on strings).
@@ -24,13 +26,16 @@ pub struct Export {
 }
 
 /// All exports of the appliance, by name. A table is never changed: a new one replaces it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct ExportTable {
     exports: Vec<Export>,
+    /// The connections of each, in the same order.
+    seats: Vec<Arc<Seats>>,
 }
 
 impl ExportTable {
-    /// A table of these exports; of two with one name the later one stays.
+    /// A table of these exports; of two with one name the later one stays. Each takes any number of connections,
+    /// see [`Self::with_limit`].
     ///
     /// # Panics
     /// If a name or description is longer than [`NAME_BYTES_MAX`]: the catalog lets nothing of the kind in.
@@ -45,9 +50,43 @@ impl ExportTable {
             );
             by_name.insert(export.name.clone(), export);
         }
-        Self {
-            exports: by_name.into_values().collect(),
+        let exports: Vec<Export> = by_name.into_values().collect();
+        let seats = exports.iter().map(|_| Seats::new(u32::MAX)).collect();
+        Self { exports, seats }
+    }
+
+    /// The same table, each export of which takes so many connections. Exports that were in the table before go on
+    /// counting from those they have.
+    #[must_use]
+    pub fn with_limit(mut self, connections: u32, before: &Self) -> Self {
+        for (export, seats) in self.exports.iter().zip(&mut self.seats) {
+            if let Some(old) = before.seats(&export.name) {
+                *seats = Arc::clone(old);
+            }
+            seats.set_limit(connections);
         }
+        self
+    }
+
+    /// The connections of the export of this name.
+    #[must_use]
+    pub fn seats(&self, name: &str) -> Option<&Arc<Seats>> {
+        self.place(name).map(|place| &self.seats[place])
+    }
+
+    /// A place for one more connection of an export of this table.
+    ///
+    /// # Errors
+    /// The export's limit, if it has as many already.
+    pub(crate) fn take_seat(&self, export: &Export) -> Result<Seat, u32> {
+        let seats = self.seats(&export.name).expect("an export of this table");
+        seats.take().ok_or_else(|| seats.limit())
+    }
+
+    fn place(&self, name: &str) -> Option<usize> {
+        self.exports
+            .binary_search_by(|export| export.name.as_str().cmp(name))
+            .ok()
     }
 
     /// The export of this name; the empty name means the only export, if there is only one.
@@ -58,11 +97,7 @@ impl ExportTable {
         {
             return Some(only);
         }
-        let index = self
-            .exports
-            .binary_search_by(|export| export.name.as_str().cmp(name))
-            .ok()?;
-        Some(&self.exports[index])
+        self.place(name).map(|place| &self.exports[place])
     }
 
     /// Whether a session of `old` may go on under this table: its export is still there and shows the same view in
@@ -136,6 +171,24 @@ mod tests {
         later.pool = PoolIndex(1);
         let table = ExportTable::new([export("a"), later.clone()]);
         assert!(table.iter().eq([&later]));
+    }
+
+    #[test]
+    fn a_new_table_knows_the_connections_of_the_old_one() {
+        let table = |names: &[&str]| ExportTable::new(names.iter().map(|name| export(name)));
+        let old = table(&["a", "b"]).with_limit(2, &ExportTable::default());
+        let a = old.find("a").expect("there");
+        let one = old.take_seat(a).expect("the first");
+        let new = table(&["a", "c"]).with_limit(2, &old);
+        let two = new.take_seat(a).expect("the second");
+        assert_eq!(new.take_seat(a).expect_err("no third"), 2);
+        assert_eq!(new.seats("a").map(|seats| seats.taken()), Some(2));
+        assert_eq!(new.seats("c").map(|seats| seats.taken()), Some(0));
+        assert!(new.seats("b").is_none());
+        drop((one, two));
+        assert_eq!(old.seats("a").map(|seats| seats.taken()), Some(0));
+        let wider = table(&["a"]).with_limit(3, &new);
+        assert_eq!(wider.seats("a").map(|seats| seats.limit()), Some(3));
     }
 
     #[test]

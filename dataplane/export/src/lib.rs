@@ -6,5 +6,7 @@
 
 pub mod export_table;
 pub mod nbd;
+pub mod seats;
 
 pub use export_table::{Export, ExportTable, PoolIndex};
+pub use seats::{Seat, Seats};

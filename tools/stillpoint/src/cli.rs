@@ -114,6 +114,15 @@ pub struct ServeArguments {
     /// Memory for buffers, for each processor [default: 64MiB]
     #[arg(long, value_name = "SIZE")]
     pub buffer_memory: Option<Size>,
+    /// Connections of NBD clients at most; further ones are closed at once [default: 4096]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub connection_limit: Option<u32>,
+    /// Connections to one export at most; further clients are told so [default: 1024]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub export_connection_limit: Option<u32>,
+    /// How long a client may take from connecting to choosing an export [default: 10s]
+    #[arg(long, value_name = "DURATION")]
+    pub handshake_limit: Option<Duration>,
     /// Open a pool: its devices, separated by commas; may be given several times
     #[arg(long, value_name = "PATH,...")]
     pub pool: Vec<String>,

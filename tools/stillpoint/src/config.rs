@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use serde::Deserialize;
 
 use crate::cli::{Global, ServeArguments};
-use crate::size::Size;
+use crate::size::{Duration, Size};
 use stillpoint_appliance::daemon::{DaemonOptions, PollMode, TailDirectory};
 use stillpoint_appliance::{Error, directories};
 
@@ -50,6 +50,12 @@ pub struct ConfigFile {
     pub map_cache: Option<Size>,
     /// `--buffer-memory`
     pub buffer_memory: Option<Size>,
+    /// `--connection-limit`
+    pub connection_limit: Option<u32>,
+    /// `--export-connection-limit`
+    pub export_connection_limit: Option<u32>,
+    /// `--handshake-limit`
+    pub handshake_limit: Option<Duration>,
     /// `--pool`, all of them: each a list of devices
     pub pool: Vec<Vec<PathBuf>>,
     /// `--log`
@@ -144,6 +150,11 @@ pub fn daemon_options(arguments: ServeArguments, global: &Global) -> Result<(Dae
             DaemonOptions::BUFFER_BYTES,
         ),
         tail_directory,
+        connection_limit: connection_limit(arguments.connection_limit.or(file.connection_limit))?,
+        export_connection_limit: export_connection_limit(
+            arguments.export_connection_limit.or(file.export_connection_limit),
+        )?,
+        handshake_limit_ns: handshake_limit_ns(arguments.handshake_limit.or(file.handshake_limit))?,
         pools: pools.collect(),
     };
     Ok((
@@ -157,6 +168,33 @@ pub fn daemon_options(arguments: ServeArguments, global: &Global) -> Result<(Dae
 
 fn bytes(size: Option<Size>, default: u64) -> u64 {
     size.map_or(default, |Size(bytes)| bytes)
+}
+
+fn connection_limit(limit: Option<u32>) -> Result<u32, Error> {
+    const MAX: u32 = DaemonOptions::CONNECTION_LIMIT_MAX;
+    match limit.unwrap_or(DaemonOptions::CONNECTION_LIMIT) {
+        limit @ 1..=MAX => Ok(limit),
+        limit => Err(Error::usage(format!(
+            "a limit of {limit} connections: from 1 to {MAX} are possible"
+        ))),
+    }
+}
+
+fn export_connection_limit(limit: Option<u32>) -> Result<u32, Error> {
+    match limit.unwrap_or(DaemonOptions::EXPORT_CONNECTION_LIMIT) {
+        0 => Err(Error::usage("a limit of 0 connections to an export: at least 1")),
+        limit => Ok(limit),
+    }
+}
+
+fn handshake_limit_ns(limit: Option<Duration>) -> Result<u64, Error> {
+    const NS_MIN: u64 = 1_000_000;
+    match limit.map_or(DaemonOptions::HANDSHAKE_LIMIT_NS, |Duration(ns)| ns) {
+        ..NS_MIN => Err(Error::usage(
+            "a handshake limit of less than 1ms: nobody could connect",
+        )),
+        ns => Ok(ns),
+    }
 }
 
 fn split(devices: &str) -> Vec<PathBuf> {
@@ -196,6 +234,9 @@ mod tests {
             poll = "busy"
             map-cache = "1GiB"
             buffer-memory = 33554432
+            connection-limit = 100
+            export-connection-limit = 10
+            handshake-limit = "500ms"
             pool = [["/dev/a", "/dev/b"], ["/dev/c"]]
             log = "debug"
             "#,
@@ -204,6 +245,7 @@ mod tests {
         assert_eq!(file.map_cache, Some(Size(1 << 30)));
         assert_eq!(file.buffer_memory, Some(Size(32 << 20)));
         assert_eq!(file.pool.len(), 2);
+        assert_eq!(file.handshake_limit, Some(Duration(500_000_000)));
         assert_eq!(file.poll, Some(Poll::Busy));
     }
 
@@ -231,6 +273,9 @@ mod tests {
             poll,
             map_cache,
             buffer_memory,
+            connection_limit,
+            export_connection_limit,
+            handshake_limit,
             pool,
             log,
         } = file;
@@ -239,6 +284,12 @@ mod tests {
         assert_eq!((no_pin, poll), (false, Some(Poll::default())));
         assert_eq!(map_cache, Some(Size(DaemonOptions::MAP_CACHE_BYTES)));
         assert_eq!(buffer_memory, Some(Size(DaemonOptions::BUFFER_BYTES)));
+        assert_eq!(connection_limit, Some(DaemonOptions::CONNECTION_LIMIT));
+        assert_eq!(
+            export_connection_limit,
+            Some(DaemonOptions::EXPORT_CONNECTION_LIMIT)
+        );
+        assert_eq!(handshake_limit, Some(Duration(DaemonOptions::HANDSHAKE_LIMIT_NS)));
         assert_eq!(log.as_deref(), Some(LOG_DEFAULT));
         assert!(
             shown.contains("no-pin"),
@@ -263,9 +314,30 @@ mod tests {
             "\nprocessors = -1",
             "\npoll = \"never\"",
             "\nmap-cache = -1",
+            "\nhandshake-limit = \"soon\"",
+            "\nconnection-limit = -1",
         ] {
             let error = read(text).expect_err(text);
             assert!(error.message.contains("line 2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn limits_that_let_nobody_in_are_refused() {
+        for text in [
+            "connection-limit = 0",
+            "connection-limit = 65537",
+            "export-connection-limit = 0",
+            "handshake-limit = \"999us\"",
+        ] {
+            let file = tempfile::NamedTempFile::new().expect("a file");
+            std::fs::write(file.path(), text).expect("written");
+            let arguments = ServeArguments {
+                config: Some(file.path().to_owned()),
+                ..ServeArguments::default()
+            };
+            let error = daemon_options(arguments, &global()).expect_err(text);
+            assert_eq!(error.kind, ErrorKind::Usage, "{text}: {error}");
         }
     }
 

@@ -230,7 +230,7 @@ pub(super) async fn delete_snapshot(
 }
 
 fn exports_of(appliance: &Appliance, pool: &Pool) -> Vec<model::ExportInfo> {
-    pool.export_infos(|name| {
+    pool.export_infos(&appliance.exports(), |name| {
         appliance
             .listeners()
             .iter()
@@ -291,6 +291,7 @@ pub(super) async fn status(State(appliance): Shared) -> Result<Json<model::Statu
             processor: index as u16,
             core: status.core,
             sessions: status.sessions,
+            late: status.late,
             requests: status.requests,
             forwarded: status.forwarded,
             turns: status.turns,
@@ -321,6 +322,9 @@ pub(super) async fn status(State(appliance): Shared) -> Result<Json<model::Statu
             .iter()
             .map(|listener| listener.of(""))
             .collect(),
+        connections: appliance.connections().taken(),
+        connection_limit: appliance.connections().limit(),
+        connections_refused: appliance.connections().refused(),
         processors,
         pools,
     }))

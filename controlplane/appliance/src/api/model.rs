@@ -303,6 +303,12 @@ pub struct ExportInfo {
     pub read_only: bool,
     /// When it was made.
     pub created_ns: u64,
+    /// Clients that have chosen it and are connected.
+    pub connections: u32,
+    /// That number at most.
+    pub connection_limit: u32,
+    /// Clients that were refused because there were as many already.
+    pub connections_refused: u64,
     /// Where to reach it.
     pub uris: Vec<String>,
 }
@@ -318,6 +324,12 @@ pub struct StatusInfo {
     pub uptime_ns: u64,
     /// Where NBD clients connect.
     pub listeners: Vec<String>,
+    /// Connections of NBD clients.
+    pub connections: u32,
+    /// That number at most.
+    pub connection_limit: u32,
+    /// Connections that were refused because there were as many already.
+    pub connections_refused: u64,
     /// Its processors.
     pub processors: Vec<ProcessorInfo>,
     /// Its pools.
@@ -333,6 +345,8 @@ pub struct ProcessorInfo {
     pub core: Option<u32>,
     /// NBD sessions on it.
     pub sessions: u64,
+    /// Clients that were sent away because they took too long to choose an export.
+    pub late: u64,
     /// Requests of its sessions.
     pub requests: u64,
     /// Parts done for sessions of other processors.

@@ -1,5 +1,6 @@
 //! The lines of NBD clients: sockets of this loop's ring.
 
+use stillpoint_export::Seat;
 use stillpoint_export::nbd::{Line, Receive, Send, Transport};
 use stillpoint_hw::ring::Ring;
 use stillpoint_hw::socket::{Connection, Gather, Scatter, Sockets};
@@ -27,12 +28,25 @@ impl Scatter for ToReceive {
 /// The transfers of one loop's sockets.
 pub type SessionSockets = Sockets<ToSend, ToReceive>;
 
-/// A connected socket.
-pub struct Socket(pub Connection);
+/// A connected socket, which is one of the appliance's connections.
+pub struct Socket {
+    connection: Connection,
+    _seat: Seat,
+}
+
+impl Socket {
+    /// This one.
+    pub fn new(connection: Connection, seat: Seat) -> Self {
+        Self {
+            connection,
+            _seat: seat,
+        }
+    }
+}
 
 impl Line for Socket {
     fn shut_down(&self) {
-        self.0.shut_down();
+        self.connection.shut_down();
     }
 }
 
@@ -46,14 +60,16 @@ pub struct Wires<'a> {
 
 impl Transport<Socket> for Wires<'_> {
     fn send(&mut self, place: usize, line: &Socket, send: Send) -> Result<(), Send> {
-        let sent = self.sockets.send(self.ring, &line.0, place as u32, ToSend(send));
+        let sent = self
+            .sockets
+            .send(self.ring, &line.connection, place as u32, ToSend(send));
         sent.map_err(|ToSend(send)| send)
     }
 
     fn receive(&mut self, place: usize, line: &Socket, receive: Receive) {
         let begun = self
             .sockets
-            .receive(self.ring, &line.0, place as u32, ToReceive(receive));
+            .receive(self.ring, &line.connection, place as u32, ToReceive(receive));
         assert!(begun.is_ok(), "the table has two places per connection");
     }
 }

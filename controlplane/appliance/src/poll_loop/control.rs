@@ -233,6 +233,7 @@ impl Loop {
         ProcessorStatus {
             core: self.core.map(|core| core.number),
             sessions: self.clients.len() as u64,
+            late: self.clients.late(),
             requests: self.figures.requests,
             forwarded: self.figures.forwarded,
             turns: self.figures.turns,

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 
 use rtrb::{Consumer, Producer, PushError, RingBuffer};
+use stillpoint_export::Seat;
 use stillpoint_hw::socket::Connection;
 use stillpoint_processor::{ShardAnswer, ShardCommand, ShardEvent, ShardIndex, ShardRequest, Ticket};
 
@@ -33,7 +34,7 @@ pub enum Message {
     /// Its event, back to processor 0.
     Event(Box<(PoolIndex, ShardEvent)>),
     /// A connection that processor 0 accepted, for this loop to serve.
-    Connection(Box<Connection>),
+    Connection(Box<(Connection, Seat)>),
 }
 
 /// One loop's ends of its links.

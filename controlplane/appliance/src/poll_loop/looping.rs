@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 use stillpoint_coordinator::Action;
-use stillpoint_export::nbd::{CONNECTIONS_MAX, Conversations};
+use stillpoint_export::nbd::{Conversations, Line};
+use stillpoint_export::{Seat, Seats};
 use stillpoint_hw::buffers::{Arenas, ProcessorBuffers};
 use stillpoint_hw::clock::Clock;
 use stillpoint_hw::ring::{Completion, Owner, Ring, RingOptions};
@@ -15,6 +16,7 @@ use stillpoint_processor::{Now, Outbox};
 use tokio::sync::oneshot;
 
 use super::connections::{LISTENER_KEY, SessionSockets, Socket, ToReceive, ToSend, Wires};
+use super::door::Door;
 use super::links::{Links, Message};
 use super::polling::Polling;
 use super::pools::{OpenPool, Opened};
@@ -42,6 +44,8 @@ pub struct Parts {
     pub links: Links,
     pub mailbox: Receiver<ToProcessor>,
     pub notices: NoticeSender,
+    pub connections: Arc<Seats>,
+    pub handshake_limit_ns: u64,
 }
 
 /// What a loop did.
@@ -75,6 +79,7 @@ pub struct Loop {
     pub(super) sockets: SessionSockets,
     pub(super) listeners: Vec<Listener>,
     pub(super) unlistened: bool,
+    door: Door,
     /// The loop that gets the next connection (processor 0).
     next_welcome: usize,
     /// Listeners that rest, and until when: the system could not give them a connection.
@@ -109,6 +114,9 @@ impl Loop {
             );
         }
         parts.sleeper.attach(&ring);
+        let door = Door::new(parts.connections, parts.handshake_limit_ns);
+        let mut clients = Conversations::new(parts.index);
+        clients.set_handshake_limit(door.handshake_limit_ns());
         let mut clock = Clock::new();
         let now = clock.now();
         Ok(Self {
@@ -121,12 +129,13 @@ impl Loop {
             now,
             clock,
             buffers: parts.arenas.pool(parts.index),
-            sockets: SessionSockets::new(2 * CONNECTIONS_MAX + 64),
+            sockets: SessionSockets::new(2 * door.connections_max() + 64),
             listeners: Vec::new(),
             unlistened: false,
+            door,
             next_welcome: 0,
             resting: Vec::new(),
-            clients: Conversations::new(parts.index),
+            clients,
             leaving: Vec::new(),
             pools: Vec::new(),
             opened: crossbeam_channel::unbounded(),
@@ -243,7 +252,10 @@ impl Loop {
 
     fn accepted(&mut self, key: u32, result: Result<Connection, SocketError>) {
         match result {
-            Ok(connection) => self.hand_out(connection),
+            Ok(connection) => match self.door.admit(connection.peer(), self.now.monotonic_ns) {
+                Some(seat) => self.hand_out(connection, seat),
+                None => connection.shut_down(),
+            },
             Err(error) if self.unlistened => tracing::debug!("accept: {error}"),
             Err(error) => {
                 // Out of descriptors or memory: asking again at once would be answered at once.
@@ -273,23 +285,20 @@ impl Loop {
     }
 
     /// Gives each loop a connection in turn, so that those of one client are spread evenly.
-    fn hand_out(&mut self, connection: Connection) {
+    fn hand_out(&mut self, connection: Connection, seat: Seat) {
         let to = self.next_welcome;
         self.next_welcome = (to + 1) % self.wakers.len();
         if to == self.index {
-            self.welcome(connection);
+            self.welcome(connection, seat);
         } else {
-            self.links.send(to, Message::Connection(Box::new(connection)));
+            let message = Message::Connection(Box::new((connection, seat)));
+            self.links.send(to, message);
         }
     }
 
-    pub(super) fn welcome(&mut self, connection: Connection) {
-        if let Err(Socket(connection)) = self.clients.welcome(Socket(connection)) {
-            tracing::warn!(
-                "{CONNECTIONS_MAX} connections are open: another one from {} is refused",
-                connection.peer()
-            );
-            connection.shut_down();
+    pub(super) fn welcome(&mut self, connection: Connection, seat: Seat) {
+        if let Err(socket) = self.clients.welcome(Socket::new(connection, seat)) {
+            socket.shut_down(); // it cannot be: the appliance takes no more than one processor could
         }
     }
 
@@ -324,6 +333,7 @@ impl Loop {
         };
         self.clients
             .look_after(self.now.monotonic_ns, &mut wires, &mut self.buffers);
+        self.door.told_of_late(self.clients.late(), self.now.monotonic_ns);
         if !self.leaving.is_empty() {
             self.report_the_gone();
         }

@@ -9,12 +9,14 @@
 //!            | coordinator (processor 0)   sessions: sends and receives            |
 //!            +─ submit once ─ then poll again, or sleep in io_uring until something comes ─+
 //! ```
-//! Nothing is shared between the loops but the links ([`links`]), the arenas of buffers, and the wakers. A full
+//! Nothing is shared between the loops but the links ([`links`]), the arenas of buffers, the wakers, and the counts of
+//! connections. A full
 //! link or a busy shard makes a loop keep requests in a bounded backlog and take no further ones from its
 //! clients until it is gone (I12).
 
 mod connections;
 mod control;
+mod door;
 mod links;
 mod looping;
 #[cfg(feature = "planted-bugs")]
@@ -117,6 +119,8 @@ fn start_all(options: &PollLoopOptions, notices: NoticeSender) -> Result<PollLoo
             links,
             mailbox: receiver,
             notices: notices.clone(),
+            connections: Arc::clone(&options.connections),
+            handshake_limit_ns: options.handshake_limit_ns,
         };
         let started = started.clone();
         let thread = std::thread::Builder::new()

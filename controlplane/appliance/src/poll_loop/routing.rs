@@ -36,7 +36,7 @@ impl Loop {
                         self.command(pool, shard, ticket, command);
                     }
                     Message::Event(message) => self.coordinator_event(message.0, &message.1),
-                    Message::Connection(connection) => self.welcome(*connection),
+                    Message::Connection(message) => self.welcome(message.0, message.1),
                 }
             }
         }

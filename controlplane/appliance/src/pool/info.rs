@@ -9,6 +9,7 @@ use crate::api::model::{
 };
 use crate::catalog::{Catalog, Volume};
 use crate::error::{Error, Result};
+use crate::mailbox::ExportTable;
 use stillpoint_coordinator::OverallSnapshot;
 use stillpoint_hw::device::DeviceKind;
 use stillpoint_processor::command::{EventKind, IntermediateSnapshotStatus, ShardStatus, VolumeShareStatus};
@@ -233,12 +234,13 @@ impl Pool {
 
     /// The pool's exports; `uris` says where one of a name is reached.
     #[must_use]
-    pub fn export_infos(&self, uris: impl Fn(&str) -> Vec<String>) -> Vec<ExportInfo> {
+    pub fn export_infos(&self, table: &ExportTable, uris: impl Fn(&str) -> Vec<String>) -> Vec<ExportInfo> {
         let catalog = self.catalog();
         catalog
             .exports()
             .filter_map(|export| {
                 let host_view = catalog.host_view(export.view, export.read_only)?;
+                let seats = table.seats(&export.name);
                 Some(ExportInfo {
                     name: export.name.clone(),
                     view: catalog.view_name(export.view),
@@ -247,6 +249,9 @@ impl Pool {
                     block_bytes: host_view.block_bytes,
                     read_only: host_view.read_only,
                     created_ns: export.created_ns,
+                    connections: seats.map_or(0, |seats| seats.taken()),
+                    connection_limit: seats.map_or(0, |seats| seats.limit()),
+                    connections_refused: seats.map_or(0, |seats| seats.refused()),
                     uris: uris(&export.name),
                 })
             })

@@ -40,6 +40,28 @@ pub(super) enum Looked {
     Gone,
 }
 
+/// How far a client is on its way to an export.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Decision {
+    /// It was not looked at yet.
+    New,
+    /// It has until then.
+    Until(u64),
+    /// It has chosen one, or it is gone.
+    Over,
+}
+
+/// What is to be noted of a client's handshake, with the time that it has or had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Noted {
+    /// Nothing.
+    Nothing,
+    /// It has begun.
+    Begun(u64),
+    /// It is over.
+    Over(u64),
+}
+
 /// One connection.
 #[derive(Debug)]
 pub(super) struct Conversation<L> {
@@ -52,6 +74,7 @@ pub(super) struct Conversation<L> {
     pub(super) leaving: bool,
     /// When its line is shut down, should it not be gone by then.
     pub(super) deadline_ns: u64,
+    decision: Decision,
 }
 
 impl<L: Line> Conversation<L> {
@@ -70,6 +93,7 @@ impl<L: Line> Conversation<L> {
             listed: false,
             leaving: false,
             deadline_ns: u64::MAX,
+            decision: Decision::New,
         }
     }
 
@@ -119,6 +143,26 @@ impl<L: Line> Conversation<L> {
             Looked::Starved
         } else {
             Looked::Settled
+        }
+    }
+
+    /// What is to be noted of its handshake, which has to be over at `deadline_ns` if it begins now.
+    pub(super) fn handshake(&mut self, deadline_ns: u64, gone: bool) -> Noted {
+        let over = gone || self.session.export().is_some();
+        match self.decision {
+            Decision::New if over => {
+                self.decision = Decision::Over;
+                Noted::Nothing
+            }
+            Decision::New => {
+                self.decision = Decision::Until(deadline_ns);
+                Noted::Begun(deadline_ns)
+            }
+            Decision::Until(deadline_ns) if over => {
+                self.decision = Decision::Over;
+                Noted::Over(deadline_ns)
+            }
+            Decision::Until(_) | Decision::Over => Noted::Nothing,
         }
     }
 

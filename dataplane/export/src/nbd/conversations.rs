@@ -5,18 +5,18 @@
 //! transfers begin ([`Conversations::look_after`]). Only connections to which something happened are looked at, and
 //! those that wait for memory.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use stillpoint_processor::ports::BufferPool;
 use stillpoint_processor::{ShardAnswer, ShardRequest, Token};
 
-use super::conversation::{Conversation, Line, Looked, Transport};
+use super::conversation::{Conversation, Line, Looked, Noted, Transport};
 use super::{Receive, Send, session_tag};
 use crate::{ExportTable, PoolIndex};
 
 /// Connections of one processor at most.
-pub const CONNECTIONS_MAX: usize = 4096;
+pub const CONNECTIONS_MAX: usize = 65_536;
 
 /// Low bits of a session's tag: the place of its connection. The bits above are its processor.
 const PLACE_BITS: u32 = 24;
@@ -51,6 +51,10 @@ pub struct Conversations<L> {
     starved: Vec<usize>,
     /// How many have to end and have not.
     leaving: usize,
+    /// Those that have chosen no export: until when they may, and their places.
+    undecided: BTreeSet<(u64, usize)>,
+    handshake_limit_ns: u64,
+    late: u64,
     #[cfg(feature = "planted-bugs")]
     flushes_replied_early: bool,
 }
@@ -68,9 +72,24 @@ impl<L: Line> Conversations<L> {
             asked: 0,
             starved: Vec::new(),
             leaving: 0,
+            undecided: BTreeSet::new(),
+            handshake_limit_ns: u64::MAX,
+            late: 0,
             #[cfg(feature = "planted-bugs")]
             flushes_replied_early: false,
         }
+    }
+
+    /// From now on a client that has chosen no export so long after it was welcomed is disconnected. (At first there is no
+    /// limit.)
+    pub fn set_handshake_limit(&mut self, limit_ns: u64) {
+        self.handshake_limit_ns = limit_ns;
+    }
+
+    /// Clients that were disconnected because they had chosen no export in time.
+    #[must_use]
+    pub fn late(&self) -> u64 {
+        self.late
     }
 
     /// Connections.
@@ -181,6 +200,8 @@ impl<L: Line> Conversations<L> {
 
     /// Starts sends and receives of the listed connections, and forgets those that are gone.
     pub fn look_after(&mut self, now_ns: u64, transport: &mut impl Transport<L>, pool: &mut impl BufferPool) {
+        self.hang_up_the_late(now_ns, pool);
+        let deadline_ns = now_ns.saturating_add(self.handshake_limit_ns);
         for _ in 0..self.listed.len() {
             let Some(place) = self.listed.pop_front() else {
                 break;
@@ -189,7 +210,13 @@ impl<L: Line> Conversations<L> {
                 continue;
             };
             conversation.listed = false;
-            match conversation.look_after(place, now_ns, transport, pool) {
+            let looked = conversation.look_after(place, now_ns, transport, pool);
+            match conversation.handshake(deadline_ns, looked == Looked::Gone) {
+                Noted::Nothing => {}
+                Noted::Begun(until_ns) => drop(self.undecided.insert((until_ns, place))),
+                Noted::Over(until_ns) => drop(self.undecided.remove(&(until_ns, place))),
+            }
+            match looked {
                 Looked::Settled => {}
                 Looked::Starved => self.starved.push(place),
                 Looked::Gone => {
@@ -202,6 +229,18 @@ impl<L: Line> Conversations<L> {
         self.asked = 0;
         if self.leaving > 0 {
             self.hurry(now_ns);
+        }
+    }
+
+    /// Disconnects clients that have chosen no export in their time.
+    fn hang_up_the_late(&mut self, now_ns: u64, pool: &mut impl BufferPool) {
+        while let Some(&(until_ns, place)) = self.undecided.first()
+            && until_ns <= now_ns
+        {
+            self.undecided.pop_first();
+            self.late += 1;
+            self.at(place).hang_up(pool);
+            self.list(place);
         }
     }
 
@@ -229,14 +268,15 @@ impl<L: Line> Conversations<L> {
         !self.starved.is_empty()
     }
 
-    /// When to take a turn even if nothing happens: the grace of a connection that has to end is over.
+    /// When to take a turn even if nothing happens: the grace of a connection that has to end is over, or the time of a
+    /// client that has chosen no export.
     #[must_use]
     pub fn next_deadline_ns(&self) -> Option<u64> {
-        if self.leaving == 0 {
-            return None;
-        }
-        let deadlines = self.places.iter().flatten().map(|one| one.deadline_ns);
-        deadlines.min().filter(|&deadline_ns| deadline_ns != u64::MAX)
+        let places = if self.leaving > 0 { &self.places[..] } else { &[] };
+        let graces = places.iter().flatten().map(|one| one.deadline_ns);
+        let late = self.undecided.first().map(|&(until_ns, _)| until_ns);
+        let deadline = graces.chain(late).min();
+        deadline.filter(|&deadline_ns| deadline_ns != u64::MAX)
     }
 
     /// The exports have changed; gives the places of the connections that have to end now.
@@ -279,6 +319,101 @@ impl<L: Line> Conversations<L> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nbd::client::{encode_go, encode_option};
+    use crate::nbd::session::tests::harness::{Pool, table};
+    use crate::nbd::wire::option;
+    use std::cell::Cell;
+    use std::rc::Rc;
+
+    /// A line that notes when it is shut down.
+    struct Wire(Rc<Cell<bool>>);
+
+    impl Line for Wire {
+        fn shut_down(&self) {
+            self.0.set(true);
+        }
+    }
+
+    /// Sends everything at once, and keeps receives until somebody has bytes for them.
+    #[derive(Default)]
+    struct Hub {
+        sent: Vec<(usize, Send)>,
+        receives: Vec<(usize, Receive)>,
+    }
+
+    impl Transport<Wire> for Hub {
+        fn send(&mut self, place: usize, _: &Wire, send: Send) -> Result<(), Send> {
+            self.sent.push((place, send));
+            Ok(())
+        }
+
+        fn receive(&mut self, place: usize, _: &Wire, receive: Receive) {
+            self.receives.push((place, receive));
+        }
+    }
+
+    /// The connections of a processor, with `bytes` from the client in `place`, at `now_ns`.
+    fn turn(
+        all: &mut Conversations<Wire>,
+        hub: &mut Hub,
+        pool: &mut Pool,
+        now_ns: u64,
+        from: Option<(usize, &[u8])>,
+    ) {
+        if let Some((place, bytes)) = from {
+            let index = hub.receives.iter().position(|(of, _)| *of == place);
+            let (_, mut receive) = hub.receives.swap_remove(index.expect("it listens"));
+            receive.memory()[..bytes.len()].copy_from_slice(bytes);
+            all.received(place, receive, Some(bytes.len()), pool);
+        }
+        loop {
+            all.look_after(now_ns, hub, pool);
+            for (place, send) in core::mem::take(&mut hub.sent) {
+                let count = send.pieces().map(<[u8]>::len).sum();
+                all.sent(place, send, Some(count), pool);
+            }
+            if !all.has_listed() {
+                return;
+            }
+        }
+    }
+
+    #[test]
+    fn who_chooses_no_export_in_time_is_hung_up_on_and_who_chose_never() {
+        let (mut hub, mut pool) = (Hub::default(), Pool::new(1 << 20));
+        let mut all = Conversations::new(0);
+        all.set_handshake_limit(100);
+        all.set_exports(&table(1 << 20), 0);
+        let ends: Vec<Rc<Cell<bool>>> = (0..3).map(|_| Rc::default()).collect();
+        let mut places = Vec::new();
+        for (number, end) in ends.iter().enumerate() {
+            places.push(all.welcome(Wire(Rc::clone(end))).ok().expect("there is room"));
+            turn(&mut all, &mut hub, &mut pool, number as u64 * 10, None);
+        }
+        assert_eq!(all.next_deadline_ns(), Some(100));
+        let go = encode_option(option::GO, &encode_go("disk", &[]));
+        let hello = [&3u32.to_be_bytes()[..], &go].concat();
+        turn(&mut all, &mut hub, &mut pool, 50, Some((places[0], &hello)));
+        // Saying something is not enough.
+        turn(&mut all, &mut hub, &mut pool, 109, Some((places[1], &hello[..9])));
+        assert!(ends.iter().all(|end| !end.get()));
+        assert_eq!(all.next_deadline_ns(), Some(110));
+        turn(&mut all, &mut hub, &mut pool, 110, None);
+        assert_eq!(
+            ends.iter().map(|end| end.get()).collect::<Vec<_>>(),
+            [false, true, false]
+        );
+        turn(&mut all, &mut hub, &mut pool, u64::MAX - 1, None);
+        assert_eq!(
+            ends.iter().map(|end| end.get()).collect::<Vec<_>>(),
+            [false, true, true]
+        );
+        assert_eq!((all.late(), all.next_deadline_ns()), (2, None));
+        for place in [places[1], places[2]] {
+            turn(&mut all, &mut hub, &mut pool, u64::MAX - 1, Some((place, &[])));
+        }
+        assert_eq!(all.len(), 1);
+    }
 
     #[test]
     fn a_tag_names_its_processor_and_its_place() {

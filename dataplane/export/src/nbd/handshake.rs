@@ -10,6 +10,7 @@ use super::wire::{
     option, option_reply, transmission_flags,
 };
 use crate::export_table::{Export, ExportTable};
+use crate::seats::Seat;
 
 /// Options of one connection at most; a client that sends more is cut off.
 pub const OPTIONS_MAX: u32 = 64;
@@ -25,9 +26,11 @@ const REPLY_BYTES_MAX: usize = 5 * (OptionReplyHeader::BYTES + 16) + 2 * NAME_BY
 const _: () = assert!(REPLY_BYTES_MAX <= OUTBOX_BYTES);
 
 /// What a client and the server agreed on.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Agreed {
     pub(super) export: Export,
+    /// One of the export's connections; given back with the session.
+    _seat: Seat,
     /// Structured replies.
     pub(super) structured: bool,
     /// `base:allocation` was selected for this export.
@@ -177,9 +180,10 @@ impl Handshake {
         self.fixed_newstyle && self.options <= OPTIONS_MAX
     }
 
-    fn agree(&self, export: &Export, block_sizes: bool) -> Box<Agreed> {
+    fn agree(&self, export: &Export, seat: Seat, block_sizes: bool) -> Box<Agreed> {
         Box::new(Agreed {
             export: export.clone(),
+            _seat: seat,
             structured: self.structured,
             block_status: self.selected_for.as_ref() == Some(&export.name),
             block_sizes,
@@ -190,12 +194,15 @@ impl Handshake {
         let Some(export) = find(exports, data) else {
             return Next::Close;
         };
+        let Ok(seat) = exports.take_seat(export) else {
+            return Next::Close; // this option has no way to say why
+        };
         outbox.put(&export.host_view.size_bytes.to_be_bytes());
         outbox.put(&transmission_flags(export, self.structured).to_be_bytes());
         if !self.no_zeroes {
             outbox.put(&[0; EXPORT_NAME_PADDING_BYTES]);
         }
-        Next::Transmission(self.agree(export, false))
+        Next::Transmission(self.agree(export, seat, false))
     }
 
     /// `INFO` and `GO`: `name length u32 | name | count u16 | count * kind u16`.
@@ -212,6 +219,18 @@ impl Handshake {
                 b"there is no such export",
             );
             return Next::Option;
+        };
+        let seat = if option == option::GO {
+            match exports.take_seat(export) {
+                Ok(seat) => Some(seat),
+                Err(limit) => {
+                    let message = format!("this export has {limit} connections, which is its limit");
+                    refuse(outbox, option, option_reply::ERR_POLICY, message.as_bytes());
+                    return Next::Option;
+                }
+            }
+        } else {
+            None
         };
         let wants = |kind: u16| wanted.chunks_exact(2).any(|pair| pair == kind.to_be_bytes());
         let info = |outbox: &mut Outbox, kind: u16, parts: [&[u8]; 3]| {
@@ -253,10 +272,9 @@ impl Handshake {
             );
         }
         reply(outbox, option, option_reply::ACK, &[]);
-        if option == option::GO {
-            Next::Transmission(self.agree(export, block_sizes))
-        } else {
-            Next::Option
+        match seat {
+            Some(seat) => Next::Transmission(self.agree(export, seat, block_sizes)),
+            None => Next::Option,
         }
     }
 

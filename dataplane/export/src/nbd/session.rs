@@ -5,7 +5,7 @@ mod input;
 mod issue;
 mod output;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use super::handshake::{Agreed, Handshake};
 use super::memory::Memory;

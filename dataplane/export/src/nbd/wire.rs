@@ -81,6 +81,8 @@ pub mod option_reply {
     pub const ERROR: u32 = 1 << 31;
     /// Unknown option.
     pub const ERR_UNSUP: u32 = ERROR | 1;
+    /// Refused for a reason of the server's own.
+    pub const ERR_POLICY: u32 = ERROR | 2;
     /// Malformed option.
     pub const ERR_INVALID: u32 = ERROR | 3;
     /// No such export.

@@ -47,8 +47,12 @@ fn list(infos: &[ExportInfo]) -> String {
             info.pool.clone(),
             Size(info.size_bytes).to_string(),
             if info.read_only { "read-only" } else { "read-write" }.to_owned(),
+            info.connections.to_string(),
             info.uris.join("\n"),
         ]
     });
-    table(&["NAME", "SHOWS", "POOL", ">SIZE", "ACCESS", "URI"], rows)
+    table(
+        &["NAME", "SHOWS", "POOL", ">SIZE", "ACCESS", ">CLIENTS", "URI"],
+        rows,
+    )
 }

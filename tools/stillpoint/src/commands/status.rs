@@ -20,6 +20,10 @@ fn show(info: &StatusInfo) -> String {
         ("process", info.pid.to_string()),
         ("running for", Duration(info.uptime_ns).to_string()),
         ("NBD", output::list(&info.listeners)),
+        (
+            "connections",
+            format!("{} of {}", info.connections, info.connection_limit),
+        ),
     ]);
     let parts = [
         head,

@@ -5,9 +5,12 @@
 #![allow(dead_code, unused_imports)]
 
 pub mod foreign;
+pub mod good_client;
 pub mod history;
 pub mod load;
 pub mod nbd;
+pub mod process;
+pub mod raw;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

@@ -2,7 +2,7 @@
 
 mod client;
 mod handshake;
-mod harness;
+pub mod harness;
 mod limits;
 mod malformed;
 mod model;

@@ -157,6 +157,46 @@ fn an_unknown_export_is_an_error_and_negotiation_goes_on() {
 }
 
 #[test]
+fn a_full_export_says_so_and_takes_the_next_when_one_has_left() {
+    let view = table(SIZE).find("disk").expect("it is there").clone();
+    let exports = Arc::new(ExportTable::new([view]).with_limit(1, &ExportTable::default()));
+    let greet = || {
+        let mut world = World::new(Arc::clone(&exports));
+        world.unread.extend(3u32.to_be_bytes());
+        world.run();
+        world.heard.clear();
+        world
+    };
+    let mut first = greet();
+    assert_eq!(
+        kinds(&ask(&mut first, option::GO, &encode_go("disk", &[]))),
+        [3, 1]
+    );
+    let mut second = greet();
+    let refused = ask(&mut second, option::GO, &encode_go("disk", &[]));
+    assert_eq!(kinds(&refused), [option_reply::ERR_POLICY]);
+    let message = String::from_utf8(refused[0].1.clone()).expect("words");
+    assert!(message.contains("1 connections"), "{message}");
+    assert!(!second.session.wants_close(), "it may ask for another export");
+    assert_eq!(
+        kinds(&ask(&mut second, option::INFO, &encode_go("disk", &[]))),
+        [3, 1],
+        "looking costs nothing"
+    );
+    let mut third = greet();
+    third.unread.extend(encode_option(option::EXPORT_NAME, b"disk"));
+    third.run();
+    assert!(third.session.wants_close() && third.heard.is_empty());
+    third.close();
+    first.close();
+    assert_eq!(
+        kinds(&ask(&mut second, option::GO, &encode_go("disk", &[]))),
+        [3, 1]
+    );
+    second.close();
+}
+
+#[test]
 fn lengths_that_do_not_fit_together_are_invalid() {
     let mut world = greeted(3);
     ask(&mut world, option::STRUCTURED_REPLY, &[]);

@@ -20,6 +20,15 @@ pub struct Pool {
     pub limit_bytes: usize,
 }
 
+impl Pool {
+    pub fn new(bytes: usize) -> Self {
+        Self {
+            held_bytes: 0,
+            limit_bytes: bytes,
+        }
+    }
+}
+
 impl BufferPool for Pool {
     fn take(&mut self, length_bytes: usize) -> Option<Buffer> {
         assert!(
