@@ -19,7 +19,7 @@ use chunks::Chunks;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use stillpoint_processor::ports::{Buffer, BufferPool};
+use stillpoint_processor::ports::{Buffer, BufferPool, Room};
 
 /// Bytes of the smallest buffer, and the alignment of all.
 pub const PIECE_BYTES_MIN: usize = 4096;
@@ -128,6 +128,10 @@ impl BufferPool for ProcessorBuffers {
     fn give(&mut self, buffer: Buffer) {
         self.home.borrow_mut().give(buffer);
     }
+
+    fn room(&self, length_bytes: usize) -> Room {
+        self.home.borrow_mut().room(length_bytes)
+    }
 }
 
 impl Home {
@@ -148,6 +152,14 @@ impl Home {
         Some(Buffer::from_arena(memory, self.index as u32))
     }
 
+    fn room(&mut self, length_bytes: usize) -> Room {
+        self.collect();
+        Room {
+            free_bytes: self.chunks.free_bytes(length_bytes),
+            bytes: self.arenas.arenas[self.index].bytes(),
+        }
+    }
+
     fn give(&mut self, buffer: Buffer) {
         let Some(memory) = buffer.into_arena() else {
             return; // memory of its own: freed here
@@ -165,6 +177,9 @@ impl Home {
 
     /// Takes in what other threads sent home.
     fn collect(&mut self) {
+        if !self.arenas.arenas[self.index].has_returned() {
+            return;
+        }
         let arenas = Arc::clone(&self.arenas);
         arenas.arenas[self.index].collect(|offset_bytes| self.put_back(offset_bytes, None));
     }

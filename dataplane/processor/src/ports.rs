@@ -87,6 +87,28 @@ pub trait BufferPool {
     fn take(&mut self, length_bytes: usize) -> Option<Buffer>;
     /// Gives a buffer back; any pool of the same process takes it and sees that it gets home.
     fn give(&mut self, buffer: Buffer);
+    /// What is left for buffers of `length_bytes`. Whoever holds many buffers for long asks, and leaves some to the
+    /// others.
+    fn room(&self, _length_bytes: usize) -> Room {
+        Room::UNLIMITED
+    }
+}
+
+/// How much a pool has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes that may still be taken.
+    pub free_bytes: usize,
+    /// Bytes of the whole pool.
+    pub bytes: usize,
+}
+
+impl Room {
+    /// There is no end of it.
+    pub const UNLIMITED: Self = Self {
+        free_bytes: usize::MAX,
+        bytes: usize::MAX,
+    };
 }
 
 /// What an operation does.

@@ -157,11 +157,13 @@ impl Arena {
         self.any_returned.store(true, Ordering::Release);
     }
 
+    /// Whether anything was sent home that was not collected.
+    pub(super) fn has_returned(&self) -> bool {
+        self.any_returned.load(Ordering::Relaxed)
+    }
+
     /// Calls `back` with the offset of every piece that was sent home. Only the owner calls this.
     pub(super) fn collect(&self, mut back: impl FnMut(usize)) {
-        if !self.any_returned.load(Ordering::Relaxed) {
-            return;
-        }
         self.any_returned.swap(false, Ordering::AcqRel);
         for (index, word) in self.returned.iter().enumerate() {
             if word.load(Ordering::Relaxed) == 0 {

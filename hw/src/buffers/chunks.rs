@@ -82,6 +82,18 @@ impl Chunks {
         })
     }
 
+    /// Bytes that can be had in pieces for `length_bytes`: whole chunks, and what is here of chunks that are cut for it.
+    pub(super) fn free_bytes(&self, length_bytes: usize) -> usize {
+        let Some(class) = (0..CLASSES).find(|&class| piece_bytes(class) >= length_bytes) else {
+            return 0;
+        };
+        let pieces: usize = self.partial[class]
+            .iter()
+            .map(|&index| self.chunks[index].free_count)
+            .sum();
+        self.stock.len() * CHUNK_BYTES + pieces * piece_bytes(class)
+    }
+
     /// Puts back the piece at `offset_bytes`; returns its size. `length_bytes`, where known, must agree.
     pub(super) fn put(&mut self, offset_bytes: usize, length_bytes: Option<usize>) -> usize {
         let index = offset_bytes / CHUNK_BYTES;

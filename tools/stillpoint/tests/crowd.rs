@@ -20,7 +20,7 @@ const MIB: u32 = 1 << 20;
 fn with_exports(arguments: &[&str]) -> Appliance {
     let appliance = Appliance::started(&[&["--processors", "2"], arguments].concat());
     appliance.create_pool("p", 1, "1GiB", &[]);
-    for volume in ["good", "other"] {
+    for volume in ["alone", "crowded", "good", "other", "settled"] {
         appliance.run(&[
             "volume",
             "create",
@@ -90,7 +90,8 @@ fn a_full_export_says_so_and_the_others_are_open() {
     let open = |export| Connection::open(&appliance.nbd_socket(), export);
     let figures = || {
         let exports = appliance.run(&["export", "list"]);
-        let of = |path| number(&list(&exports, "")[0], path);
+        let good = list(&exports, "").iter().find(|export| export["name"] == "good");
+        let of = |path| number(good.expect("it is listed"), path);
         (of("/connections"), of("/connections_refused"))
     };
     let mut inside: Vec<Connection> = (0..3).map(|_| open("good").expect("within the limit")).collect();
@@ -188,7 +189,7 @@ impl Crowd {
             (chosen(), bytes, 0)
         };
         let non_reading = |index: u64| {
-            let mut raw = chosen();
+            let mut requests = Vec::new();
             for number in 0..500 {
                 let header = RequestHeader {
                     flags: 0,
@@ -197,8 +198,10 @@ impl Crowd {
                     offset_bytes: (number % 64) * u64::from(MIB),
                     length_bytes: MIB,
                 };
-                raw.send(&header.encode());
+                requests.extend(header.encode());
             }
+            let mut raw = chosen();
+            raw.send(&requests);
             raw
         };
         Self {
@@ -228,19 +231,12 @@ fn a_good_client_is_served_in_a_crowd() {
     allow_descriptors(scale as u32 + 2000);
     let appliance = with_exports(&["--handshake-limit", "4s", "--connection-limit", "60000"]);
     let pid = appliance.pid();
-    let good = GoodClient::start(&appliance.nbd_socket(), "good", 1);
-    good.wait_for(3000);
-    let alone = good.finish();
-    appliance.run(&[
-        "volume",
-        "create",
-        "crowded",
-        "--size",
-        "64MiB",
-        "--object-size",
-        "1MiB",
-    ]);
-    appliance.run(&["export", "create", "crowded"]);
+    let served = |export, seed, requests| {
+        let good = GoodClient::start(&appliance.nbd_socket(), export, seed);
+        good.wait_for(requests);
+        good.finish()
+    };
+    let alone = served("alone", 1, 3000);
     appliance.wait_until("nobody is connected", || connections(&appliance) == 0);
     let before = (descriptors(pid), sum(&appliance, "/buffer_bytes_used"));
     let resident = resident_bytes(pid);
@@ -265,8 +261,8 @@ fn a_good_client_is_served_in_a_crowd() {
         connection.read(0, 4096).unwrap_or_else(|error| panic!("{error}"));
     }
     crowd.dawdle();
-    good.wait_for(1000);
     let crowded = good.finish();
+    let settled = served("settled", 3, 3000);
     drop(crowd);
     appliance.wait_until("everybody is gone", || connections(&appliance) == 0);
     appliance.wait_until("everything is back", || {
@@ -278,6 +274,7 @@ fn a_good_client_is_served_in_a_crowd() {
         "in a crowd of 300 idle, 100 slow, 8 non-reading, {scale} connecting: {}",
         crowded.line()
     );
+    eprintln!("when the connecting ones are gone: {}", settled.line());
     eprintln!(
         "resident memory: {} MiB before, {} MiB at most, {} MiB after",
         resident >> 20,

@@ -403,6 +403,12 @@ impl Session {
                 return Step::Blocked;
             }
             let length = part.blocks as usize * BLOCK_BYTES;
+            // Where memory is scarce it is not lent to a client that may send a byte now and then.
+            let room = pool.room(length);
+            let begun = DIRECT_BYTES_MIN.min(part.length_bytes) as usize;
+            if room.free_bytes < room.bytes / 2 && self.inbox.bytes().len() < begun {
+                return Step::Bytes;
+            }
             match self.memory.take(length, PART_BYTES_MAX, pool) {
                 Some(buffer) => payload.memory = PartMemory::Here(buffer),
                 None => return Step::Blocked,

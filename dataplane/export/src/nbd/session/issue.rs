@@ -159,13 +159,13 @@ impl Session {
             unreachable!("the job was looked at");
         };
         if status.reply.is_none() {
-            if !self.memory.allows(2 * REPLY_BYTES, 0) {
+            if !self.memory.allows(2 * REPLY_BYTES, REPLY_BYTES, 0, pool) {
                 return Issue::Later;
             }
-            let Some(first) = self.memory.take(REPLY_BYTES, 0, pool) else {
+            let Some(first) = self.memory.take_allowed(REPLY_BYTES, pool) else {
                 return Issue::Later;
             };
-            let Some(second) = self.memory.take(REPLY_BYTES, 0, pool) else {
+            let Some(second) = self.memory.take_allowed(REPLY_BYTES, pool) else {
                 self.memory.give(first, pool);
                 return Issue::Later;
             };
@@ -379,12 +379,12 @@ fn start_window(read: &mut InOrder, memory: &mut super::Memory, pool: &mut impl 
         sizes = [stillpoint_processor::PART_BYTES_MAX; WINDOW_PARTS];
     }
     let wanted = || sizes.iter().copied().filter(|&size| size > 0);
-    if !memory.allows(wanted().sum(), 0) {
+    let largest = wanted().max().unwrap_or(0);
+    if !memory.allows(wanted().sum(), largest, 0, pool) {
         return false;
     }
     for size in wanted() {
-        // What is allowed together is allowed one by one.
-        let Some(buffer) = memory.take(size, wanted().sum(), pool) else {
+        let Some(buffer) = memory.take_allowed(size, pool) else {
             for buffer in read.take_buffers() {
                 memory.give(buffer, pool);
             }

@@ -7,7 +7,7 @@ use crate::{Export, ExportTable, PoolIndex};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use stillpoint_processor::host_view::{HostView, Placement};
-use stillpoint_processor::ports::{Buffer, BufferPool};
+use stillpoint_processor::ports::{Buffer, BufferPool, Room};
 use stillpoint_processor::{
     BLOCK_BYTES, RequestError, RequestKind, ShardAnswer, ShardRequest, SnapshotId, View, VolumeId,
 };
@@ -18,6 +18,8 @@ pub const TAG: u32 = 0xabcd_1234;
 pub struct Pool {
     pub held_bytes: usize,
     pub limit_bytes: usize,
+    /// What it has when nobody holds anything.
+    pub total_bytes: usize,
 }
 
 impl Pool {
@@ -25,6 +27,7 @@ impl Pool {
         Self {
             held_bytes: 0,
             limit_bytes: bytes,
+            total_bytes: bytes,
         }
     }
 }
@@ -45,6 +48,13 @@ impl BufferPool for Pool {
 
     fn give(&mut self, buffer: Buffer) {
         self.held_bytes -= buffer.capacity();
+    }
+
+    fn room(&self, _length_bytes: usize) -> Room {
+        Room {
+            free_bytes: self.limit_bytes - self.held_bytes,
+            bytes: self.total_bytes,
+        }
     }
 }
 
@@ -246,6 +256,7 @@ impl World {
             pool: Pool {
                 held_bytes: 0,
                 limit_bytes: pool_bytes,
+                total_bytes: pool_bytes,
             },
             shards: Shards::default(),
             random: Random(0x9e37_79b9_7f4a_7c15),

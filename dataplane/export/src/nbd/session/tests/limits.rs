@@ -57,6 +57,76 @@ fn a_client_that_does_not_listen_holds_its_share_at_most() {
     }
 }
 
+/// Worlds that share one pool, as the sessions of one processor do: each is given what the others left.
+fn turn_about(worlds: &mut [World], pool_bytes: usize) {
+    loop {
+        let mut moved = false;
+        for index in 0..worlds.len() {
+            let others: usize = worlds.iter().map(|world| world.pool.held_bytes).sum();
+            let others = others - worlds[index].pool.held_bytes;
+            worlds[index].pool.limit_bytes = pool_bytes - others;
+            moved |= worlds[index].turn();
+        }
+        if !moved {
+            return;
+        }
+    }
+}
+
+#[test]
+fn clients_that_do_not_listen_leave_enough_for_one_that_does() {
+    for structured in [false, true] {
+        let pool_bytes = 64 << 20;
+        let mut worlds: Vec<World> = (0..20)
+            .map(|_| {
+                let mut world = World::with_limits(table(SIZE), Limits::default(), pool_bytes);
+                world.connect("disk", structured);
+                world
+            })
+            .collect();
+        for world in &mut worlds[1..] {
+            world.listening = false;
+            for index in 0..100 {
+                world.ask(command::READ, 0, index * u64::from(MIB), MIB, &[]);
+            }
+        }
+        turn_about(&mut worlds, pool_bytes);
+        let held: usize = worlds.iter().map(|world| world.pool.held_bytes).sum();
+        assert!(held > pool_bytes / 2, "they took what they could get");
+        for length in [4096, 128 << 10] {
+            let cookie = worlds[0].ask(command::READ, 0, 0, length, &[]);
+            let write = worlds[0].ask(command::WRITE, 0, 0, length, &vec![1; length as usize]);
+            turn_about(&mut worlds, pool_bytes);
+            worlds[0].understand();
+            for cookie in [cookie, write] {
+                assert!(worlds[0].replies[&cookie].done, "{length} bytes are served");
+            }
+        }
+        for world in worlds {
+            world.close();
+        }
+    }
+}
+
+#[test]
+fn a_payload_that_comes_byte_by_byte_takes_no_memory_where_that_is_scarce() {
+    let pool_bytes = 64 << 20;
+    for (taken, expected) in [(0, 1 << 20), (40 << 20, 0)] {
+        let mut world = World::with_limits(table(SIZE), Limits::default(), pool_bytes);
+        world.connect("disk", true);
+        world.pool.held_bytes = taken;
+        let cookie = world.ask(command::WRITE, 0, 0, MIB, &[5; 1000]);
+        world.run();
+        assert_eq!(world.pool.held_bytes - taken, expected);
+        world.unread.extend(vec![5; (1 << 20) - 1000]);
+        world.run();
+        assert!(world.replies[&cookie].done && world.replies[&cookie].errors.is_empty());
+        assert_eq!(world.read(0, 4096), [5; 4096]);
+        world.pool.held_bytes -= taken;
+        world.close();
+    }
+}
+
 #[test]
 fn a_client_that_does_not_listen_can_still_write() {
     let limits = Limits {
