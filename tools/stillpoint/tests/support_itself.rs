@@ -117,10 +117,28 @@ fn a_lost_acknowledged_write_is_found() {
     let history = History::new(1, SMALL as u64);
     let mut volume = vec![0; SMALL];
     let number = wrote(&history, &mut volume, 2, 3);
-    history.write_acknowledged(number);
+    history.write_acknowledged(number, false);
     history.crashed();
     assert!(history.recovered(&vec![0; SMALL]).is_err());
     assert_eq!(history.recovered(&volume), Ok(()));
+}
+
+#[test]
+fn a_power_cut_may_take_only_what_was_not_flushed() {
+    // Sector 0 is written before a flush is sent, 1 is acknowledged after that, 2 is written with FUA.
+    for (lost, allowed) in [(0, false), (1, true), (2, false)] {
+        let history = History::with_power_cuts(1, SMALL as u64);
+        let mut volume = vec![0; SMALL];
+        let numbers = [0, 1, 2].map(|sector| wrote(&history, &mut volume, sector, 1));
+        history.write_acknowledged(numbers[0], false);
+        let flush = history.now();
+        history.write_acknowledged(numbers[1], false);
+        history.flushed(flush);
+        history.write_acknowledged(numbers[2], true);
+        history.crashed();
+        volume[lost * SECTOR_BYTES..(lost + 1) * SECTOR_BYTES].fill(0);
+        assert_eq!(history.recovered(&volume).is_ok(), allowed, "sector {lost} lost");
+    }
 }
 
 #[test]
@@ -145,10 +163,10 @@ fn a_snapshot_with_the_second_write_but_not_the_first_is_found() {
     let mut volume = vec![0; SMALL];
     let sent = history.now();
     let first = wrote(&history, &mut volume, 0, 1);
-    history.write_acknowledged(first);
+    history.write_acknowledged(first, false);
     let with_first = volume.clone();
     let second = wrote(&history, &mut volume, 4, 1);
-    history.write_acknowledged(second);
+    history.write_acknowledged(second, false);
     let answered = history.now();
     let mut only_second = volume.clone();
     only_second[..SECTOR_BYTES].fill(0);
@@ -165,7 +183,7 @@ fn a_snapshot_without_what_was_acknowledged_before_it_is_found() {
     let history = History::new(1, SMALL as u64);
     let mut volume = vec![0; SMALL];
     let first = wrote(&history, &mut volume, 0, 1);
-    history.write_acknowledged(first);
+    history.write_acknowledged(first, false);
     let sent = history.now();
     let answered = history.now();
     assert!(history.first_look(&vec![0; SMALL], sent, answered).is_err());

@@ -8,6 +8,8 @@ use stillpoint_simulator::stamp::{SECTOR_BYTES, Shown};
 /// The history of one volume, shared by all its clients.
 pub struct History {
     state: Mutex<State>,
+    /// Crashes are power cuts: only what was flushed must be there after them.
+    power_cuts: bool,
 }
 
 struct State {
@@ -27,14 +29,24 @@ impl State {
 }
 
 impl History {
-    /// A new volume, all zeros. `volume` marks its data.
+    /// A new volume, all zeros. `volume` marks its data. Its process may be killed: all that was acknowledged must
+    /// be there afterwards.
     pub fn new(volume: u32, size_bytes: u64) -> Self {
         Self {
+            power_cuts: false,
             state: Mutex::new(State {
                 tick: 0,
                 writes: Writes::default(),
                 model: VolumeModel::new(volume, size_bytes / SECTOR_BYTES as u64),
             }),
+        }
+    }
+
+    /// The same, but its machine's power may be cut: what was flushed must be there afterwards.
+    pub fn with_power_cuts(volume: u32, size_bytes: u64) -> Self {
+        Self {
+            power_cuts: true,
+            ..Self::new(volume, size_bytes)
         }
     }
 
@@ -56,12 +68,16 @@ impl History {
         number
     }
 
-    /// A write was acknowledged. Nothing that was may be missing after a crash of the process, so to the model
-    /// it is durable.
-    pub fn write_acknowledged(&self, number: Shown) {
+    /// A write was acknowledged, with FUA or without. Where only the process may be killed it is durable in any case.
+    pub fn write_acknowledged(&self, number: Shown, fua: bool) {
         let mut state = self.state();
         let tick = state.tick();
-        state.writes.end(number, true, true, tick);
+        state.writes.end(number, true, fua || !self.power_cuts, tick);
+    }
+
+    /// A flush that was sent at `sent` was acknowledged.
+    pub fn flushed(&self, sent: Tick) {
+        self.state().writes.flushed(sent);
     }
 
     /// A read that was sent at `sent` was answered just now.
@@ -72,7 +88,7 @@ impl History {
         model.check_read(writes, first_sector, bytes, sent, ended)
     }
 
-    /// The process is dead and all connections with it.
+    /// The process is dead, and all connections with it.
     pub fn crashed(&self) -> Tick {
         let mut state = self.state();
         let tick = state.tick();
@@ -80,8 +96,8 @@ impl History {
         tick
     }
 
-    /// A read of the whole volume after the restart, before anything else is sent: every acknowledged write is
-    /// there, and nothing that was never written.
+    /// A read of the whole volume after the restart, before anything else is sent: all that is durable is there, and
+    /// nothing that was never written.
     pub fn recovered(&self, bytes: &[u8]) -> Result<(), Broken> {
         let mut state = self.state();
         let tick = state.tick();

@@ -35,6 +35,8 @@ struct Shared {
     stopping: AtomicBool,
     /// Connections may break from now on.
     crash_expected: AtomicBool,
+    /// Flushes are sent, and writes with FUA.
+    flushes: bool,
     complaints: Mutex<Vec<String>>,
     counts: Counts,
 }
@@ -79,9 +81,9 @@ struct FlightState {
 #[derive(Clone, Copy)]
 enum Pending {
     Read { first: u64, count: u64, sent: Tick },
-    Write { number: Shown },
-    Zeros { number: Shown },
-    Flush,
+    Write { number: Shown, fua: bool },
+    Zeros { number: Shown, fua: bool },
+    Flush { sent: Tick },
 }
 
 /// What is to be sent.
@@ -101,11 +103,35 @@ impl Load {
         volume: u32,
         seed: u64,
     ) -> Self {
+        Self::start_with(socket, export, connections, history, (volume, seed), true)
+    }
+
+    /// The same, but nothing is ever flushed.
+    pub fn start_unflushed(
+        socket: &Path,
+        export: &str,
+        connections: u64,
+        history: &Arc<History>,
+        volume: u32,
+        seed: u64,
+    ) -> Self {
+        Self::start_with(socket, export, connections, history, (volume, seed), false)
+    }
+
+    fn start_with(
+        socket: &Path,
+        export: &str,
+        connections: u64,
+        history: &Arc<History>,
+        (volume, seed): (u32, u64),
+        flushes: bool,
+    ) -> Self {
         let shared = Arc::new(Shared {
             history: history.clone(),
             volume,
             stopping: AtomicBool::new(false),
             crash_expected: AtomicBool::new(false),
+            flushes,
             complaints: Mutex::default(),
             counts: Counts::default(),
         });
@@ -139,7 +165,7 @@ impl Load {
         }
     }
 
-    /// From now on the connections may break.
+    /// From now on the connections may break, and requests may fail.
     pub fn expect_crash(&self) {
         self.shared.crash_expected.store(true, Ordering::SeqCst);
     }
@@ -209,7 +235,14 @@ impl Shared {
         random: &mut Random,
         payload: &mut Vec<u8>,
     ) -> Option<RequestHeader> {
-        let request = choose(random, sectors);
+        let mut request = choose(random, sectors);
+        if !self.flushes {
+            request.flags = 0;
+            if request.command == command::FLUSH {
+                (request.command, request.range) = (command::READ, Range { first: 0, count: 8 });
+            }
+        }
+        let fua = request.flags & command_flags::FUA != 0;
         let mut state = lock(&flight.state);
         while state.requests.len() >= DEPTH && !state.broken {
             state = flight.landed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -229,11 +262,14 @@ impl Shared {
                 let number = self.history.write_sent(false, request.range);
                 payload.resize(count as usize * SECTOR_BYTES, 0);
                 stamp::fill(number, self.volume, first, payload);
-                Pending::Write { number }
+                Pending::Write { number, fua }
             }
-            command::FLUSH => Pending::Flush,
+            command::FLUSH => Pending::Flush {
+                sent: self.history.now(),
+            },
             _ => Pending::Zeros {
                 number: self.history.write_sent(true, request.range),
+                fua,
             },
         };
         state.requests.insert(cookie, pending);
@@ -274,6 +310,8 @@ impl Shared {
                     "an answer to request {} that was not asked",
                     reply.cookie
                 )),
+                // It may have happened or not, as if there had been no answer.
+                (Some(_), Err(_)) if self.crash_expected.load(Ordering::SeqCst) => {}
                 (Some(_), Err(error)) => self.complain(format!("a request was refused: {error}")),
                 (Some(pending), Ok(())) => self.landed(pending, &reply.data),
             }
@@ -289,15 +327,18 @@ impl Shared {
                 }
                 &self.counts.reads
             }
-            Pending::Write { number } => {
-                self.history.write_acknowledged(number);
+            Pending::Write { number, fua } => {
+                self.history.write_acknowledged(number, fua);
                 &self.counts.writes
             }
-            Pending::Zeros { number } => {
-                self.history.write_acknowledged(number);
+            Pending::Zeros { number, fua } => {
+                self.history.write_acknowledged(number, fua);
                 &self.counts.zeroings
             }
-            Pending::Flush => &self.counts.flushes,
+            Pending::Flush { sent } => {
+                self.history.flushed(sent);
+                &self.counts.flushes
+            }
         };
         count.fetch_add(1, Ordering::Relaxed);
     }

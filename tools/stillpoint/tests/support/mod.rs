@@ -8,9 +8,11 @@ pub mod foreign;
 pub mod good_client;
 pub mod history;
 pub mod load;
+pub mod mounts;
 pub mod nbd;
 pub mod process;
 pub mod raw;
+pub mod volatile_disk;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
