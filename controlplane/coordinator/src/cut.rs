@@ -15,6 +15,7 @@ use crate::coordinator::{Action, share_a_volume};
 use crate::overall_snapshot::{OverallSnapshot, SnapshotError, SnapshotRequest, Step};
 use stillpoint_ondisk::catalog::{self, FIGURES_MAX, HoldRow, Key, SnapshotHead, SnapshotVolumeRow, Value};
 use stillpoint_processor::command::{EventKind, HoldFigures, RefusedReason};
+use stillpoint_processor::marks::{Mark, mark};
 use stillpoint_processor::{
     Now, RequestError, ShardCommand, ShardEvent, ShardIndex, SnapshotId, Ticket, TimeStamp,
 };
@@ -146,8 +147,12 @@ impl Cut {
             (Phase::Ended, _) => {}
             (Phase::Abort(_), kind) => self.aborting(event, kind, sink),
             (Phase::Commit, _) => self.committing(event, now, sink),
-            (_, EventKind::HoldExpired { .. }) => self.abort(self.hold_expired(event.shard), now, sink),
+            (_, EventKind::HoldExpired { .. }) => {
+                mark(Mark::SnapshotHoldExpired);
+                self.abort(self.hold_expired(event.shard), now, sink);
+            }
             (_, EventKind::Refused { reason }) => {
+                mark(Mark::SnapshotRefused);
                 let (shard, step, reason) = (event.shard, self.share(event.shard).step, *reason);
                 // By now only a passed deadline can have made the shard abort.
                 let error = if step >= Step::Release && reason == RefusedReason::Aborted {
@@ -171,6 +176,7 @@ impl Cut {
                 Phase::Ended => {}
                 Phase::Cut => self.abort(self.hold_expired(self.laggard()), now, sink),
                 Phase::Prepare | Phase::Settle => {
+                    mark(Mark::SnapshotStalled);
                     let shard = self.laggard();
                     let (step, step_limit_ns) = (self.share(shard).step, self.request.step_limit_ns);
                     self.abort(
@@ -187,6 +193,7 @@ impl Cut {
                 Phase::Abort(error) => self.finish(Err(error), sink),
             }
         } else if now.monotonic_ns >= self.again_ns {
+            mark(Mark::SnapshotAbortAgain);
             self.ask_for_abort(now, sink);
         }
     }
@@ -340,6 +347,7 @@ impl Cut {
     }
 
     fn in_doubt(&self) -> SnapshotError {
+        mark(Mark::SnapshotInDoubt);
         SnapshotError::InDoubt {
             shard: ShardIndex(0),
             step_limit_ns: self.request.step_limit_ns,

@@ -17,6 +17,7 @@ pub mod index;
 pub mod intermediate_snapshot;
 pub mod log;
 pub mod map;
+pub mod marks;
 pub mod object;
 pub mod outbox;
 pub mod ports;

@@ -3,6 +3,7 @@
 //! Requests hold buffers while they wait for these. Were all memory of the pool with requests, nobody would ever get
 //! on; with one buffer of each size at hand everybody does, one after the other.
 
+use crate::marks::{Mark, mark};
 use stillpoint_ondisk::page::PAGE_BYTES;
 
 use crate::PART_BYTES_MAX;
@@ -70,6 +71,7 @@ impl<B: BufferPool> BufferPool for WithReserve<'_, B> {
         if let Some(buffer) = self.pool.take(length_bytes) {
             return Some(buffer);
         }
+        mark(Mark::ReserveUsed);
         // The size that fits, not a larger one: small needs must not use up what the log needs.
         let size_bytes = SIZES_BYTES.into_iter().find(|&size| size >= length_bytes)?;
         let mut kept = self.reserve.kept.iter_mut().zip(SIZES_BYTES);

@@ -73,6 +73,8 @@ enum Mail {
     Answer(usize, ShardAnswer),
     /// Bytes of a connection may move.
     Line(u64),
+    /// A client reads again.
+    Hears(u64),
     /// A table of exports, by number, for a processor.
     Exports(usize, u64, Arc<ExportTable>),
     Command(ShardIndex, Ticket, ShardCommand),
@@ -314,6 +316,7 @@ impl Machine {
                 self.wake(index);
             }
             Mail::Line(connection) => return self.move_bytes(connection),
+            Mail::Hears(connection) => self.hear_again(connection),
             Mail::Exports(seat, number, table) => self.show_exports(seat, number, &table),
             Mail::Command(shard, ticket, command) => {
                 let seat = self.owner[usize::from(shard.0)];

@@ -77,8 +77,10 @@ fn main() -> ExitCode {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         report(panic);
-        // Before unwinding, because a release build aborts here.
-        if let Some((kind, seed)) = SEED.get() {
+        // A release build ends here; otherwise the failure is told like any other.
+        if cfg!(panic = "abort")
+            && let Some((kind, seed)) = SEED.get()
+        {
             how_to_replay(kind, seed);
         }
         parts::how_to_replay_this();

@@ -58,6 +58,8 @@ pub struct Wire {
     server_closed: bool,
     /// The client has heard of it.
     end_told: bool,
+    /// The client does not read now.
+    deaf: bool,
     /// The server has forgotten the connection.
     pub gone: bool,
     /// What the client has taken off the wire, and how far it has read it.
@@ -83,6 +85,7 @@ impl Wire {
             reset: false,
             server_closed: false,
             end_told: false,
+            deaf: false,
             gone: false,
             taken: Vec::new(),
             read: 0,
@@ -110,7 +113,7 @@ impl Wire {
     pub fn tick(&mut self, random: &mut Random, ended: &mut Vec<Ended>) -> Option<Heard> {
         self.tick_receive(random, ended);
         self.tick_send(random, ended);
-        if self.client_closed {
+        if self.client_closed || self.deaf {
             return None;
         }
         if !self.to_client.is_empty() {
@@ -178,7 +181,12 @@ impl Wire {
     #[must_use]
     pub fn can_move(&self) -> bool {
         let client_hears = !self.to_client.is_empty() || (self.server_closed && !self.end_told);
-        self.can_receive() || self.can_send() || (client_hears && !self.client_closed)
+        self.can_receive() || self.can_send() || (client_hears && !self.client_closed && !self.deaf)
+    }
+
+    /// From now on the client does not read, or does again.
+    pub fn set_deaf(&mut self, deaf: bool) {
+        self.deaf = deaf;
     }
 
     /// The client takes bytes off the wire: some, or all there are.

@@ -1,5 +1,6 @@
 //! One run: what is planned from the seed, and how it goes.
 
+use stillpoint_processor::marks::{self, Mark};
 use stillpoint_processor::shard::ShardOptions;
 
 use crate::device::DeviceHabits;
@@ -7,6 +8,9 @@ use crate::machine::Pace;
 use crate::model::{Broken, Crash};
 use crate::random::Random;
 use crate::world::{Coverage, World};
+
+/// Longer than anything takes.
+const LONG_NS: u64 = 10_000_000_000;
 
 /// What one run is like.
 #[derive(Clone, Debug)]
@@ -47,6 +51,10 @@ pub struct Plan {
     pub hold_ns_min: u64,
     /// The longest.
     pub hold_ns_max: u64,
+    /// How long the coordinator waits for the other steps of a snapshot.
+    pub step_limit_ns: u64,
+    /// Out of a hundred flushes and writes with FUA that clients could send, how many they do.
+    pub flushes_percent: u64,
     /// How often the coordinator dies in the middle of a snapshot.
     pub coordinator_death_percent: u64,
     /// Out of ten thousand device operations, how many fail.
@@ -72,6 +80,8 @@ pub struct NbdPlan {
     pub cuts: u64,
     /// The shortest time between two movements of bytes.
     pub latency_ns: u64,
+    /// Out of a thousand times that a client sends something, how often it then stops reading for long.
+    pub deaf: u64,
     /// Sessions reply to a flush when the first shard has flushed.
     #[cfg(feature = "planted-bugs")]
     pub flushes_replied_early: bool,
@@ -81,10 +91,11 @@ impl NbdPlan {
     fn new(random: &mut Random) -> Self {
         Self {
             clients: *random.pick(&[0, 0, 1, 2, 6]),
-            depth: *random.pick(&[1, 4, 16]),
+            depth: *random.pick(&[1, 4, 4, 16, 16, 160]),
             think_ns: *random.pick(&[5_000, 50_000, 500_000]),
             cuts: *random.pick(&[0, 10, 50]),
             latency_ns: *random.pick(&[500, 5_000, 20_000]),
+            deaf: *random.pick(&[0, 0, 5]),
             #[cfg(feature = "planted-bugs")]
             flushes_replied_early: false,
         }
@@ -103,7 +114,7 @@ impl Plan {
         let lives = random.between(1, 4);
         let message_ns = *random.pick(&[200, 1_000, 5_000]);
         let late = random.percent(30);
-        Self {
+        let mut plan = Self {
             shards,
             device_blocks,
             habits: DeviceHabits {
@@ -121,12 +132,12 @@ impl Plan {
             },
             tail: random.percent(80),
             shard_options: ShardOptions {
-                map_cache_pages: *random.pick(&[64, 256, 4096]),
+                map_cache_pages: *random.pick(&[32, 64, 256, 4096]),
                 in_flight_max: *random.pick(&[4, 32, 256]),
                 #[cfg(feature = "planted-bugs")]
                 hold_answers: true,
             },
-            pool_bytes: *random.pick(&[4 << 20, 16 << 20]),
+            pool_bytes: *random.pick(&[6 << 20, 8 << 20, 16 << 20]),
             clients: random.between(1, 12) as usize,
             think_ns: *random.pick(&[0, 5_000, 50_000]),
             operations: (0..lives).map(|_| random.between(10, 250)).collect(),
@@ -143,7 +154,29 @@ impl Plan {
             corruption: false,
             registers: false,
             nbd: NbdPlan::new(random),
+            step_limit_ns: *random.pick(&[LONG_NS, LONG_NS, LONG_NS, LONG_NS, LONG_NS, 500_000]),
+            flushes_percent: 100,
+        };
+        if random.percent(3) {
+            plan.make_lazy();
         }
+        if random.percent(8) {
+            plan.volume_bytes_max = 6_500_000;
+        }
+        plan
+    }
+
+    /// Makes it a plan in which nobody but the shards themselves sees to it that the log is written.
+    fn make_lazy(&mut self) {
+        self.tail = true;
+        self.operator_percent = 0;
+        self.flushes_percent = 0;
+        self.operations.truncate(1);
+        self.volume_bytes_max = 3_000_000;
+        self.device_blocks.iter_mut().for_each(|blocks| *blocks += 8000);
+        self.operations
+            .iter_mut()
+            .for_each(|operations| *operations = 3000 + *operations * 10);
     }
 
     /// Makes it a plan for a history: a few blocks that many use at the same time, many snapshots, no way but the log
@@ -211,7 +244,7 @@ pub fn run_kind(kind: Kind, seed: u64, trace: bool) -> Result<Coverage, Broken> 
 /// The branches of the shipping code that runs count when they reach them.
 #[must_use]
 pub fn branches() -> Vec<&'static str> {
-    Vec::new()
+    Mark::ALL.iter().map(|mark| mark.text()).collect()
 }
 
 /// Runs a seed from end to end.
@@ -227,6 +260,8 @@ pub fn run(seed: u64, trace: bool) -> Result<Coverage, Broken> {
 /// # Errors
 /// The first law that is broken.
 pub fn run_with(seed: u64, trace: bool, change: impl FnOnce(&mut Plan)) -> Result<Coverage, Broken> {
+    // What a run before this one left when it panicked.
+    let _ = marks::take();
     let mut random = Random::new(seed);
     let mut plan = Plan::new(&mut random);
     change(&mut plan);

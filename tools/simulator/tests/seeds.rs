@@ -6,7 +6,7 @@ use stillpoint_simulator::world::Coverage;
 #[test]
 fn a_few_seeds_keep_all_laws_and_meet_all_kinds_of_trouble() {
     let mut total = Coverage::default();
-    for seed in 1..=80 {
+    for seed in 1..=150 {
         match scenario::run(seed, false) {
             Ok(coverage) => total.merge(&coverage),
             Err(broken) => panic!("seed {seed}: {}", broken.0),
@@ -15,7 +15,10 @@ fn a_few_seeds_keep_all_laws_and_meet_all_kinds_of_trouble() {
     for what in [
         "answers held",
         "blocks dropped in recovery",
+        "checkpoint: begun because the log is half full",
         "checkpoints",
+        "coordinator: a shard stalls",
+        "coordinator: asks for an abort again",
         "coordinators that died",
         "crashes during recovery",
         "damage noticed",
@@ -25,6 +28,9 @@ fn a_few_seeds_keep_all_laws_and_meet_all_kinds_of_trouble() {
         "log records replayed",
         "log tail records replayed",
         "map pages read back",
+        "nbd: a payload is received into its own buffer",
+        "nbd: a write waits for memory",
+        "nbd: as many requests as may be",
         "nbd connections cut",
         "nbd connections ended by the appliance",
         "nbd exports that were just withdrawn",
@@ -33,13 +39,19 @@ fn a_few_seeds_keep_all_laws_and_meet_all_kinds_of_trouble() {
         "nbd requests refused on the way out",
         "nbd requests whose connection was cut",
         "power cuts",
+        "processor: a buffer of the reserve is used",
+        "recovery: data in doubt is verified",
         "requests failed by device errors",
+        "shard: a request waits for a buffer",
         "shards stopped by device errors",
         "snapshots aborted at the hold's deadline",
         "snapshots compared",
         "snapshots deleted",
         "snapshots taken",
         "volumes resized",
+        "write: a partial block changed meanwhile and is merged again",
+        "write: several requests in one device write",
+        "write: space in several pieces",
         "writes refused for lack of space",
     ] {
         assert!(

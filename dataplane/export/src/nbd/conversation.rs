@@ -1,6 +1,7 @@
 //! A session and the line to its client: at most one receive and one send are under way.
 
 use std::sync::Arc;
+use stillpoint_processor::marks::{Mark, mark};
 
 use stillpoint_processor::ShardRequest;
 use stillpoint_processor::ports::BufferPool;
@@ -128,6 +129,9 @@ impl<L: Line> Conversation<L> {
             }
         }
         if self.session.wants_close() && !self.sending || now_ns >= self.deadline_ns {
+            if now_ns >= self.deadline_ns {
+                mark(Mark::NbdGraceOver);
+            }
             self.hang_up(pool);
         }
         if !self.receiving

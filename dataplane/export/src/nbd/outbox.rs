@@ -1,5 +1,6 @@
 //! What goes to the client: small things copied together, large data by ownership, in one send at a time.
 
+use stillpoint_processor::marks::{Mark, mark};
 use stillpoint_processor::ports::Buffer;
 
 /// Memory for headers and small data, in bytes. Holds the longest answer to one option.
@@ -169,6 +170,9 @@ impl Outbox {
                 free(data);
             }
             send.clear();
+        }
+        if !send.is_empty() {
+            mark(Mark::NbdSendInPieces);
         }
         self.filling = Some(send);
     }

@@ -10,6 +10,7 @@
 //! | HeaderFlush | a flush of the home device | durable: trim the log, Promoting |
 //! | Promoting | nothing | no read older than the checkpoint in flight: free what it no longer refers to, Idle |
 
+use crate::marks::{Mark, mark};
 use std::collections::VecDeque;
 
 use stillpoint_ondisk::PAGE_BYTES;
@@ -142,6 +143,9 @@ impl<T: LogTail> Shard<T> {
     }
 
     fn fail_checkpoint(&mut self) {
+        if self.checkpoint.stage != Stage::Idle {
+            mark(Mark::CheckpointFailed);
+        }
         let asked = core::mem::take(&mut self.checkpoint.asked);
         let running = core::mem::take(&mut self.checkpoint.running);
         for ticket in asked.into_iter().chain(running) {
@@ -155,6 +159,13 @@ impl<T: LogTail> Shard<T> {
 
     /// Freezes the state: everything logged before the mark is in it, nothing after.
     fn begin_checkpoint(&mut self) {
+        if !self.checkpoint.asked.is_empty() {
+            mark(Mark::CheckpointAsked);
+        } else if self.log.used_pages() * 2 > self.log.ring_pages() {
+            mark(Mark::CheckpointLog);
+        } else if self.cache.dirty_pages() * 3 > self.cache.capacity_pages() {
+            mark(Mark::CheckpointDirty);
+        }
         self.refresh_rows();
         if self.space.free_blocks() < self.directory.pages_to_write() as u64 {
             return self.stop("checkpoint: no space for the directory", DeviceError::Os(ENOSPC));

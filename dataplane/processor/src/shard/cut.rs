@@ -14,6 +14,7 @@ use super::Shard;
 use crate::command::{EventKind, RefusedReason, Ticket};
 use crate::hold::{CutInProgress, CutPhase};
 use crate::ids::{SnapshotId, TimeStamp, VolumeId};
+use crate::marks::{Mark, mark};
 use crate::ports::LogTail;
 use stillpoint_ondisk::record::{RECORD_BYTES_MAX, Record};
 
@@ -25,7 +26,10 @@ const SNAPSHOTS_PER_VOLUME_MAX: usize = 1 << 20;
 impl<T: LogTail> Shard<T> {
     pub(super) fn prepare(&mut self, ticket: Ticket, snapshot: SnapshotId, volumes: &[VolumeId]) {
         let kind = match self.refusal(volumes) {
-            Some(reason) => EventKind::Refused { reason },
+            Some(reason) => {
+                mark(Mark::CutRefused);
+                EventKind::Refused { reason }
+            }
             None => {
                 self.cuts.push(CutInProgress::prepared(snapshot, volumes));
                 EventKind::Prepared
@@ -76,6 +80,7 @@ impl<T: LogTail> Shard<T> {
         deadline_ns: u64,
     ) -> bool {
         let Some(position) = self.position(snapshot, CutPhase::Prepared) else {
+            mark(Mark::CutAborted);
             self.event(
                 Some(ticket),
                 EventKind::Refused {
@@ -89,6 +94,7 @@ impl<T: LogTail> Shard<T> {
             return true;
         }
         if !self.log.has_urgent_room(self.cuts[position].volumes.len() * 64) {
+            mark(Mark::CutWaitsForLog);
             self.want_log_room();
             return false;
         }
@@ -137,12 +143,11 @@ impl<T: LogTail> Shard<T> {
                 self.cuts.remove(position);
                 self.event_when_durable(ticket, EventKind::Durable);
             }
-            None => self.event(
-                Some(ticket),
-                EventKind::Refused {
-                    reason: RefusedReason::Aborted,
-                },
-            ),
+            None => {
+                mark(Mark::PersistRefused);
+                let reason = RefusedReason::Aborted;
+                self.event(Some(ticket), EventKind::Refused { reason });
+            }
         }
     }
 
@@ -151,6 +156,7 @@ impl<T: LogTail> Shard<T> {
     pub(super) fn abort(&mut self, ticket: Ticket, snapshot: SnapshotId) -> bool {
         if let Some(position) = self.cuts.iter().position(|cut| cut.snapshot == snapshot) {
             if self.cuts[position].phase == CutPhase::Holding {
+                mark(Mark::AbortInHold);
                 self.end_hold(position);
             }
             self.cuts.remove(position);
@@ -206,6 +212,7 @@ impl<T: LogTail> Shard<T> {
             .iter()
             .position(|cut| cut.deadline_ns <= self.now.monotonic_ns)
         {
+            mark(Mark::HoldExpired);
             let snapshot = self.cuts[position].snapshot;
             let figures = self.end_hold(position);
             self.cuts.remove(position);

@@ -2,6 +2,7 @@
 
 use super::{Outcome, Shard, SlotId};
 use crate::ids::{ShareBlock, VolumeId};
+use crate::marks::{Mark, mark};
 use crate::ports::LogTail;
 use crate::request::{RequestError, RequestKind};
 use crate::space::Purpose;
@@ -37,6 +38,7 @@ impl<T: LogTail> Shard<T> {
         slot.max_birth = self.volumes[&volume].epoch;
         slot.done_blocks += done as u32;
         if slot.done_blocks < slot.blocks {
+            mark(Mark::DiscardInSteps);
             return Outcome::Again;
         }
         self.status.discards += 1;
@@ -71,6 +73,7 @@ impl<T: LogTail> Shard<T> {
         assert!(done > 0 && done <= count, "a step goes forward");
         if volume.stats.mapped_blocks == mapped_blocks {
             // Nothing but holes: nothing changed.
+            mark(Mark::DiscardOfHoles);
             return Ok(done);
         }
         self.log.append(&Record::Discard {

@@ -3,6 +3,7 @@
 //! All waiting flushes of a shard share one log write and one device flush (group commit). The device flush covers
 //! the data too: data is complete on the device before its record is appended.
 
+use crate::marks::{Mark, mark};
 use std::collections::VecDeque;
 
 use super::{Outcome, Shard, SlotId, Tag, give_all, only_buffer};
@@ -71,11 +72,13 @@ impl<T: LogTail> Shard<T> {
     pub(super) fn changed(&mut self, id: SlotId, fua: bool) -> Outcome {
         let lsn = self.log.next_lsn();
         if fua {
+            mark(Mark::FuaWaits);
             self.durability.durable.push_back((lsn, Waiter::Slot(id)));
             Outcome::Parked
         } else if self.log.has_tail() {
             Outcome::Answer(Ok(()))
         } else {
+            mark(Mark::NoTailWaits);
             self.durability.written.push_back((lsn, id));
             Outcome::Parked
         }
@@ -88,6 +91,7 @@ impl<T: LogTail> Shard<T> {
             return Outcome::Answer(Err(RequestError::ShardStopped));
         }
         if lsn <= self.log.durable_lsn() {
+            mark(Mark::FlushNothing);
             return Outcome::Answer(Ok(()));
         }
         self.durability.durable.push_back((lsn, Waiter::Slot(id)));
@@ -122,6 +126,9 @@ impl<T: LogTail> Shard<T> {
             || self.log.is_eager()
             || self.checkpoint_is_due();
         if asked && self.log.has_pending() && !self.log.is_writing() {
+            if self.log.is_eager() {
+                mark(Mark::LogEager);
+            }
             self.write_log(buffers);
         }
         let written = self.log.written_lsn();
@@ -132,6 +139,9 @@ impl<T: LogTail> Shard<T> {
             .is_some_and(|(lsn, _)| *lsn <= written)
             || written - self.log.durable_lsn() > UNFLUSHED_RECORDS_MAX;
         if flush_asked && written > self.log.durable_lsn() && self.durability.flushing_lsn.is_none() {
+            if self.durability.durable.len() > 1 {
+                mark(Mark::FlushShared);
+            }
             self.durability.flushing_lsn = Some(written);
             let devices = core::mem::take(&mut self.durability.dirty_for_flush);
             self.issue_flush(Tag::HostFlush, devices);
@@ -159,6 +169,7 @@ impl<T: LogTail> Shard<T> {
     fn write_log(&mut self, buffers: &mut impl BufferPool) {
         let bytes = self.log.pending_bytes();
         let Some(mut buffer) = buffers.take(bytes) else {
+            mark(Mark::LogShortOfBuffers);
             self.short_of_buffers = true;
             return;
         };
@@ -168,6 +179,9 @@ impl<T: LogTail> Shard<T> {
         self.status.log_pages += pages;
         let start = self.layout.log_start_block(self.shard.0);
         let until_end = (self.log.ring_pages() - first).min(pages);
+        if until_end < pages {
+            mark(Mark::LogWraps);
+        }
         let mut operation = self.operation(OperationKind::Write, Tag::LogWrite);
         for (block, offset, count) in [
             (start + first, 0, until_end),

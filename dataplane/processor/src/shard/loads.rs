@@ -1,5 +1,6 @@
 //! Map pages on their way from the device into the cache, and who waits for them.
 
+use crate::marks::{Mark, mark};
 use std::collections::{BTreeMap, VecDeque};
 
 use super::read::push_transfer;
@@ -52,6 +53,9 @@ impl Loads {
                 waiters: Vec::new(),
             }
         });
+        if !load.waiters.is_empty() {
+            mark(Mark::MapPageWaitedFor);
+        }
         load.waiters.push(waiter);
     }
 }
@@ -73,6 +77,7 @@ impl<T: LogTail> Shard<T> {
             let address = self.loads.to_issue.pop_front().expect("a load can be issued");
             self.loads.in_flight += 1;
             self.status.map_misses += 1;
+            mark(Mark::MapPageLoaded);
             let mut operation = self.operation(OperationKind::Read, Tag::LoadPage(address));
             operation.buffers.push(buffer);
             push_transfer(&mut operation, address, 0, 0, BLOCK_BYTES);
@@ -99,6 +104,7 @@ impl<T: LogTail> Shard<T> {
             Ok(()) => match self.cache.insert(&load.page, &buffer.bytes()[..BLOCK_BYTES]) {
                 Ok(()) => Ok(()),
                 Err(_) => {
+                    mark(Mark::MapPageDamaged);
                     self.corrupt(address);
                     Err(RequestError::Corrupt)
                 }

@@ -34,6 +34,7 @@ mod slots;
 mod tests;
 mod write;
 
+use crate::marks::{Mark, mark};
 use std::collections::{BTreeMap, VecDeque};
 
 use stillpoint_ondisk::layout::Layout;
@@ -248,6 +249,7 @@ impl<T: LogTail> Shard<T> {
     pub fn submit(&mut self, request: ShardRequest, now: Now) -> Result<(), ShardRequest> {
         self.now = now;
         if self.slots.is_full(self.held_answers) {
+            mark(Mark::SlotsFull);
             return Err(request);
         }
         match self.admit(&request) {
@@ -433,15 +435,20 @@ impl<T: LogTail> Shard<T> {
             }
             Outcome::Map(MapError::NoSpace) => self.stall_for_space(id),
             Outcome::Map(MapError::CacheFull) => {
+                mark(Mark::WaitsForCache);
                 self.checkpoint.want();
                 self.stalled.push_back(id);
             }
             Outcome::LogRoom => {
+                mark(Mark::WaitsForLogRoom);
                 self.want_log_room();
                 self.stalled.push_back(id);
             }
             // Buffers come back all the time: look again next turn.
-            Outcome::Buffer => self.ready.push_back(id),
+            Outcome::Buffer => {
+                mark(Mark::WaitsForBuffer);
+                self.ready.push_back(id);
+            }
         }
     }
 
@@ -492,6 +499,7 @@ impl<T: LogTail> Shard<T> {
         let (volume, birth) = (self.slots[id].view.volume, self.slots[id].max_birth);
         let answer = self.slots.release(id, result);
         if let Some(cut) = self.cuts.iter_mut().find(|cut| cut.holds(volume, birth)) {
+            mark(Mark::AnswerHeld);
             cut.hold(answer, self.now.monotonic_ns);
             self.held_answers += 1;
         } else {
@@ -522,6 +530,7 @@ impl<T: LogTail> Shard<T> {
         if self.stopped.is_some() {
             return;
         }
+        mark(Mark::Stopped);
         self.stopped = Some(Stopped { operation, error });
         self.notice(Notice::Stopped { operation, error });
         while let Some(id) = self.write_queue.pop_front() {
@@ -557,6 +566,7 @@ impl<T: LogTail> Shard<T> {
     fn send(&mut self, device: &mut impl BlockDevice) {
         while let Some(operation) = self.outgoing.pop_front() {
             if let Err(full) = device.submit(operation) {
+                mark(Mark::DeviceQueueFull);
                 self.outgoing.push_front(full.0);
                 return;
             }

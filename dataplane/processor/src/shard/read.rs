@@ -5,6 +5,7 @@ use crate::BLOCK_BYTES;
 use crate::change_log::ChangeLog;
 use crate::ids::{DeviceAddress, Epoch};
 use crate::map::Entry;
+use crate::marks::{Mark, mark};
 use crate::ports::{Buffer, LogTail, Operation, OperationKind, Segment, Transfer};
 use crate::request::RequestError;
 use stillpoint_ondisk::crc32c;
@@ -52,7 +53,11 @@ impl<T: LogTail> Shard<T> {
         if operation.transfers.is_empty() {
             slot.buffer = Some(buffer);
             self.recycle(operation);
+            mark(Mark::ReadHole);
             return Outcome::Answer(Ok(()));
+        }
+        if operation.transfers.len() > 1 {
+            mark(Mark::ReadSeveralRuns);
         }
         operation.buffers.push(buffer);
         self.status.device_reads += operation.transfers.len() as u64;
@@ -75,6 +80,7 @@ impl<T: LogTail> Shard<T> {
         match damaged {
             None => self.answer(id, Ok(())),
             Some(address) => {
+                mark(Mark::ReadWrongCrc);
                 self.corrupt(address);
                 self.answer(id, Err(RequestError::Corrupt));
             }

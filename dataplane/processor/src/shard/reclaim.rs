@@ -10,6 +10,7 @@
 //! While the newest snapshot is walked, the live map may change. Ahead of the cursor a replaced block is left to the
 //! walk, behind it the write frees it ([`VirtualVolume::free_rule`]).
 
+use crate::marks::{Mark, mark};
 use std::collections::{BTreeSet, VecDeque};
 
 use super::{Outcome, Shard};
@@ -140,6 +141,7 @@ impl<T: LogTail> Shard<T> {
             self.reclaim.waits = match step {
                 Ok(()) => None,
                 Err(Outcome::Map(MapError::Miss(page))) => {
+                    mark(Mark::ReclaimPage);
                     self.loads.wait(page, super::loads::Waiter::Reclaim, true);
                     Some(if resizes {
                         Waits::PageForResize
@@ -148,6 +150,7 @@ impl<T: LogTail> Shard<T> {
                     })
                 }
                 Err(Outcome::Map(MapError::CacheFull | MapError::NoSpace)) => {
+                    mark(Mark::ReclaimWaits);
                     self.checkpoint.want();
                     Some(Waits::Room)
                 }
@@ -215,6 +218,7 @@ impl<T: LogTail> Shard<T> {
             return self.resize_ends(resize, Ok(()));
         }
         let done = self.clear(resize.volume, from, end - from)?;
+        mark(Mark::ResizeTrims);
         self.reclaim.resizes[0].trimming = Some(from + done);
         Ok(())
     }

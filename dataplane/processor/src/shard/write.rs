@@ -6,6 +6,7 @@ use super::slots::{Edge, Step};
 use super::{Outcome, Shard, SlotId, Tag, give_all};
 use crate::ids::{DeviceAddress, ShareBlock};
 use crate::map::{Entry, MapError};
+use crate::marks::{Mark, mark};
 use crate::ports::{BufferPool, DeviceError, LogTail, Operation, OperationKind, Segment, Transfer};
 use crate::request::{RequestError, RequestKind};
 use crate::space::Purpose;
@@ -84,9 +85,11 @@ impl<T: LogTail> Shard<T> {
             slot.fill_around(edge.block, None);
         }
         if operation.transfers.is_empty() {
+            mark(Mark::WriteMergedZeros);
             self.recycle(operation);
             return Outcome::Again;
         }
+        mark(Mark::WriteMerged);
         self.issue(operation);
         Outcome::Parked
     }
@@ -148,6 +151,7 @@ impl<T: LogTail> Shard<T> {
             }
             if !self.reserve_for(id) {
                 if members == 0 && self.is_out_of_space(Purpose::Data, wanted) {
+                    mark(Mark::WriteNoSpace);
                     self.write_queue.pop_front();
                     self.answer(id, Err(RequestError::NoSpace));
                     continue;
@@ -177,6 +181,9 @@ impl<T: LogTail> Shard<T> {
             missing -= extent.blocks;
             slot.extents.push(extent);
         }
+        if slot.extents.len() > 1 {
+            mark(Mark::WriteSeveralExtents);
+        }
         self.no_space_since = None;
         true
     }
@@ -201,6 +208,9 @@ impl<T: LogTail> Shard<T> {
             }
             operation.buffers.push(buffer);
             slot.step = Step::Apply;
+        }
+        if operation.buffers.len() > 1 {
+            mark(Mark::WriteTogether);
         }
         self.status.device_writes += operation.transfers.len() as u64;
         self.issue(operation);
@@ -241,16 +251,19 @@ impl<T: LogTail> Shard<T> {
             }
             let Some(volume) = self.volumes.get(&view.volume).filter(|volume| !volume.deleting) else {
                 self.drop_extents(id);
+                mark(Mark::WriteVolumeGone);
                 return Outcome::Answer(Err(RequestError::NotFound));
             };
             if slot.first.0 + u64::from(slot.blocks) > volume.share_blocks {
                 self.drop_extents(id);
+                mark(Mark::WriteBeyondShare);
                 return Outcome::Answer(Err(RequestError::OutOfRange));
             }
             match self.edges_changed(id) {
                 Err(error) => return Outcome::Map(error),
                 Ok(true) => {
                     // Another write of the same block came between: merge with what is there now.
+                    mark(Mark::WriteMergedAgain);
                     self.drop_extents(id);
                     self.slots[id].done_blocks = 0;
                     self.slots[id].step = Step::Merge;

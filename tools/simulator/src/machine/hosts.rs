@@ -119,6 +119,19 @@ impl Machine {
         result
     }
 
+    /// The client of a connection does not read until then.
+    pub fn deafen(&mut self, connection: u64, until_ns: u64) {
+        self.with_wire(connection, |wire| wire.set_deaf(true));
+        self.post(until_ns, Mail::Hears(connection));
+    }
+
+    pub(super) fn hear_again(&mut self, connection: u64) {
+        if let Some(connected) = self.hosts.connections.get(&connection) {
+            connected.wire.borrow_mut().set_deaf(false);
+            self.move_soon(connection);
+        }
+    }
+
     /// Tells all processors what is offered from now on; each answers with [`News::Published`].
     pub fn publish(&mut self, number: u64, table: &Arc<ExportTable>) {
         for seat in 0..self.seats.len() {

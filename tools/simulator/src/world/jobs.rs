@@ -374,7 +374,7 @@ impl World {
                 .collect(),
             shard_count: self.layout.shard_count,
             hold_limit_ns,
-            step_limit_ns: 10_000_000_000,
+            step_limit_ns: self.plan.step_limit_ns,
         };
         let snapshot = Snapshot {
             id,

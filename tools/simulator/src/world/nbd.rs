@@ -3,7 +3,7 @@
 use std::fmt;
 
 use stillpoint_export::nbd::client::{Completed, Connection};
-use stillpoint_export::nbd::wire::{ReplyError, command, command_flags, extent_state};
+use stillpoint_export::nbd::wire::{PAYLOAD_BYTES_MAX, ReplyError, command, command_flags, extent_state};
 
 use super::{Checked, World, broken};
 use crate::model::{Broken, Range, Tick};
@@ -12,6 +12,8 @@ use crate::stamp::{self, SECTOR_BYTES, Shown};
 use crate::world::looks::Look;
 use crate::world::recorder::Recorder;
 
+/// How long a client does not read: more than the appliance waits for one whose export goes.
+const DEAF_NS: u64 = 1_500_000_000;
 /// Bytes of a block.
 const BLOCK: u64 = 4096;
 /// Stamp of what nobody may write.
@@ -86,6 +88,11 @@ impl World {
             let request = self.choose(connection, nbd);
             self.send_nbd(connection, nbd, request)?;
         }
+        if self.random.below(1000) < self.plan.nbd.deaf {
+            let until_ns = self.machine.now().monotonic_ns + DEAF_NS;
+            self.machine.deafen(connection, until_ns);
+            self.coverage.count("nbd clients that stopped reading");
+        }
         match nbd.push() {
             Ok(()) => self.machine.with_wire(connection, |_| ()),
             Err(error) => return broken(format!("connection {connection}: {error}")),
@@ -119,11 +126,17 @@ impl World {
                 request.flags = if one { command_flags::REQ_ONE } else { 0 };
                 request.asks = Asks::Status { one };
             }
-            18..30 => {
+            18..30 if self.flushes() => {
                 (request.command, request.asks) = (command::FLUSH, Asks::Flush);
                 (request.offset_bytes, request.length_bytes) = (0, 0);
             }
-            30..50 => {}
+            18..50 => {
+                if !nbd.export().structured && self.random.percent(5) {
+                    // Longer than the window of a read in order.
+                    let length_bytes = nbd.export().size_bytes.min(PAYLOAD_BYTES_MAX.into());
+                    (request.offset_bytes, request.length_bytes) = (0, length_bytes as u32);
+                }
+            }
             _ if snapshot.is_some() && self.random.percent(90) => {}
             kind => self.choose_change(&mut request, kind, snapshot.is_some()),
         }
@@ -132,7 +145,7 @@ impl World {
 
     /// Makes a request one that writes, zeroes or trims.
     fn choose_change(&mut self, request: &mut Request, kind: u64, read_only: bool) {
-        let fua = self.random.percent(self.plan.fua_percent);
+        let fua = self.random.percent(self.plan.fua_percent) && self.flushes();
         request.flags = if fua { command_flags::FUA } else { 0 };
         let (start, end) = whole_blocks(request);
         match kind {

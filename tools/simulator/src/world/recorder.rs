@@ -1,5 +1,7 @@
 //! Runs whose load is whole blocks with a value of their own: what is kept of them, and what they do.
 
+use stillpoint_processor::marks;
+
 use super::looks::Look;
 use super::operations::Does;
 use super::{Checked, Coverage, State, World, broken};
@@ -150,10 +152,10 @@ impl World {
         let does = match self.random.below(100) {
             0..50 => Does::Write {
                 number: self.writes.send(false, self.tick + 1),
-                fua: self.random.percent(self.plan.fua_percent),
+                fua: self.random.percent(self.plan.fua_percent) && self.flushes(),
             },
             50..92 => Does::Read(Look::Live),
-            92..98 => Does::Flush,
+            92..98 if self.flushes() => Does::Flush,
             _ => Does::Cache,
         };
         self.send(Some(client), does, volume, None, offset, length);
@@ -214,6 +216,11 @@ impl World {
         self.coverage.add("device flushes", counts.flushes);
         self.coverage
             .add("device operations that were made to fail", counts.failed);
+        for (mark, count) in marks::take() {
+            if count > 0 {
+                self.coverage.add(mark.text(), count);
+            }
+        }
         self.coverage
     }
 }

@@ -79,14 +79,15 @@ impl World {
         let tick = self.tick;
         let does = match self.random.below(100) {
             0..45 => {
-                let fua = self.random.percent(self.plan.fua_percent);
+                let fua = self.random.percent(self.plan.fua_percent) && self.flushes();
                 Does::Write {
                     number: self.writes.send(false, tick + 1),
                     fua,
                 }
             }
             45..65 => Does::Read(Look::Live),
-            65..75 => Does::Flush,
+            65..75 if self.flushes() => Does::Flush,
+            65..75 => Does::Cache,
             75..85 => return self.send_discard(client, volume, offset, length),
             85..90 => Does::WriteZeros {
                 number: self.writes.send(true, tick + 1),
@@ -98,6 +99,11 @@ impl World {
         true
     }
 
+    /// Whether a client that could make something durable does.
+    pub(super) fn flushes(&mut self) -> bool {
+        self.random.percent(self.plan.flushes_percent)
+    }
+
     fn send_discard(&mut self, client: usize, volume: u32, offset: u64, length: u64) -> bool {
         let end = (offset + length).next_multiple_of(BLOCK);
         let end = end.min(self.volumes[&volume].size_bytes / BLOCK * BLOCK);
@@ -105,7 +111,7 @@ impl World {
         if start >= end {
             return false;
         }
-        let fua = self.random.percent(self.plan.fua_percent);
+        let fua = self.random.percent(self.plan.fua_percent) && self.flushes();
         let number = self.writes.send(true, self.tick + 1);
         self.send(
             Some(client),

@@ -9,6 +9,7 @@ use super::super::transmission::{SKIP_BYTES_MAX, Verdict, judge};
 use super::super::wire::{OptionHeader, ReplyError, RequestHeader, command};
 use super::{End, Phase, Session};
 use stillpoint_processor::host_view::Part;
+use stillpoint_processor::marks::{Mark, mark};
 use stillpoint_processor::ports::{Buffer, BufferPool};
 use stillpoint_processor::{BLOCK_BYTES, PART_BYTES_MAX, RequestKind};
 
@@ -149,12 +150,15 @@ impl Session {
         };
         let left = payload.part.length_bytes - payload.received_bytes;
         match core::mem::replace(&mut payload.memory, PartMemory::Away) {
-            PartMemory::Here(buffer) if left >= DIRECT_BYTES_MIN => Some(Receive {
-                buffer,
-                start: (payload.part.skip_bytes + payload.received_bytes) as usize,
-                length: left as usize,
-                direct: true,
-            }),
+            PartMemory::Here(buffer) if left >= DIRECT_BYTES_MIN => {
+                mark(Mark::NbdDirect);
+                Some(Receive {
+                    buffer,
+                    start: (payload.part.skip_bytes + payload.received_bytes) as usize,
+                    length: left as usize,
+                    direct: true,
+                })
+            }
             PartMemory::Away => None,
             memory => {
                 payload.memory = memory;
@@ -217,6 +221,7 @@ impl Session {
             PartMemory::Away => self.input = Input::Away,
             PartMemory::Wanted => {}
         }
+        mark(Mark::NbdHalfWrite);
         let request = &mut self.requests[payload.request];
         request.silent = true;
         request.unissued = 0;
@@ -305,6 +310,7 @@ impl Session {
             return Step::Bytes;
         }
         if self.requests.is_full() || self.ready.len() >= READY_MAX {
+            mark(Mark::NbdOutOfRequests);
             return Step::Blocked;
         }
         let Some(header) = RequestHeader::decode(bytes) else {
@@ -313,6 +319,7 @@ impl Session {
         };
         self.inbox.consume(RequestHeader::BYTES);
         let verdict = if self.end == End::Leaving && header.command != command::DISC {
+            mark(Mark::NbdLeaving);
             Verdict::Refuse(ReplyError::Shutdown)
         } else {
             judge(&header, agreed)
@@ -356,6 +363,7 @@ impl Session {
             self.ready.push_back(Ready::Refusal { cookie, error });
             self.stop_reading(pool);
         } else {
+            mark(Mark::NbdSkips);
             self.input = Input::Skip {
                 left_bytes: u64::from(header.length_bytes),
                 refusal: Some((cookie, error)),
@@ -411,7 +419,10 @@ impl Session {
             }
             match self.memory.take(length, PART_BYTES_MAX, pool) {
                 Some(buffer) => payload.memory = PartMemory::Here(buffer),
-                None => return Step::Blocked,
+                None => {
+                    mark(Mark::NbdWaitsForMemory);
+                    return Step::Blocked;
+                }
             }
         }
         let PartMemory::Here(buffer) = &mut payload.memory else {

@@ -5,6 +5,7 @@ use super::super::request::{InOrder, Job, PartInFlight, Piece, Ready, WINDOW_PAR
 use super::super::wire::ReplyError;
 use super::{End, Phase, Session};
 use stillpoint_processor::host_view::Part;
+use stillpoint_processor::marks::{Mark, mark};
 use stillpoint_processor::ports::{Buffer, BufferPool};
 use stillpoint_processor::{
     BLOCK_BYTES, RequestError, RequestKind, ShardAnswer, ShardIndex, ShardRequest, ShareBlock, Token,
@@ -120,6 +121,7 @@ impl Session {
                 return Issue::Later;
             };
             edge.next();
+            mark(Mark::NbdZeroesEdge);
             let data = part.skip_bytes as usize..(part.skip_bytes + part.length_bytes) as usize;
             buffer.bytes_mut()[data].fill(0);
             return self.issue_part(slot, 0, &part, RequestKind::Write { fua }, Some(buffer));
@@ -235,6 +237,7 @@ impl Session {
             )
         });
         if self.end == End::Abandoned {
+            mark(Mark::NbdAbandonedAnswer);
             let is_last = request.outstanding == 0;
             if let Some(buffer) = answer.buffer {
                 self.memory.give(buffer, pool);
@@ -321,6 +324,7 @@ impl Session {
         };
         let (long, said) = (read.long, read.header_sent);
         if failed {
+            mark(Mark::NbdErrorInOrder);
             request.unissued = 0;
             self.memory.give(buffer, pool);
             if said {
@@ -361,6 +365,7 @@ impl Session {
             );
         status.question = Some(buffer);
         if !goes_on {
+            mark(Mark::NbdStatusFull);
             request.unissued = 0;
         }
         self.go_on(slot);
@@ -391,6 +396,9 @@ fn start_window(read: &mut InOrder, memory: &mut super::Memory, pool: &mut impl 
             return false;
         };
         read.put_spare(buffer);
+    }
+    if long {
+        mark(Mark::NbdLongRead);
     }
     read.long = long;
     read.started = true;

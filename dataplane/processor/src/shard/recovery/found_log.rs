@@ -1,5 +1,6 @@
 //! What was logged after the root: the valid part of the ring, and the tail that goes on from it.
 
+use crate::marks::{Mark, mark};
 use stillpoint_ondisk::log::LogPage;
 use stillpoint_ondisk::page::PAGE_BYTES;
 use stillpoint_ondisk::record::Record;
@@ -139,6 +140,7 @@ impl<D: OpenDevice> Opening<'_, D> {
         for (header, bytes) in &headers {
             let goes_on = self.report.tail_fitted && header.first_lsn.get() == next_lsn;
             if !goes_on && !found.has_boundary(header) {
+                mark(Mark::RecoveryTailStale);
                 continue;
             }
             let records = segment_records(bytes, header.first_lsn.get());
@@ -149,6 +151,7 @@ impl<D: OpenDevice> Opening<'_, D> {
             self.trusted_lsn = self.trusted_lsn.min(header.trusted_lsn.get());
             for replay in records {
                 if replay.lsn == next_lsn {
+                    mark(Mark::RecoveryTail);
                     next_lsn += 1;
                     newest.push(replay);
                 }

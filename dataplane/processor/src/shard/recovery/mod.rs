@@ -26,6 +26,7 @@ pub(super) mod found_log;
 mod replay;
 mod roots;
 
+use crate::marks::{Mark, mark};
 use core::fmt;
 use std::collections::VecDeque;
 
@@ -330,7 +331,10 @@ pub(super) fn read_header(
                 }
             }
             Err(damage @ Damage::Version(_)) => return Err(OpenError::Damaged { what: what(), damage }),
-            Err(damage) => worst = Some(OpenError::Damaged { what: what(), damage }),
+            Err(damage) => {
+                mark(Mark::RecoveryOneHeader);
+                worst = Some(OpenError::Damaged { what: what(), damage });
+            }
         }
     }
     best.ok_or_else(|| worst.expect("two copies were looked at"))

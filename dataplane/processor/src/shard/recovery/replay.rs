@@ -1,5 +1,6 @@
 //! Replaying records in the order in which they were logged.
 
+use crate::marks::{Mark, mark};
 use stillpoint_ondisk::crc32c;
 use stillpoint_ondisk::directory::RowKind;
 use stillpoint_ondisk::map_page::LEVEL_MAX;
@@ -143,6 +144,12 @@ impl<D: OpenDevice> Opening<'_, D> {
             bad.extend(damaged.map(|(_, (address, _))| address.0));
         }
         bad.sort_unstable();
+        if !wanted.is_empty() {
+            mark(Mark::RecoveryDoubt);
+        }
+        if !bad.is_empty() {
+            mark(Mark::RecoveryDropped);
+        }
         self.report.verified_blocks += wanted.len() as u64;
         self.report.dropped_blocks += bad.len() as u64;
         bad
