@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use crate::error::{Error, Result};
 use stillpoint_coordinator::OverallSnapshot;
 use stillpoint_processor::host_view::{HostView, Placement};
-use stillpoint_processor::{BLOCK_BYTES, ShardIndex, SnapshotId, View, VolumeId};
+use stillpoint_processor::{BLOCK_BYTES, ShardIndex, SnapshotId, TimeStamp, View, VolumeId};
 
 /// Numbers that are reserved at a time, so that not every new thing writes the counters.
 const VOLUMES_RESERVED: u32 = 16;
@@ -107,6 +107,13 @@ impl Catalog {
     /// All overall snapshots, oldest first.
     pub fn snapshots(&self) -> impl Iterator<Item = &OverallSnapshot> {
         self.snapshots.values()
+    }
+
+    /// The newest time stamp of a snapshot; 0 if there is none.
+    #[must_use]
+    pub fn newest_time_stamp(&self) -> TimeStamp {
+        let all = self.snapshots.values().map(|snapshot| snapshot.time_stamp.0);
+        TimeStamp(all.max().unwrap_or(0))
     }
 
     /// All exports, by number.

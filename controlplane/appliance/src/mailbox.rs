@@ -30,7 +30,7 @@ pub use stillpoint_export::{Export, ExportTable, PoolIndex};
 use stillpoint_hw::device::PoolFiles;
 use stillpoint_ondisk::layout::Layout;
 use stillpoint_processor::command::{EventKind, IntermediateSnapshotStatus, Notice, VolumeShareStatus};
-use stillpoint_processor::{ShardCommand, ShardIndex};
+use stillpoint_processor::{ShardCommand, ShardIndex, TimeStamp};
 use tokio::sync::{mpsc, oneshot};
 
 /// Messages that may wait in one mailbox.
@@ -82,6 +82,8 @@ pub enum ToProcessor {
         pool: PoolIndex,
         /// The snapshot.
         request: SnapshotRequest,
+        /// The newest time stamp of the pool: the snapshot gets a later one.
+        newest: TimeStamp,
         /// Answered when the commit record is durable, or when it is clear that it never will be.
         reply: oneshot::Sender<Result<OverallSnapshot, SnapshotError>>,
     },

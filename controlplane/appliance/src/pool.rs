@@ -21,7 +21,7 @@ use crate::label::PoolDevices;
 use crate::mailbox::{Mailbox, MailboxError, PoolIndex, ProcessorIndex, RecoveredShard, ToProcessor};
 use stillpoint_hw::device::PoolFiles;
 use stillpoint_processor::command::EventKind;
-use stillpoint_processor::{ShardCommand, ShardIndex};
+use stillpoint_processor::{ShardCommand, ShardIndex, TimeStamp};
 
 /// An open pool.
 #[derive(Debug)]
@@ -88,7 +88,12 @@ impl Pool {
         });
         let of_labels = devices.remarks.iter().cloned();
         let told_by_catalog = mending.remarks.into_iter().chain(mending.damage);
-        let remarks = of_labels.chain(told).chain(told_by_catalog).collect();
+        let behind = clock_remark(catalog.newest_time_stamp(), wall_ns());
+        let remarks = of_labels
+            .chain(told)
+            .chain(told_by_catalog)
+            .chain(behind)
+            .collect();
         let pool = Self {
             index,
             devices,
@@ -224,6 +229,16 @@ impl Pool {
     fn failed(&self, shard: ShardIndex, error: stillpoint_processor::RequestError) -> Error {
         Error::from(error).while_doing(format_args!("pool {}, shard {}", self.name(), shard.0))
     }
+}
+
+/// What an operator should know if the clock is behind the newest snapshot.
+fn clock_remark(newest: TimeStamp, now_ns: u64) -> Option<String> {
+    let behind_ns = newest.0.checked_sub(now_ns)?;
+    Some(format!(
+        "the clock is {} s behind the newest snapshot: it was set back, or had been ahead; time stamps go on from that \
+         snapshot's",
+        behind_ns / 1_000_000_000
+    ))
 }
 
 /// Nanoseconds since the Unix epoch.

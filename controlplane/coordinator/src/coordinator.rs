@@ -55,6 +55,12 @@ impl Coordinator {
         Self::default()
     }
 
+    /// Time stamps go on from here: all further ones are later than this one, whatever the clock says. (It may have been
+    /// set back since the newest snapshot of the pool was taken, by an earlier life of the process.)
+    pub fn go_on_from(&mut self, newest: TimeStamp) {
+        self.last_time_stamp = self.last_time_stamp.max(newest.0);
+    }
+
     /// Whether an event with this ticket answers a command of a coordinator.
     #[must_use]
     pub fn gave(ticket: Ticket) -> bool {

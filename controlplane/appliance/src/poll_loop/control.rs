@@ -73,11 +73,17 @@ impl Loop {
                     None => drop(reply.send(EventKind::Failed(RequestError::NotFound))),
                 }
             }
-            ToProcessor::CreateSnapshot { pool, request, reply } => {
+            ToProcessor::CreateSnapshot {
+                pool,
+                request,
+                newest,
+                reply,
+            } => {
                 let now = self.now;
                 let mut actions = core::mem::take(&mut self.actions);
                 if let Some(open) = self.pool_mut(pool) {
                     open.snapshots.insert(request.snapshot, reply);
+                    open.coordinator.go_on_from(newest);
                     open.coordinator.create(request, now, &mut actions);
                 }
                 self.act(pool, &mut actions);

@@ -130,8 +130,14 @@ impl Pool {
         };
         // Processor 0 runs the coordinators.
         let pool = self.index;
+        let newest = self.catalog().newest_time_stamp();
         let answer = self.mailboxes[0]
-            .ask(|reply| ToProcessor::CreateSnapshot { pool, request, reply })
+            .ask(|reply| ToProcessor::CreateSnapshot {
+                pool,
+                request,
+                newest,
+                reply,
+            })
             .await;
         answer
             .map_err(|error| Refusal::Before(error.into()))?

@@ -4,7 +4,7 @@ use super::model::{HOLD_LIMIT_NS, STEP_LIMIT_NS, Step, World, request};
 use crate::{ACTIVE_MAX, QUEUE_MAX, SnapshotError};
 use stillpoint_ondisk::catalog::{Key, Value};
 use stillpoint_processor::command::RefusedReason;
-use stillpoint_processor::{ShardIndex, SnapshotId, VolumeId};
+use stillpoint_processor::{ShardIndex, SnapshotId, TimeStamp, VolumeId};
 
 #[test]
 fn the_steps_come_in_order() {
@@ -213,4 +213,25 @@ fn errors_name_the_shard_the_step_and_the_reason() {
         expired.to_string(),
         "shard 0 was not ready within the hold limit of 10 ms; all held answers were released"
     );
+}
+
+#[test]
+fn time_stamps_go_on_from_the_newest_snapshot_whatever_the_clock_says() {
+    let mut world = World::new(1);
+    let newest = 1 << 62; // far ahead of this world's clock, as after the clock was set back
+    world.coordinator.go_on_from(TimeStamp(newest));
+    for number in 1..=3 {
+        world.create(request(number, &[1], 1));
+        world.run();
+    }
+    // An older one takes nothing back.
+    world.coordinator.go_on_from(TimeStamp(5));
+    world.create(request(4, &[1], 1));
+    world.run();
+    let stamps: Vec<u64> = world
+        .outcomes
+        .iter()
+        .map(|(_, outcome)| outcome.as_ref().expect("nothing went wrong").time_stamp.0)
+        .collect();
+    assert_eq!(stamps, [newest + 1, newest + 2, newest + 3, newest + 4]);
 }
