@@ -90,7 +90,8 @@ pub enum Found {
     Damaged(Damage),
 }
 
-/// Looks at the labels of a device: the first, or its copy in the last block if the first is damaged.
+/// Looks at the labels of a device: the first, or its copy in the last block if the first is damaged. If either says that
+/// a newer program is needed, that counts.
 ///
 /// # Errors
 /// If the device cannot be read.
@@ -110,23 +111,27 @@ pub fn look(path: &Path) -> Result<Found> {
     let last_bytes = (size_bytes / BLOCK_BYTES as u64 - 1) * BLOCK_BYTES as u64;
     let mut damage = None;
     let mut zeros = true;
+    let mut sound = None;
     for offset_bytes in [0, last_bytes] {
         let mut page = [0; PAGE_BYTES];
         file.read_exact_at(&mut page, offset_bytes).map_err(cannot)?;
         match PoolLabel::parse(&page) {
             Ok(label) => {
-                let label = Box::new(label);
                 let first_damaged = (offset_bytes > 0).then_some(damage.unwrap_or(Damage::Magic));
-                return Ok(Found::Label { label, first_damaged });
+                let label = Box::new(label);
+                sound = sound.or(Some(Found::Label { label, first_damaged }));
             }
+            // A newer program has begun to change this pool: what the other label says is past.
+            Err(newer @ (Damage::Version(_) | Damage::Feature(_))) => return Ok(Found::Damaged(newer)),
             Err(Damage::Magic) => zeros &= page.iter().all(|&byte| byte == 0),
             Err(found) => damage = damage.or(Some(found)),
         }
     }
-    Ok(match damage {
-        Some(damage) => Found::Damaged(damage),
-        None if zeros => Found::Nothing,
-        None => Found::Other,
+    Ok(match (sound, damage) {
+        (Some(label), _) => label,
+        (None, Some(damage)) => Found::Damaged(damage),
+        (None, None) if zeros => Found::Nothing,
+        (None, None) => Found::Other,
     })
 }
 
@@ -149,6 +154,9 @@ pub fn read(paths: &[PathBuf]) -> Result<PoolDevices> {
             Found::Nothing | Found::Other => {
                 return Err(Error::failure(format!("{shown} belongs to no pool"))
                     .hint("stillpoint pool create NAME PATH... makes one"));
+            }
+            Found::Damaged(newer @ (Damage::Version(_) | Damage::Feature(_))) => {
+                return Err(Error::failure(format!("{shown}: {newer}")).hint("nothing was changed"));
             }
             Found::Damaged(damage) => {
                 return Err(Error::failure(format!(
