@@ -48,6 +48,8 @@ pub struct DeviceFileError {
 pub enum Problem {
     /// It cannot be opened.
     Open(io::Error),
+    /// It can be read but not written.
+    ReadOnly,
     /// It is there already.
     Exists,
     /// It is neither a plain file nor a block device.
@@ -73,6 +75,7 @@ impl fmt::Display for DeviceFileError {
         let path = self.path.display();
         match &self.problem {
             Problem::Open(error) => write!(f, "cannot open {path}: {error}"),
+            Problem::ReadOnly => write!(f, "{path} is read-only; a pool has to be writable"),
             Problem::Exists => write!(f, "{path} exists already; choose another name or remove it"),
             Problem::NotADevice => write!(f, "{path} is neither a plain file nor a block device"),
             Problem::InUse { holder: Some(holder) } => {
@@ -242,6 +245,7 @@ fn open_direct(path: &Path, kind: DeviceKind, access: Access) -> Result<(File, b
     };
     let in_use = |error: io::Error| match error.raw_os_error() {
         Some(libc::EBUSY) => Problem::InUse { holder: None },
+        Some(libc::EROFS | libc::EACCES | libc::EPERM) if File::open(path).is_ok() => Problem::ReadOnly,
         _ => Problem::Open(error),
     };
     match attempt(libc::O_DIRECT) {
@@ -304,6 +308,13 @@ fn holder(metadata: &std::fs::Metadata) -> Option<String> {
 fn block_device_bytes(file: &File) -> Result<u64, Problem> {
     const BLKGETSIZE64: libc::Ioctl = 0x8008_1272_u32 as libc::Ioctl;
     const BLKSSZGET: libc::Ioctl = 0x1268;
+    const BLKROGET: libc::Ioctl = 0x125e;
+    let mut read_only: libc::c_int = 0;
+    // The kernel lets a read-only device be opened to write, and fails the writes.
+    // SAFETY: BLKROGET writes one int to its argument.
+    if unsafe { libc::ioctl(file.as_raw_fd(), BLKROGET, &raw mut read_only) } == 0 && read_only != 0 {
+        return Err(Problem::ReadOnly);
+    }
     let mut size_bytes = 0u64;
     // SAFETY: BLKGETSIZE64 writes one u64 to its argument.
     if unsafe { libc::ioctl(file.as_raw_fd(), BLKGETSIZE64, &raw mut size_bytes) } != 0 {

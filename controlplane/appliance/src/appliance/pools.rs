@@ -294,7 +294,7 @@ pub(crate) fn device_error(error: &DeviceFileError) -> Error {
         Problem::Size { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
             ErrorKind::NoSpace
         }
-        Problem::Open(_) | Problem::Size { .. } => ErrorKind::Failure,
+        Problem::Open(_) | Problem::ReadOnly | Problem::Size { .. } => ErrorKind::Failure,
     };
     Error::new(kind, error.to_string())
 }

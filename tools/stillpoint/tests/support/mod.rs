@@ -4,6 +4,7 @@
 //! Each test file uses a part of it.
 #![allow(dead_code, unused_imports)]
 
+pub mod block;
 pub mod foreign;
 pub mod good_client;
 pub mod history;
@@ -164,6 +165,23 @@ impl Appliance {
                 panic!("the daemon ended ({status}) before {what}");
             }
             assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} until {what}");
+            thread::sleep(GLANCE);
+        }
+    }
+
+    /// Waits until the daemon has ended by itself; panics if it does not.
+    pub fn wait_for_the_end(&self) -> std::process::ExitStatus {
+        let mut child = self.daemon().take().expect("a daemon runs");
+        let start = Instant::now();
+        loop {
+            if let Some(status) = child.try_wait().expect("a child of ours") {
+                return status;
+            }
+            if start.elapsed() >= PATIENCE {
+                child.kill().expect("a child of ours");
+                child.wait().expect("a child of ours");
+                panic!("the daemon did not end within {PATIENCE:?}");
+            }
             thread::sleep(GLANCE);
         }
     }
