@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use stillpoint_export::nbd::client::{encode_go, encode_option, string};
-use stillpoint_export::nbd::wire::{OptionReplyHeader, info, option};
+use stillpoint_export::nbd::wire::{OptionReplyHeader, info, option, option_reply};
 
 /// Bytes of the server's greeting.
 pub const GREETING_BYTES: usize = 18;
@@ -62,6 +62,22 @@ impl Raw {
         let mut bytes = vec![0; count];
         self.stream.read_exact(&mut bytes)?;
         Ok(bytes)
+    }
+
+    /// Takes replies to options up to the one that enters transmission.
+    ///
+    /// # Panics
+    /// If an option is refused, or something else comes.
+    pub fn skip_options(&mut self) {
+        loop {
+            let head = self.receive(OptionReplyHeader::BYTES).expect("a reply");
+            let head = OptionReplyHeader::decode(&head).expect("a reply to an option");
+            self.receive(head.length_bytes as usize).expect("its data");
+            assert_eq!(head.reply & option_reply::ERROR, 0, "option {}", head.option);
+            if (head.option, head.reply) == (option::GO, option_reply::ACK) {
+                return;
+            }
+        }
     }
 
     /// Says that nothing more will come.
