@@ -16,18 +16,40 @@ pub use queue::{DeviceFigures, Devices, OPERATIONS_MAX};
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 /// The files and block devices of one pool, in label order.
 #[derive(Debug)]
 pub struct PoolFiles {
     files: Vec<DeviceFile>,
+    /// The errno of the first flush that failed, on any processor; 0 while none has.
+    failed_flush: AtomicI32,
 }
 
 impl PoolFiles {
     /// These, in label order.
     #[must_use]
     pub fn new(files: Vec<DeviceFile>) -> Arc<Self> {
-        Arc::new(Self { files })
+        Arc::new(Self {
+            files,
+            failed_flush: AtomicI32::new(0),
+        })
+    }
+
+    /// A flush failed. What the devices had in their caches may be gone, and the kernel tells that once: no later flush of
+    /// any processor may succeed until the pool is opened again.
+    fn note_failed_flush(&self, errno: i32) {
+        let _ = self
+            .failed_flush
+            .compare_exchange(0, errno, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// The errno of the first flush that failed.
+    fn failed_flush(&self) -> Option<i32> {
+        match self.failed_flush.load(Ordering::Acquire) {
+            0 => None,
+            errno => Some(errno),
+        }
     }
 
     /// Opens and claims all of these.

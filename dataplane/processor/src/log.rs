@@ -229,11 +229,15 @@ impl<T: LogTail> LogWriter<T> {
         self.ring_pages
     }
 
-    /// Whether records are durable that no page says to be, and that the last checkpoint does not cover. Should the
-    /// last page be damaged, nothing would tell it from one that never was durable.
+    /// What the pages on the device say to be durable, as recovery found it.
+    pub fn found_marked(&mut self, lsn: u64) {
+        self.marked_lsn = lsn;
+    }
+
+    /// Whether records are durable that no page says to be. Should the last page be damaged, nothing would tell it from
+    /// one that never was durable; the same goes for the header of the last checkpoint.
     pub fn needs_mark(&self) -> bool {
-        let stated_lsn = self.stated_durable_lsn();
-        stated_lsn > self.marked_lsn && stated_lsn > self.trimmed.lsn
+        self.stated_durable_lsn() > self.marked_lsn
     }
 
     /// Sees to it that a page waits to be written, if only to say what is durable; false if there is no room.

@@ -3,7 +3,7 @@
 use crate::command::{ShardCommand, Ticket};
 use crate::ids::{Now, ShardIndex};
 use crate::outbox::Outbox;
-use crate::ports::{BlockDevice, BufferPool, LogTail, Operation};
+use crate::ports::{BlockDevice, BufferPool, LogTail, Operation, OperationKind};
 use crate::request::ShardRequest;
 use crate::reserve::Reserve;
 use crate::shard::Shard;
@@ -83,7 +83,16 @@ impl<D: BlockDevice, T: LogTail> Processor<D, T> {
         self.device.poll(&mut completed);
         let mut progress = !completed.is_empty();
         for operation in completed.drain(..) {
+            let failed_flush = match operation.kind {
+                OperationKind::Flush => operation.result.err(),
+                _ => None,
+            };
             self.shard_mut(operation.shard).completed(operation, now, buffers);
+            if let Some(error) = failed_flush {
+                for shard in &mut self.shards {
+                    shard.flush_of_another_failed(error);
+                }
+            }
         }
         self.completed = completed;
         for shard in &mut self.shards {

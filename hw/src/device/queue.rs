@@ -292,9 +292,12 @@ impl Devices {
 
     fn flushed(&mut self, slot: u32, result: i32) -> bool {
         if result < 0 {
+            self.files.note_failed_flush(-result);
+        }
+        if let Some(errno) = self.files.failed_flush() {
             self.figures.errors += 1;
             let operation = self.slots[slot as usize].operation.as_mut();
-            operation.expect("an entry in flight has its operation").result = Err(DeviceError::Os(-result));
+            operation.expect("an entry in flight has its operation").result = Err(DeviceError::Os(errno));
         }
         true
     }

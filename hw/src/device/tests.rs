@@ -10,6 +10,7 @@ use stillpoint_processor::ports::*;
 /// One processor's devices, ring and buffers over files in a temporary directory.
 struct Bench {
     ring: Ring,
+    files: Arc<PoolFiles>,
     devices: Devices,
     buffers: ProcessorBuffers,
     paths: Vec<PathBuf>,
@@ -36,9 +37,11 @@ fn bench_in(directory: tempfile::TempDir, options: RingOptions, registered: bool
     if registered {
         ring.register_arenas(&arenas).expect("enough locked memory");
     }
-    let devices = Devices::new(PoolFiles::new(files), Arc::clone(&arenas), 3, &mut ring);
+    let files = PoolFiles::new(files);
+    let devices = Devices::new(Arc::clone(&files), Arc::clone(&arenas), 3, &mut ring);
     Bench {
         ring,
+        files,
         devices,
         buffers: arenas.pool(0),
         paths,
@@ -205,6 +208,26 @@ fn registered_memory_carries_single_and_vectored_transfers() {
     assert_eq!(found[..4096], written.buffers[1].bytes()[..4096]);
     assert_eq!(found[4096..4096 + 65536], written.buffers[2].bytes()[..65536]);
     assert_eq!(found[4096 + 65536..], written.buffers[3].bytes()[..4096]);
+}
+
+#[test]
+fn after_a_failed_flush_no_flush_of_any_processor_succeeds() {
+    for mut bench in benches() {
+        let flush = |bench: &mut Bench| {
+            let flush = bench.operation(OperationKind::Flush, 8, &[(0, 0, &[])]);
+            bench.submit(flush);
+            bench.run(1)[0].result
+        };
+        assert_eq!(flush(&mut bench), Ok(()));
+        // As another processor's ring would be told.
+        bench.files.note_failed_flush(5);
+        bench.files.note_failed_flush(28);
+        assert_eq!(
+            flush(&mut bench),
+            Err(DeviceError::Os(5)),
+            "the first error stays"
+        );
+    }
 }
 
 #[test]

@@ -347,6 +347,7 @@ impl<T: LogTail> Shard<T> {
         self.space.checkpoint_durable();
         self.log
             .trim(self.checkpoint.mark.take().expect("a checkpoint was being made"));
+        self.mark_soon();
         self.status.checkpoints += 1;
         self.checkpoint.stage = Stage::Promoting;
         assert_eq!(

@@ -10,13 +10,13 @@ use super::{Outcome, Shard, SlotId, Tag, give_all, only_buffer};
 use crate::BLOCK_BYTES;
 use crate::command::{EventKind, Ticket};
 use crate::ids::DeviceIndex;
-use crate::ports::{BufferPool, LogTail, Operation, OperationKind, Segment, Transfer};
+use crate::ports::{BufferPool, DeviceError, LogTail, Operation, OperationKind, Segment, Transfer};
 use crate::request::{RequestError, RequestKind};
 
 /// Records that may be neither durable nor asked to be: bounds what recovery has to verify after a power cut.
 const UNFLUSHED_RECORDS_MAX: u64 = 16_384;
 /// So long after the last flush the log says on the device what that flush made durable, if nothing else was logged.
-pub(super) const MARK_DELAY_NS: u64 = 20_000_000;
+const MARK_DELAY_NS: u64 = 20_000_000;
 
 #[derive(Debug)]
 enum Waiter {
@@ -148,6 +148,13 @@ impl<T: LogTail> Shard<T> {
         }
     }
 
+    /// More is durable, or the log may say more of it: if no page says so by itself, one is written for it.
+    pub(super) fn mark_soon(&mut self) {
+        if self.log.needs_mark() {
+            self.durability.mark_due_ns = Some(self.now.monotonic_ns + MARK_DELAY_NS);
+        }
+    }
+
     /// Without this, damage to the last page that a flush made durable could not be told from a page that a power cut
     /// tore before it was.
     fn mark_what_is_durable(&mut self) {
@@ -237,6 +244,12 @@ impl<T: LogTail> Shard<T> {
         give_all(operation, buffers);
     }
 
+    /// A flush of another shard failed: the devices may have lost what this one had them keep, and its next flush would
+    /// not say so.
+    pub(crate) fn flush_of_another_failed(&mut self, error: DeviceError) {
+        self.stop("flush of another shard", error);
+    }
+
     pub(super) fn host_flush_done(&mut self, operation: &Operation) {
         let lsn = self
             .durability
@@ -244,11 +257,11 @@ impl<T: LogTail> Shard<T> {
             .take()
             .expect("a flush was in flight");
         match operation.result {
+            // Another flush failed meanwhile: what that one lost this one did not bring back.
+            Ok(()) if self.stopped.is_some() => {}
             Ok(()) => {
                 self.log.flushed(lsn);
-                if self.log.needs_mark() {
-                    self.durability.mark_due_ns = Some(self.now.monotonic_ns + MARK_DELAY_NS);
-                }
+                self.mark_soon();
             }
             Err(error) => self.stop("flush", error),
         }

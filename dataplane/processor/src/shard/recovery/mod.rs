@@ -198,6 +198,7 @@ impl<T: LogTail> Shard<T> {
         let report = opening.report.clone();
         let trusted_lsn = opening.trusted_lsn.min(at.lsn);
         let mut log = LogWriter::new(layout.pool, shard, layout.log_pages, tail, mark, at, trusted_lsn);
+        log.found_marked(found.durable_lsn);
         if at.lsn > found.durable_lsn {
             // A record that was dropped must not count as durable should the next crash come before a checkpoint.
             log.distrust_from(found.durable_lsn);
