@@ -228,7 +228,7 @@ impl<'a> Explorer<'a> {
 
 impl Choice {
     /// The devices after a kill: what was completed stays, what was in flight is caught.
-    fn apply_to_cache(&self, image: &Image, in_flight: &[super::medium::Write]) -> Image {
+    pub(crate) fn apply_to_cache(&self, image: &Image, in_flight: &[super::medium::Write]) -> Image {
         let mut caught = image.clone();
         caught.in_flight.clear();
         let mut below = image.durable();

@@ -3,12 +3,13 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use super::fault::{Fault, KINDS, Kind};
 use super::outcome::{Outcome, outcome, outcome_with};
 use crate::boundary::choices::{Choice, Fate};
 use crate::boundary::history::Life;
-use crate::boundary::medium::Image;
+use crate::boundary::medium::{Image, Medium};
 use crate::boundary::play::Player;
 use crate::boundary::rig::{Checked, Rig, broken};
 use crate::boundary::script::Script;
@@ -22,9 +23,12 @@ const FAULTS_PER_SCRIPT: u64 = 60;
 /// Reads of opening a pool, about.
 const OPEN_READS: u64 = 80;
 
+/// A scene, and what a fault strikes in it.
+type Counted = (u64, Option<u64>, &'static str);
+
 thread_local! {
-    /// How many operations of each kind a script has.
-    static COUNTS: RefCell<BTreeMap<u64, BTreeMap<&'static str, u64>>> = const { RefCell::new(BTreeMap::new()) };
+    /// How many operations that is.
+    static COUNTS: RefCell<BTreeMap<Counted, u64>> = const { RefCell::new(BTreeMap::new()) };
 }
 
 /// Plays the script of a fault's number with that fault, ends the life somehow, and looks at what is left.
@@ -41,6 +45,10 @@ pub fn run(number: u64) -> Result<Coverage, Broken> {
     };
     let mut random = Random::new(mix(number ^ 0xFA_017));
     let mut coverage = Coverage::default();
+    let scene = Scene {
+        script: &script,
+        interrupted_at: random.percent(40).then(|| random.below(40)),
+    };
     // A kind of which the script has no operation gives way to the next one.
     for turn in 0..KINDS.len() as u64 {
         let (kind, name) = KINDS[((number + turn) % KINDS.len() as u64) as usize];
@@ -50,13 +58,13 @@ pub fn run(number: u64) -> Result<Coverage, Broken> {
                 script.name
             ))
         };
-        let count = operations_of(&script, kind).map_err(named)?;
+        let count = scene.operations(kind).map_err(named)?;
         if count == 0 {
             continue;
         }
         let fault = Fault::new(kind, random.below(count), random.fork());
         let mut live = Live {
-            script: &script,
+            scene: &scene,
             kind,
             random: random.fork(),
             coverage: &mut coverage,
@@ -64,40 +72,74 @@ pub fn run(number: u64) -> Result<Coverage, Broken> {
         live.run(fault).map_err(named)?;
         coverage.count("faults");
         coverage.count(name);
+        if scene.interrupted_at.is_some() {
+            coverage.count("faults in a life after a crash");
+        }
         break;
     }
     Ok(coverage)
 }
 
-/// How many operations of a script a fault could strike.
-fn operations_of(script: &Script, kind: Kind) -> Checked<u64> {
-    if kind == Kind::OpenReadError {
-        return Ok(OPEN_READS);
-    }
-    let name = kind.strikes_what();
-    let known = COUNTS.with_borrow(|counts| {
-        counts
-            .get(&script.seed)
-            .and_then(|counts| counts.get(name).copied())
-    });
-    if let Some(known) = known {
-        return Ok(known);
-    }
-    let mut rig = start(script)?;
-    rig.medium.borrow_mut().fault = Some(Fault::new(kind, u64::MAX, Random::new(0)));
-    act(script, &mut rig)?;
-    let passed = rig.medium.borrow().fault.as_ref().map_or(0, Fault::passed);
-    COUNTS.with_borrow_mut(|counts| {
-        counts.entry(script.seed).or_default().insert(name, passed);
-    });
-    Ok(passed)
+/// What goes on while the fault strikes.
+struct Scene<'a> {
+    script: &'a Script,
+    /// The process is killed before so many writes and flushes have ended, and the script goes on in the next life.
+    interrupted_at: Option<u64>,
 }
 
-/// Plays a script to its end, and reads everything. All of it may be struck.
-fn act(script: &Script, rig: &mut Rig) -> Checked {
-    Player::new(script).play(rig, |_| Ok(true))?;
-    settle(rig)?;
-    rig.compare(None).map(drop)
+impl Scene<'_> {
+    /// How many operations a fault could strike.
+    fn operations(&self, kind: Kind) -> Checked<u64> {
+        if kind == Kind::OpenReadError {
+            return Ok(OPEN_READS);
+        }
+        let known = (self.script.seed, self.interrupted_at, kind.strikes_what());
+        if let Some(count) = COUNTS.with_borrow(|counts| counts.get(&known).copied()) {
+            return Ok(count);
+        }
+        let fault = Fault::new(kind, u64::MAX, Random::new(0));
+        let rig = self.play(Some(fault), false)?;
+        let passed = rig.medium.borrow().fault.as_ref().map_or(0, Fault::passed);
+        COUNTS.with_borrow_mut(|counts| counts.insert(known, passed));
+        Ok(passed)
+    }
+
+    /// Plays the script to its end, and reads everything. All of it may be struck, from the last life's beginning on.
+    fn play(&self, fault: Option<Fault>, faulty: bool) -> Checked<Rig> {
+        let mut player = Player::new(self.script);
+        let mut rig = start(self.script)?;
+        if let Some(boundary) = self.interrupted_at {
+            rig = self.interrupt(rig, &mut player, boundary)?;
+        }
+        rig.faulty = faulty;
+        rig.medium.borrow_mut().fault = fault;
+        player.play(&mut rig, |_| Ok(true))?;
+        settle(&mut rig)?;
+        rig.compare(None)?;
+        Ok(rig)
+    }
+
+    /// Plays to a boundary, kills the process, and opens the pool again.
+    fn interrupt(&self, mut rig: Rig, player: &mut Player<'_>, boundary: u64) -> Checked<Rig> {
+        let mut left = boundary;
+        player.play(&mut rig, |_| {
+            let go_on = left > 0;
+            left = left.saturating_sub(1);
+            Ok(go_on)
+        })?;
+        let history = std::mem::take(&mut rig.history);
+        let (layout, now_ns) = (rig.layout.clone(), rig.now_ns + 1_000_000);
+        let (image, tails) = rig.die();
+        let in_flight = image.in_flight.clone();
+        let mut random = Random::new(self.script.seed ^ boundary);
+        let caught = Choice::random(in_flight.len(), &mut random).apply_to_cache(&image, &in_flight);
+        let medium = Rc::new(RefCell::new(Medium::new(caught)));
+        let mut rig = Rig::open(&layout, &medium, tails, now_ns, random)
+            .map_err(|error| Broken(format!("the pool does not open after a kill: {error}")))?;
+        let state = rig.recovered(&history, Crash::Kill)?;
+        rig.settle(&state);
+        Ok(rig)
+    }
 }
 
 /// Everything ends that was begun, and what waits for time happens.
@@ -110,7 +152,7 @@ fn settle(rig: &mut Rig) -> Checked {
 }
 
 struct Live<'a> {
-    script: &'a Script,
+    scene: &'a Scene<'a>,
     kind: Kind,
     random: Random,
     coverage: &'a mut Coverage,
@@ -118,14 +160,11 @@ struct Live<'a> {
 
 impl Live<'_> {
     fn run(&mut self, fault: Fault) -> Checked {
-        let mut rig = start(self.script)?;
-        rig.faulty = true;
         if self.kind == Kind::OpenReadError {
-            act(self.script, &mut rig)?;
+            let rig = self.scene.play(None, true)?;
             return self.end(rig, Some(fault));
         }
-        rig.medium.borrow_mut().fault = Some(fault);
-        act(self.script, &mut rig)?;
+        let mut rig = self.scene.play(Some(fault), true)?;
         if !rig
             .medium
             .borrow()
@@ -220,7 +259,7 @@ impl Live<'_> {
     /// What a kill leaves. A device that forgets what it was told to flush, and says so, may take what was only
     /// acknowledged with it; so may one that lost a write, of a shard without a log tail to tell.
     fn crash_of_a_kill(&self) -> Crash {
-        if self.kind == Kind::FlushForgets || (self.kind.is_silent() && !self.script.tail) {
+        if self.kind == Kind::FlushForgets || (self.kind.is_silent() && !self.scene.script.tail) {
             Crash::PowerCut
         } else {
             Crash::Kill
@@ -277,6 +316,16 @@ mod tests {
             "shards stopped by a failed flush",
         ] {
             assert!(total.0.contains_key(what), "{what} in {total:?}");
+        }
+    }
+
+    /// What each found is in the commit that added it.
+    #[test]
+    fn faults_that_found_bugs_find_nothing_any_more() {
+        for number in [1281, 1633, 1882, 16_233] {
+            if let Err(Broken(why)) = run(number) {
+                panic!("{why}");
+            }
         }
     }
 
