@@ -25,6 +25,8 @@ const VOLUME_BYTES: u64 = 6 << 20;
 const CONNECTIONS: u64 = 4;
 const SNAPSHOTS_KEPT: usize = 3;
 const KILLS: u64 = 500;
+/// Every so many cycles the devices are checked as the killed process left them.
+const CYCLES_OF_CHECK: usize = 10;
 /// After so many the next appliance takes over: what is known of all writes to a volume only grows.
 const KILLS_OF_ONE_MAX: u64 = 500;
 
@@ -49,6 +51,8 @@ struct Figures {
     snapshots_deleted: u64,
     /// Snapshots read from end to end after a crash.
     looks: u64,
+    /// Of the devices, by `inspect --check`.
+    checks: u64,
     restarts: Vec<Duration>,
 }
 
@@ -88,6 +92,9 @@ impl Scene {
     /// A life from one start to the next: everything must be there.
     fn cycle(&mut self, processors: &'static str) {
         let died = self.live_and_die();
+        if self.figures.restarts.len().is_multiple_of(CYCLES_OF_CHECK) {
+            self.check_devices();
+        }
         self.restart(processors);
         self.judge_snapshots(died);
         self.judge_volume()
@@ -199,6 +206,15 @@ impl Scene {
         self.figures.restarts.push(start.elapsed());
     }
 
+    fn check_devices(&mut self) {
+        let devices = ["p-0", "p-1"].map(|name| self.appliance.path_text(name));
+        let checked = self
+            .appliance
+            .check_devices(&devices.each_ref().map(String::as_str));
+        checked.unwrap_or_else(|broken| panic!("before the restart: {broken}"));
+        self.figures.checks += 1;
+    }
+
     /// Before anything is written: the snapshots are judged by the history up to the crash.
     fn judge_snapshots(&mut self, died: Tick) {
         let there = names(&self.appliance.run(&["snapshot", "list", "v"]));
@@ -271,6 +287,7 @@ impl Figures {
         self.snapshots_confirmed += other.snapshots_confirmed;
         self.snapshots_deleted += other.snapshots_deleted;
         self.looks += other.looks;
+        self.checks += other.checks;
         self.restarts.extend(other.restarts);
     }
 
@@ -280,13 +297,14 @@ impl Figures {
         let kills = self.restarts.len();
         eprintln!(
             "{kills} kills, {} requests answered, lost: 0; {} snapshots confirmed of {} asked for, {} deleted, lost: 0 \
-             ({} looks at a snapshot after a kill); restart until the export answers (goal: under 2 s): median {:?}, \
+             ({} looks at a snapshot after a kill); {} checks of the devices, damage: 0; restart until the export answers (goal: under 2 s): median {:?}, \
              longest {:?}",
             self.requests_answered,
             self.snapshots_confirmed,
             self.snapshots_asked,
             self.snapshots_deleted,
             self.looks,
+            self.checks,
             self.restarts[kills / 2],
             self.restarts[kills - 1],
         );
@@ -309,9 +327,10 @@ fn nothing_acknowledged_is_lost_to_kill_9() {
         for cycle in 0..kills as usize {
             scene.cycle(["1", "2", "3"][cycle % 3]);
         }
-        figures.add(std::mem::take(&mut scene.figures));
         scene.space_comes_back();
         scene.appliance.stop();
+        scene.check_devices();
+        figures.add(std::mem::take(&mut scene.figures));
         left -= kills;
         if left == 0 {
             break;

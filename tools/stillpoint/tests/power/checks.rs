@@ -13,16 +13,18 @@ impl Machine {
     /// Starts everything and looks at everything. Gives what is wrong.
     pub fn recover(&mut self, figures: &mut Figures) -> Vec<String> {
         self.attach();
+        let mut complaints: Vec<String> = self.check_devices().err().into_iter().collect();
         self.appliance.start(&["--processors", "2"]);
         let pool = self.appliance.tell(&["pool", "show", "p"]);
         let open = pool.json.pointer("/state").is_some_and(|state| state == "open");
         if !open {
-            return vec![format!("the pool does not open: {} {}", pool.json, pool.errors)];
+            complaints.push(format!("the pool does not open: {} {}", pool.json, pool.errors));
+            return complaints;
         }
         let listed = self.appliance.run(&["snapshot", "list"]);
         let name = |thing| member(thing, "/name").as_str().expect("a text").to_owned();
         let there: BTreeSet<String> = list(&listed, "").iter().map(name).collect();
-        let mut complaints = self.raw().check(&self.appliance, &there);
+        complaints.extend(self.raw().check(&self.appliance, &there));
         for volume in &self.volumes {
             let mut wrong = self.check_snapshots(volume, &there, figures);
             wrong.extend(self.check_volume(volume, figures));

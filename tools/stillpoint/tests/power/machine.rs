@@ -31,6 +31,7 @@ pub struct Machine {
     pub appliance: Appliance,
     attached: Option<Attached>,
     disks: Vec<VolatileDisk>,
+    devices: [PathBuf; 2],
     pub volumes: Vec<Volume>,
     raw: Mutex<Raw>,
     random: Random,
@@ -69,14 +70,15 @@ impl Machine {
         let disks = vec![disk("disk-0"), disk("disk-1")];
         let (attached, devices) = attach(&appliance, &disks);
         appliance.start(&["--processors", "2"]);
-        let devices = devices.each_ref().map(|path| path.to_str().expect("UTF-8"));
-        let pool = appliance.run(&["pool", "create", "p", devices[0], devices[1], "--shards", "3"]);
+        let paths = texts(&devices);
+        let pool = appliance.run(&["pool", "create", "p", paths[0], paths[1], "--shards", "3"]);
         for device in list(&pool, "/devices") {
             assert_eq!(member(device, "/direct"), true, "past the page cache: {device}");
         }
         let machine = Self {
             attached: Some(attached),
             disks,
+            devices,
             volumes: kinds.into_iter().map(Volume::new).collect(),
             raw: Mutex::new(Raw::new(&appliance)),
             random: Random::new(seed),
@@ -98,6 +100,11 @@ impl Machine {
     /// The disks get power and are devices again.
     pub fn attach(&mut self) {
         self.attached = Some(attach(&self.appliance, &self.disks).0);
+    }
+
+    /// What a check of the devices finds that is wrong, while no daemon has them.
+    pub fn check_devices(&self) -> Result<(), String> {
+        self.appliance.check_devices(&texts(&self.devices))
     }
 
     /// Mounts a volume's file system.
@@ -215,6 +222,10 @@ impl Machine {
     pub fn toss(&mut self) -> bool {
         self.random.percent(50)
     }
+}
+
+fn texts(paths: &[PathBuf; 2]) -> [&str; 2] {
+    paths.each_ref().map(|path| path.to_str().expect("UTF-8"))
 }
 
 /// One disk as a file, the other as a block device. Gives their paths, the same in each life.

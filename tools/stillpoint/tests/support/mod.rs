@@ -262,6 +262,16 @@ impl Appliance {
         }
     }
 
+    /// Checks all structures and checksums on the devices of a pool while no daemon has it. What is wrong, in words.
+    pub fn check_devices(&self, devices: &[&str]) -> Result<(), String> {
+        let tails = self.tail_directory();
+        let told = self.tell(&[&["inspect", "--check", "--tail-dir", &tails], devices].concat());
+        match told.code {
+            0 => Ok(()),
+            _ => Err(format!("inspect --check: {} {:#}", told.errors, told.json)),
+        }
+    }
+
     /// Makes a pool of sparse files in the appliance's directory: `<name>-0`, `<name>-1`, ...
     pub fn create_pool(&self, name: &str, devices: usize, size: &str, more: &[&str]) {
         let paths: Vec<String> = (0..devices)
