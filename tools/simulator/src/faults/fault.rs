@@ -5,6 +5,7 @@ use std::rc::Rc;
 use stillpoint_processor::BLOCK_BYTES;
 use stillpoint_processor::ports::{DeviceError, Operation, OperationKind};
 
+use super::fields::kind_of;
 use crate::boundary::medium::{Medium, Page, Place};
 use crate::device::each_page;
 use crate::random::Random;
@@ -103,6 +104,8 @@ pub(crate) struct Fault {
     pub(crate) struck: bool,
     /// Time that the operation took.
     pub(crate) stall_ns: u64,
+    /// Log pages that a misdirected write has overwritten.
+    pub(crate) log_pages_hit: u32,
 }
 
 impl Fault {
@@ -115,6 +118,7 @@ impl Fault {
             random,
             struck: false,
             stall_ns: 0,
+            log_pages_hit: 0,
         }
     }
 
@@ -235,6 +239,8 @@ impl Fault {
         for (offset, (_, page)) in (0..).zip(pages) {
             let place = to + offset;
             if medium.has_place(place) {
+                let before = medium.seen(place).and_then(|page| kind_of(&page[..]));
+                self.log_pages_hit += u32::from(before == Some("LogPage"));
                 medium.write(place, page);
             }
         }
