@@ -62,6 +62,14 @@ impl Drop for SetAtEnd<'_> {
     }
 }
 
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // Who uses the devices goes before them, and they go before the directory that they are mounted in.
+        self.appliance.end();
+        self.attached = None;
+    }
+}
+
 impl Machine {
     /// Two disks, a pool on them, a volume with each kind of file system and one with none.
     pub fn new(kinds: Vec<Kind>, seed: u64) -> Self {

@@ -198,6 +198,15 @@ impl Appliance {
         child.wait().expect("a child of ours");
     }
 
+    /// Kills the daemon if one runs.
+    pub fn end(&self) {
+        if let Some(mut child) = self.daemon().take() {
+            // It may have ended by itself; then there is nothing to kill.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
     /// What a power cut does to the log tails: they are gone. Only while no daemon runs.
     pub fn lose_tails(&self) {
         assert!(self.daemon().is_none(), "the daemon has its tails mapped");
@@ -301,11 +310,7 @@ impl Appliance {
 
 impl Drop for Appliance {
     fn drop(&mut self) {
-        if let Some(mut child) = self.daemon().take() {
-            // It may have ended by itself; then there is nothing to kill.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        self.end();
         if thread::panicking() {
             let log = fs::read_to_string(self.path("daemon.log")).unwrap_or_default();
             let lines: Vec<&str> = log.lines().collect();

@@ -24,7 +24,10 @@ pub fn contained(test: &str, body: impl FnOnce()) {
         eprintln!("SKIPPED {test}: {reason}");
         return;
     }
+    // Nothing is mounted in it out here, so it can always be removed.
+    let scratch = tempfile::tempdir().expect("a temporary directory");
     let status = Command::new("unshare")
+        .env("TMPDIR", scratch.path())
         .args(NAMESPACES)
         .arg(std::env::current_exe().expect("this program"))
         .args(["--exact", test, "--nocapture"])
