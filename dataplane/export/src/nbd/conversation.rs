@@ -72,6 +72,10 @@ pub(super) struct Conversation<L> {
     sending: bool,
     /// In the list of those to be looked after.
     pub(super) listed: bool,
+    /// It found no memory when it was looked at last, and nothing has happened to it since.
+    pub(super) starved: bool,
+    /// In the list of those that wait for more memory than there was.
+    pub(super) waiting: bool,
     pub(super) leaving: bool,
     /// When its line is shut down, should it not be gone by then.
     pub(super) deadline_ns: u64,
@@ -92,6 +96,8 @@ impl<L: Line> Conversation<L> {
             receiving: false,
             sending: false,
             listed: false,
+            starved: false,
+            waiting: false,
             leaving: false,
             deadline_ns: u64::MAX,
             decision: Decision::New,

@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use stillpoint_processor::ports::BufferPool;
-use stillpoint_processor::{ShardAnswer, ShardRequest, Token};
+use stillpoint_processor::{PART_BYTES_MAX, ShardAnswer, ShardRequest, Token};
 
 use super::conversation::{Conversation, Line, Looked, Noted, Transport};
 use super::{Receive, Send, session_tag};
@@ -17,6 +17,11 @@ use crate::{ExportTable, PoolIndex};
 
 /// Connections of one processor at most.
 pub const CONNECTIONS_MAX: usize = 65_536;
+
+/// Who found no memory twice is looked at again when the pool has so much more...
+const MORE_BYTES: usize = 256 << 10;
+/// ...or after this time. There may be many of them, and each look costs those that have work.
+const WAIT_NS: u64 = 1_000_000;
 
 /// Low bits of a session's tag: the place of its connection. The bits above are its processor.
 const PLACE_BITS: u32 = 24;
@@ -48,7 +53,12 @@ pub struct Conversations<L> {
     listed: VecDeque<usize>,
     /// How many of the listed have no further requests now.
     asked: usize,
+    /// To be listed in the next turn: they found no memory in this one.
     starved: Vec<usize>,
+    /// They found no memory twice.
+    waiting: Vec<usize>,
+    /// The least that was left when one of these was looked at, and until when they wait at most.
+    wait: (usize, u64),
     /// How many have to end and have not.
     leaving: usize,
     /// Those that have chosen no export: until when they may, and their places.
@@ -71,6 +81,8 @@ impl<L: Line> Conversations<L> {
             listed: VecDeque::new(),
             asked: 0,
             starved: Vec::new(),
+            waiting: Vec::new(),
+            wait: (usize::MAX, u64::MAX),
             leaving: 0,
             undecided: BTreeSet::new(),
             handshake_limit_ns: u64::MAX,
@@ -138,8 +150,12 @@ impl<L: Line> Conversations<L> {
         self.flushes_replied_early = true;
     }
 
+    /// A conversation to which something happens.
     fn at(&mut self, place: usize) -> &mut Conversation<L> {
-        self.places[place].as_mut().expect("gone only when all came back")
+        let conversation = self.places[place].as_mut();
+        let conversation = conversation.expect("gone only when all came back");
+        conversation.starved = false;
+        conversation
     }
 
     /// Puts a connection on the list of this turn.
@@ -191,6 +207,7 @@ impl<L: Line> Conversations<L> {
             if let Some(conversation) = &mut self.places[place]
                 && let Some(request) = conversation.next_request(pool)
             {
+                conversation.starved = false;
                 return Some(request);
             }
             self.asked += 1;
@@ -217,8 +234,19 @@ impl<L: Line> Conversations<L> {
                 Noted::Over(until_ns) => drop(self.undecided.remove(&(until_ns, place))),
             }
             match looked {
-                Looked::Settled => {}
-                Looked::Starved => self.starved.push(place),
+                Looked::Settled => conversation.starved = false,
+                Looked::Starved if !conversation.starved => {
+                    conversation.starved = true;
+                    self.starved.push(place);
+                }
+                Looked::Starved => {
+                    let (least_bytes, until_ns) = &mut self.wait;
+                    *least_bytes = pool.room(PART_BYTES_MAX).free_bytes.min(*least_bytes);
+                    *until_ns = (now_ns + WAIT_NS).min(*until_ns);
+                    if !core::mem::replace(&mut conversation.waiting, true) {
+                        self.waiting.push(place);
+                    }
+                }
                 Looked::Gone => {
                     self.leaving -= usize::from(conversation.leaving);
                     self.places[place] = None;
@@ -227,9 +255,31 @@ impl<L: Line> Conversations<L> {
             }
         }
         self.asked = 0;
+        self.end_the_wait(now_ns, pool);
         if self.leaving > 0 {
             self.hurry(now_ns);
         }
+    }
+
+    /// Lets those that wait for memory look again in the next turn, if there may be some.
+    fn end_the_wait(&mut self, now_ns: u64, pool: &impl BufferPool) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let (least_bytes, until_ns) = self.wait;
+        let free_bytes = pool.room(PART_BYTES_MAX).free_bytes;
+        // A pool that does not know what it has is asked every time.
+        let more = free_bytes == usize::MAX || free_bytes >= least_bytes.saturating_add(MORE_BYTES);
+        if !more && now_ns < until_ns {
+            return;
+        }
+        self.wait = (usize::MAX, u64::MAX);
+        for &place in &self.waiting {
+            if let Some(conversation) = &mut self.places[place] {
+                conversation.waiting = false;
+            }
+        }
+        self.starved.append(&mut self.waiting);
     }
 
     /// Disconnects clients that have chosen no export in their time.
@@ -265,7 +315,7 @@ impl<L: Line> Conversations<L> {
     /// Whether some wait for memory, which may come without a sign: take another turn soon.
     #[must_use]
     pub fn has_starved(&self) -> bool {
-        !self.starved.is_empty()
+        !self.starved.is_empty() || !self.waiting.is_empty()
     }
 
     /// When to take a turn even if nothing happens: the grace of a connection that has to end is over, or the time of a
@@ -321,7 +371,7 @@ mod tests {
     use super::*;
     use crate::nbd::client::{encode_go, encode_option};
     use crate::nbd::session::tests::harness::{Pool, table};
-    use crate::nbd::wire::option;
+    use crate::nbd::wire::{RequestHeader, command, option};
     use std::cell::Cell;
     use std::rc::Rc;
 
@@ -376,6 +426,56 @@ mod tests {
                 return;
             }
         }
+    }
+
+    #[test]
+    fn who_finds_no_memory_twice_looks_again_when_there_is_more_or_after_a_while() {
+        let (mut hub, mut pool) = (Hub::default(), Pool::new(64 << 20));
+        let mut all = Conversations::new(0);
+        all.set_exports(&table(1 << 20), 0);
+        let place = all.welcome(Wire(Rc::default())).ok().expect("there is room");
+        turn(&mut all, &mut hub, &mut pool, 0, None);
+        let go = encode_option(option::GO, &encode_go("disk", &[]));
+        let hello = [&3u32.to_be_bytes()[..], &go].concat();
+        turn(&mut all, &mut hub, &mut pool, 0, Some((place, &hello)));
+        pool.held_bytes = 64 << 20;
+        let read = RequestHeader {
+            flags: 0,
+            command: command::READ,
+            cookie: 1,
+            offset_bytes: 0,
+            length_bytes: 4096,
+        };
+        turn(&mut all, &mut hub, &mut pool, 0, Some((place, &read.encode())));
+        let mut looks = |all: &mut Conversations<Wire>, pool: &mut Pool, now_ns| {
+            all.ask_again();
+            let looked = all.has_listed();
+            let request = all.next_request(pool);
+            all.look_after(now_ns, &mut hub, pool);
+            (looked, request.is_some())
+        };
+        assert_eq!(looks(&mut all, &mut pool, 0), (true, false), "once more");
+        for now_ns in [0, 10, WAIT_NS - 1] {
+            assert_eq!(looks(&mut all, &mut pool, now_ns), (false, false));
+            assert!(all.has_starved());
+        }
+        assert_eq!(looks(&mut all, &mut pool, WAIT_NS), (false, false));
+        assert_eq!(
+            looks(&mut all, &mut pool, WAIT_NS),
+            (true, false),
+            "after a while"
+        );
+        pool.held_bytes -= MORE_BYTES - 1;
+        assert_eq!(
+            looks(&mut all, &mut pool, WAIT_NS),
+            (false, false),
+            "that is not much more"
+        );
+        pool.held_bytes -= 1;
+        assert_eq!(looks(&mut all, &mut pool, WAIT_NS), (false, false));
+        pool.held_bytes = 0;
+        assert_eq!(looks(&mut all, &mut pool, WAIT_NS), (true, true), "there is more");
+        assert!(!all.has_starved());
     }
 
     #[test]
