@@ -20,6 +20,8 @@ pub mod map;
 pub mod marks;
 pub mod object;
 pub mod outbox;
+#[cfg(feature = "planted-bugs")]
+pub mod planted;
 pub mod ports;
 pub mod processor;
 pub mod request;
@@ -36,6 +38,8 @@ pub use ids::{
     VolumeId, VolumeOffset,
 };
 pub use outbox::Outbox;
+#[cfg(feature = "planted-bugs")]
+pub use planted::PlantedBug;
 pub use processor::Processor;
 pub use request::{RequestError, RequestKind, ShardAnswer, ShardRequest, Token, View};
 pub use shard::{OpenError, RecoveryReport, Shard, ShardOptions};

@@ -135,7 +135,7 @@ impl Plan {
                 map_cache_pages: *random.pick(&[32, 64, 256, 4096]),
                 in_flight_max: *random.pick(&[4, 32, 256]),
                 #[cfg(feature = "planted-bugs")]
-                hold_answers: true,
+                planted_bug: None,
             },
             pool_bytes: *random.pick(&[6 << 20, 8 << 20, 16 << 20]),
             clients: random.between(1, 12) as usize,

@@ -125,7 +125,7 @@ fn without_held_answers_some_snapshot_is_not_one_instant() {
     let broken = (1..=400).find_map(|seed| {
         scenario::run_with(seed, false, |plan| {
             slow_messages(plan);
-            plan.shard_options.hold_answers = false;
+            plan.shard_options.planted_bug = Some(stillpoint_processor::PlantedBug::AnswersNotHeld);
         })
         .err()
     });
@@ -200,7 +200,7 @@ fn without_held_answers_some_snapshot_in_a_history_is_no_prefix() {
     let broken = (1..=100).find_map(|seed| {
         scenario::run_with(seed, false, |plan| {
             slow_history(plan);
-            plan.shard_options.hold_answers = false;
+            plan.shard_options.planted_bug = Some(stillpoint_processor::PlantedBug::AnswersNotHeld);
         })
         .err()
     });

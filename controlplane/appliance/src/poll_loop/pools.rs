@@ -137,7 +137,8 @@ fn shard_options(part: &PoolPart) -> ShardOptions {
     ShardOptions {
         map_cache_pages: share.max(MAP_CACHE_PAGES_MIN) as usize,
         #[cfg(feature = "planted-bugs")]
-        hold_answers: !super::planted::picked(super::planted::ANSWERS_NOT_HELD),
+        planted_bug: super::planted::picked(super::planted::ANSWERS_NOT_HELD)
+            .then_some(stillpoint_processor::PlantedBug::AnswersNotHeld),
         ..ShardOptions::default()
     }
 }

@@ -260,6 +260,11 @@ impl<T: LogTail> Shard<T> {
             self.progress = true;
             self.issue(operation);
         }
+        #[cfg(feature = "planted-bugs")]
+        if self.planted(crate::PlantedBug::RootBeforePages) && self.checkpoint.bitmaps_done {
+            self.checkpoint.stage = Stage::Header;
+            return;
+        }
         let mark = self.checkpoint.mark.expect("a checkpoint is being made");
         if self.checkpoint.writes_in_flight == 0 && self.log.written_lsn() >= mark.lsn {
             self.checkpoint.stage = Stage::Flushing;
@@ -364,7 +369,10 @@ impl<T: LogTail> Shard<T> {
 
     /// Space that the durable checkpoint no longer refers to comes free, once no read of it can be in flight (I5).
     fn promote(&mut self) {
-        if self.reads_in_flight[1 - self.read_side] > 0 {
+        let wait = self.reads_in_flight[1 - self.read_side] > 0;
+        #[cfg(feature = "planted-bugs")]
+        let wait = wait && !self.planted(crate::PlantedBug::FreedSpaceReusedWhileRead);
+        if wait {
             return;
         }
         self.progress = true;

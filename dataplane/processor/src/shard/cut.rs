@@ -112,7 +112,7 @@ impl<T: LogTail> Shard<T> {
         }
         self.cuts[position].begin(self.now.monotonic_ns, deadline_ns);
         #[cfg(feature = "planted-bugs")]
-        if !self.options.hold_answers {
+        if self.planted(crate::PlantedBug::AnswersNotHeld) {
             self.cuts[position]
                 .volumes
                 .iter_mut()
@@ -139,6 +139,11 @@ impl<T: LogTail> Shard<T> {
 
     pub(super) fn persist(&mut self, ticket: Ticket, snapshot: SnapshotId) {
         match self.position(snapshot, CutPhase::Released) {
+            #[cfg(feature = "planted-bugs")]
+            Some(position) if self.planted(crate::PlantedBug::CommitBeforeIntermediates) => {
+                self.cuts.remove(position);
+                self.event(Some(ticket), EventKind::Durable);
+            }
             Some(position) => {
                 self.cuts.remove(position);
                 self.event_when_durable(ticket, EventKind::Durable);
@@ -160,6 +165,11 @@ impl<T: LogTail> Shard<T> {
                 self.end_hold(position);
             }
             self.cuts.remove(position);
+        }
+        #[cfg(feature = "planted-bugs")]
+        if self.planted(crate::PlantedBug::AbortLeavesTrace) {
+            self.event(Some(ticket), EventKind::Aborted);
+            return true;
         }
         if !self.drop_snapshot_everywhere(snapshot) {
             return false;
@@ -207,6 +217,10 @@ impl<T: LogTail> Shard<T> {
 
     /// Ends the holds whose deadline has passed: I9 does not depend on the coordinator.
     pub(super) fn expire_holds(&mut self) {
+        #[cfg(feature = "planted-bugs")]
+        if self.planted(crate::PlantedBug::HoldOutlivesDeadline) {
+            return;
+        }
         while let Some(position) = self
             .cuts
             .iter()

@@ -76,6 +76,11 @@ impl<T: LogTail> Shard<T> {
             mark(Mark::DiscardOfHoles);
             return Ok(done);
         }
+        #[cfg(feature = "planted-bugs")]
+        if self.options.planted_bug == Some(crate::PlantedBug::DiscardNotLogged) {
+            Self::note_change(volume, self.now);
+            return Ok(done);
+        }
         self.log.append(&Record::Discard {
             volume: id,
             birth,

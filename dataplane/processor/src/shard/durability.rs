@@ -71,6 +71,8 @@ impl<T: LogTail> Shard<T> {
     /// What becomes of a request whose change is in the map and in the log.
     pub(super) fn changed(&mut self, id: SlotId, fua: bool) -> Outcome {
         let lsn = self.log.next_lsn();
+        #[cfg(feature = "planted-bugs")]
+        let fua = fua && !self.planted(crate::PlantedBug::FuaForgotten);
         if fua {
             mark(Mark::FuaWaits);
             self.durability.durable.push_back((lsn, Waiter::Slot(id)));
@@ -89,6 +91,18 @@ impl<T: LogTail> Shard<T> {
         let lsn = self.log.next_lsn();
         if self.stopped.is_some() {
             return Outcome::Answer(Err(RequestError::ShardStopped));
+        }
+        #[cfg(feature = "planted-bugs")]
+        if self.planted(crate::PlantedBug::FlushAnsweredBeforeLog) {
+            self.want_log_room();
+            return Outcome::Answer(Ok(()));
+        }
+        #[cfg(feature = "planted-bugs")]
+        if self.planted(crate::PlantedBug::FlushSkipsOneShard)
+            && self.layout.shard_count > 1
+            && self.shard.0 + 1 == self.layout.shard_count
+        {
+            return Outcome::Answer(Ok(()));
         }
         if lsn <= self.log.durable_lsn() {
             mark(Mark::FlushNothing);
@@ -218,6 +232,12 @@ impl<T: LogTail> Shard<T> {
     /// Flushes the devices whose bit is set; at least the home device, so that the completion comes.
     pub(super) fn issue_flush(&mut self, tag: Tag, devices: u64) {
         let devices = devices | 1 << self.home().0;
+        #[cfg(feature = "planted-bugs")]
+        let devices = if self.planted(crate::PlantedBug::FlushSkipsOneDevice) {
+            1 << self.home().0
+        } else {
+            devices
+        };
         let mut operation = self.operation(OperationKind::Flush, tag);
         for device in (0..64u8).filter(|device| devices >> device & 1 == 1) {
             operation.transfers.push(Transfer {

@@ -73,9 +73,9 @@ pub struct ShardOptions {
     pub map_cache_pages: usize,
     /// Requests worked on at the same time at most.
     pub in_flight_max: usize,
-    /// A planted bug: answers are not held during a cut.
+    /// The bug planted in this shard, if one is.
     #[cfg(feature = "planted-bugs")]
-    pub hold_answers: bool,
+    pub planted_bug: Option<crate::PlantedBug>,
 }
 
 impl Default for ShardOptions {
@@ -84,7 +84,7 @@ impl Default for ShardOptions {
             map_cache_pages: 16_384,
             in_flight_max: 1024,
             #[cfg(feature = "planted-bugs")]
-            hold_answers: true,
+            planted_bug: None,
         }
     }
 }
@@ -359,6 +359,10 @@ impl<T: LogTail> Shard<T> {
         self.drive_checkpoint(buffers);
         self.drive_reclaim();
         self.settle_waiters();
+        #[cfg(feature = "planted-bugs")]
+        if self.planted(crate::PlantedBug::FreedSpaceReusedTooEarly) {
+            self.space.reuse_at_once();
+        }
         self.send(device);
         self.progress |= !self.answers.is_empty() || !self.events.is_empty();
         outbox.answers.append(&mut self.answers);
@@ -588,6 +592,12 @@ impl<T: LogTail> Shard<T> {
             volumes: self.volumes.values().map(VirtualVolume::status).collect(),
             ..self.status.clone()
         }
+    }
+
+    /// Whether this bug is planted here.
+    #[cfg(feature = "planted-bugs")]
+    fn planted(&self, bug: crate::PlantedBug) -> bool {
+        self.options.planted_bug == Some(bug)
     }
 
     fn home(&self) -> DeviceIndex {

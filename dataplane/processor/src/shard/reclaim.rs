@@ -121,6 +121,16 @@ struct Plan {
     blocks: Vec<DeviceAddress>,
 }
 
+#[cfg(feature = "planted-bugs")]
+impl Plan {
+    fn with_bug(mut self, bug: Option<crate::PlantedBug>) -> Self {
+        if bug == Some(crate::PlantedBug::ReclaimDropsBlocks) {
+            self.blocks.clear();
+        }
+        self
+    }
+}
+
 impl<T: LogTail> Shard<T> {
     pub(super) fn drive_reclaim(&mut self) {
         if self.stopped.is_some() {
@@ -249,11 +259,15 @@ impl<T: LogTail> Shard<T> {
             .get_mut(&walk.volume)
             .expect("a walked volume stays until it is freed");
         let chain = Chain::of(volume, walk.target);
+        #[cfg(feature = "planted-bugs")]
+        let chain = chain.with_bug(self.options.planted_bug);
         if chain.cursor_leaf >= leaves_of(chain.root.level) || chain.root.entry.address() == 0 {
             self.walk_ends(walk);
             return Ok(());
         }
         let plan = chain.plan(&mut self.cache, volume.family).map_err(Outcome::Map)?;
+        #[cfg(feature = "planted-bugs")]
+        let plan = plan.with_bug(self.options.planted_bug);
         carry_out(&plan, &mut self.cache, &mut self.space);
         match walk.target {
             Target::Live => {
@@ -359,6 +373,14 @@ impl Chain {
                 }
             }
         }
+    }
+
+    #[cfg(feature = "planted-bugs")]
+    fn with_bug(mut self, bug: Option<crate::PlantedBug>) -> Self {
+        if bug == Some(crate::PlantedBug::ReclaimFreesNeighbours) {
+            self.neighbours[1] = None;
+        }
+        self
     }
 
     /// Works out the step at the cursor.

@@ -306,6 +306,11 @@ impl<T: LogTail> Shard<T> {
         // Even a try that ends in an error may have moved the root.
         volume.dirty = true;
         let mut tree = volume.tree(&mut self.space, Purpose::Map);
+        #[cfg(feature = "planted-bugs")]
+        if self.options.planted_bug == Some(crate::PlantedBug::EpochOffByOne) {
+            let older = |epoch: crate::ids::Epoch| crate::ids::Epoch(epoch.0.saturating_sub(1));
+            tree.free.newest = tree.free.newest.map(older);
+        }
         let first = ShareBlock(slot.first.0 + start as u64);
         self.cache
             .set(&mut tree, first, extent.address, crcs)
@@ -320,6 +325,10 @@ impl<T: LogTail> Shard<T> {
 
     /// Whether a partial block that is still to be applied is no longer what was merged.
     fn edges_changed(&mut self, id: SlotId) -> Result<bool, MapError> {
+        #[cfg(feature = "planted-bugs")]
+        if self.planted(crate::PlantedBug::MergeNotRepeated) {
+            return Ok(false);
+        }
         let slot = &self.slots[id];
         let Some(viewed) = self
             .volumes

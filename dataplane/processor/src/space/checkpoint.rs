@@ -129,6 +129,27 @@ impl Space {
         self.phase = Phase::Idle;
     }
 
+    /// A planted bug: everything that was freed is free, whatever still refers to it.
+    #[cfg(feature = "planted-bugs")]
+    pub fn reuse_at_once(&mut self) {
+        for pages in [0, 1] {
+            for page in core::mem::take(&mut self.pending_pages[pages]) {
+                let number = page as usize;
+                let mut freed = 0;
+                for word in page_words(number) {
+                    let bits = core::mem::take(&mut self.pending[pages][word]);
+                    self.busy[word] &= !bits;
+                    freed += bits.count_ones();
+                }
+                let state = &mut self.pages[number];
+                state.pending[pages] = false;
+                state.free_blocks += freed;
+                self.free_blocks += u64::from(freed);
+                self.pending_blocks -= u64::from(freed);
+            }
+        }
+    }
+
     /// Makes the blocks that were freed before the last durable checkpoint free, at most `pages_max` pages of
     /// them; true when nothing is left to do.
     pub fn promote_step(&mut self, pages_max: usize) -> bool {

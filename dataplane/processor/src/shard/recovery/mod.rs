@@ -159,6 +159,8 @@ pub(super) struct Opening<'a, D> {
     /// What records from here on name reached the devices: they were logged since the power came on.
     pub(super) trusted_lsn: u64,
     pub(super) report: RecoveryReport,
+    #[cfg(feature = "planted-bugs")]
+    pub(super) planted_bug: Option<crate::PlantedBug>,
 }
 
 impl<T: LogTail> Shard<T> {
@@ -381,6 +383,8 @@ impl<'a, D: OpenDevice> Opening<'a, D> {
                 generation,
                 ..RecoveryReport::default()
             },
+            #[cfg(feature = "planted-bugs")]
+            planted_bug: options.planted_bug,
         }
     }
 }

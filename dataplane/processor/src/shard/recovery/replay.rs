@@ -45,6 +45,11 @@ impl<D: OpenDevice> Opening<'_, D> {
             }
         }
         let doubtful = found.durable_lsn..self.trusted_lsn;
+        #[cfg(feature = "planted-bugs")]
+        let doubtful = match self.planted_bug {
+            Some(crate::PlantedBug::DoubtfulDataNotVerified) => 0..0,
+            _ => doubtful,
+        };
         for records in logged
             .chunks(RECORDS_AT_ONCE)
             .chain(newest.chunks(RECORDS_AT_ONCE))
@@ -53,6 +58,15 @@ impl<D: OpenDevice> Opening<'_, D> {
             let bad = self.verify(records, &doubtful);
             for replay in records {
                 self.apply(replay, &bad)?;
+            }
+            #[cfg(feature = "planted-bugs")]
+            if self.planted_bug == Some(crate::PlantedBug::RecordReplayedTwice) {
+                for replay in records
+                    .iter()
+                    .filter(|replay| matches!(replay.record, Record::Discard { .. }))
+                {
+                    let _ = self.apply(replay, &bad);
+                }
             }
         }
         Ok(())
