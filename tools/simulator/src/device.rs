@@ -169,6 +169,35 @@ impl Devices {
         ports
     }
 
+    /// Operations that a port has in flight.
+    #[must_use]
+    pub fn in_flight(&self, port: usize) -> usize {
+        self.room.borrow().depth[port]
+    }
+
+    /// Looks at operation `nth` of those that a port has in flight, in the order in which they are due.
+    pub fn look_at_nth<R>(&self, port: usize, nth: usize, look: impl FnOnce(&Operation) -> R) -> Option<R> {
+        let room = self.room.borrow();
+        let mut of_port = room.in_flight.values().filter(|entry| entry.port == port);
+        of_port.nth(nth).map(|entry| look(&entry.operation))
+    }
+
+    /// Completes operation `nth` of those that a port has in flight, whenever it is due: for a simulation that picks
+    /// what happens next.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn complete_nth(&self, port: usize, nth: usize) {
+        let mut room = self.room.borrow_mut();
+        let mut of_port = room.in_flight.iter().filter(|(_, entry)| entry.port == port);
+        let key = of_port
+            .nth(nth)
+            .map(|(key, _)| *key)
+            .expect("so many are in flight");
+        let done = room.in_flight.remove(&key).expect("it was found");
+        room.complete(done);
+    }
+
     /// Sets how the devices behave from now on.
     pub fn set_habits(&self, habits: DeviceHabits) {
         self.room.borrow_mut().habits = habits;

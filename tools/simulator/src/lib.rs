@@ -11,11 +11,16 @@
 //!         network ─ connections that split, join, delay and lose bytes
 //!
 //! boundary ─ a crash before every write and flush of short scripts, with every choice of what it leaves
+//! cut_world ─ the cut alone: small, in random and in all orders
 //! faults ─ devices that do one thing wrong, and every field of every structure flipped
+//! canaries ─ planted bugs, each of which the checks above must find
 //! ```
 //! Everything is decided by one [`random::Random`]; the same seed and the same code give the same run.
 
 pub mod boundary;
+#[cfg(feature = "planted-bugs")]
+pub mod canaries;
+pub mod cut_world;
 pub mod device;
 pub mod faults;
 pub mod history;

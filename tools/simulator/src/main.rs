@@ -1,5 +1,6 @@
 //! `stillpoint-sim`: runs seeds, and says how to see a failing one again.
 
+mod checks;
 mod parts;
 
 use std::cell::Cell;

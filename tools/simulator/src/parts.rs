@@ -23,6 +23,8 @@ pub enum Part {
     Boundaries(Boundaries),
     /// Devices that do one thing wrong: what is read then is right, or refused
     Faults(Faults),
+    #[command(flatten)]
+    Check(crate::checks::Check),
 }
 
 /// Which faults, and how they are told.
@@ -77,6 +79,11 @@ thread_local! {
     static OPTIONS: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
+/// Notes the options with which this program does again what this thread is about to do.
+pub fn replay_with(options: Option<String>) {
+    OPTIONS.set(options);
+}
+
 /// Says how to see again what this thread runs, if it runs a part.
 pub fn how_to_replay_this() {
     let Some(options) = OPTIONS.with_borrow(Clone::clone) else {
@@ -112,6 +119,7 @@ pub fn run(part: &Part) -> ExitCode {
             )
         }
         Part::Faults(plan) => run_faults(plan),
+        Part::Check(check) => crate::checks::run(check),
     }
 }
 

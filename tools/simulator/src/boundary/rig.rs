@@ -74,12 +74,12 @@ pub(crate) struct Rig {
 }
 
 /// What shards are opened with.
-#[allow(clippy::needless_update, reason = "planted bugs are options too")]
 pub(crate) fn options() -> ShardOptions {
     ShardOptions {
         map_cache_pages: 64,
         in_flight_max: 32,
-        ..ShardOptions::default()
+        #[cfg(feature = "planted-bugs")]
+        planted_bug: crate::canaries::planted_here(),
     }
 }
 
