@@ -5,6 +5,7 @@
 //! | GET, POST `/v1/pools` | lists, makes |
 //! | POST `/v1/pools/open` | opens |
 //! | GET `/v1/pools/{pool}`, POST `/v1/pools/{pool}/close` | shows, closes |
+//! | POST, DELETE `/v1/pools/{pool}/scrub` | begins, stops reading and comparing everything |
 //! | GET, POST `/v1/volumes` | lists, makes |
 //! | GET, DELETE `/v1/volumes/{volume}`, POST `/v1/volumes/{volume}/resize` | shows, deletes, resizes |
 //! | GET, POST `/v1/snapshots` | lists, takes |
@@ -36,6 +37,10 @@ pub fn router(appliance: Arc<Appliance>) -> Router {
         .route("/v1/pools/open", post(handlers::open_pool))
         .route("/v1/pools/{pool}", get(handlers::show_pool))
         .route("/v1/pools/{pool}/close", post(handlers::close_pool))
+        .route(
+            "/v1/pools/{pool}/scrub",
+            post(handlers::scrub_pool).delete(handlers::stop_scrub),
+        )
         .route(
             "/v1/volumes",
             get(handlers::list_volumes).post(handlers::create_volume),

@@ -372,14 +372,20 @@ fn tail_directory(wanted: &TailDirectory) -> Result<Option<PathBuf>> {
 async fn log_notices(appliance: Arc<Appliance>, mut notices: mpsc::Receiver<ShardNotice>) {
     while let Some(ShardNotice { pool, shard, notice }) = notices.recv().await {
         let pools = appliance.pools();
-        let pool = pools
-            .iter()
-            .find(|open| open.index == pool)
-            .map_or("?", |pool| pool.name());
+        let found = pools.iter().find(|open| open.index == pool);
+        let pool = found.map_or("?", |pool| pool.name());
+        let index = shard;
         let shard = shard.0;
         match notice {
             Notice::Corrupt { address } => {
                 tracing::error!(pool, shard, "checksum mismatch at {address}");
+            }
+            Notice::Scrub(damage) => {
+                let what = found.map_or_else(
+                    || damage.address.to_string(),
+                    |pool| pool.describe_scrub_damage(index, &damage),
+                );
+                tracing::error!(pool, shard, "scrub: {what}");
             }
             Notice::Stopped { operation, error } => {
                 tracing::error!(pool, shard, "stopped writing: {operation}: {error}");

@@ -8,6 +8,7 @@ mod model;
 mod shards;
 mod together;
 
+pub(crate) use model::FromCatalog;
 pub use model::{
     CheckInfo, InspectInfo, InspectedDevice, InspectedShard, InspectedVolume, MendInfo, ProblemInfo,
     RepairInfo,

@@ -5,6 +5,7 @@
 
 mod exports;
 mod info;
+mod scrub;
 mod snapshots;
 mod volumes;
 

@@ -84,6 +84,14 @@ pub enum ShardCommand {
     },
     /// Make a checkpoint now; answered when it is durable and the log is empty behind it.
     Checkpoint,
+    /// Read every block that is in use, live and of snapshots, at this rate at most, and compare it with its checksum;
+    /// answered at once. One that is running begins anew.
+    Scrub {
+        /// Bytes a second.
+        rate_bytes_per_s: u64,
+    },
+    /// End a scrub that is running; answered at once.
+    StopScrub,
     /// Answered by `Status`.
     Status,
     /// Answered by `Snapshots`: the shard's intermediate snapshots of this volume.
@@ -175,6 +183,8 @@ pub enum Notice {
         /// Where.
         address: crate::ids::DeviceAddress,
     },
+    /// A scrub found a damaged block or page.
+    Scrub(ScrubDamage),
     /// The shard stopped writing.
     Stopped {
         /// Which operation failed.
@@ -194,6 +204,52 @@ pub enum Notice {
         /// The volume.
         volume: VolumeId,
     },
+}
+
+/// Whether a scrub is going on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ScrubState {
+    /// There was none since the shard was opened.
+    #[default]
+    Never,
+    /// It is going on.
+    Running,
+    /// It has looked at everything.
+    Done,
+    /// It was ended before it had looked at everything.
+    Stopped,
+}
+
+/// A scrub of a shard: the one that is going on, or the last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ScrubStatus {
+    /// Whether it is going on.
+    pub state: ScrubState,
+    /// Blocks and pages read and compared so far.
+    pub checked_blocks: u64,
+    /// Damaged ones among them.
+    pub damaged_blocks: u64,
+    /// The first of these.
+    pub damage: Vec<ScrubDamage>,
+    /// When it began, nanoseconds since the Unix epoch; 0 = never.
+    pub started_ns: u64,
+    /// When it ended, nanoseconds since the Unix epoch; 0 = it has not.
+    pub ended_ns: u64,
+}
+
+/// A damaged block or page that a scrub found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScrubDamage {
+    /// The volume or the oldest snapshot that shows it.
+    pub view: crate::request::View,
+    /// It is a page of the map, of this level (0 = leaf): nothing that it covers can be read.
+    pub map_level: Option<u8>,
+    /// First block of the share that it is about.
+    pub first: crate::ids::ShareBlock,
+    /// Where it lies.
+    pub address: crate::ids::DeviceAddress,
+    /// It could not be read; if not, its checksum does not match.
+    pub device_error: Option<crate::ports::DeviceError>,
 }
 
 /// An intermediate snapshot, as told by its shard.
@@ -262,6 +318,8 @@ pub struct ShardStatus {
     pub stopped: bool,
     /// Requests being worked on.
     pub in_flight: u64,
+    /// The scrub that is going on, or the last.
+    pub scrub: ScrubStatus,
     /// Per volume: share and mapped blocks.
     pub volumes: Vec<VolumeShareStatus>,
 }

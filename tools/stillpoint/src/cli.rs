@@ -210,6 +210,20 @@ pub enum PoolCommand {
         /// Its name.
         name: String,
     },
+    /// Read everything that a pool holds, beside the load, and compare it with its checksums
+    Scrub {
+        /// Its name.
+        name: String,
+        /// How much is read at most, in a second [default: 64MiB]
+        #[arg(long, value_name = "SIZE/s", value_parser = crate::size::per_second)]
+        rate: Option<Size>,
+        /// Wait until it has ended; exit code 1 if anything is damaged
+        #[arg(long)]
+        wait: bool,
+        /// Stop the one that is running
+        #[arg(long, conflicts_with_all = ["rate", "wait"])]
+        stop: bool,
+    },
     /// Close a pool: its clients are disconnected, and it is not opened at the next start
     Close {
         /// Its name.

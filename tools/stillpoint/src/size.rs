@@ -59,6 +59,11 @@ impl FromStr for Size {
     }
 }
 
+/// A number of bytes in a second: a size, with or without `/s` behind it.
+pub fn per_second(text: &str) -> Result<Size, String> {
+    text.trim().trim_end_matches("/s").parse()
+}
+
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const NAMES: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];

@@ -239,6 +239,48 @@ fn damaged_data_is_told_by_volume_snapshot_and_offset() {
 }
 
 #[test]
+fn a_scrub_of_an_open_pool_finds_what_is_damaged() {
+    let appliance = stopped();
+    appliance.start(&["--processors", "2"]);
+    let told = appliance.run(&["pool", "scrub", "p", "--rate", "1GiB/s", "--wait"]);
+    assert_eq!(member(&told, "/scrub/state"), "done");
+    assert_eq!(number(&told, "/scrub/damaged_blocks"), 0);
+    assert!(
+        number(&told, "/scrub/checked_bytes") >= VOLUME_BYTES * 3 / 2,
+        "{told:#}"
+    );
+    appliance.run(&["pool", "scrub", "p", "--rate", "4KiB"]);
+    let again = appliance.tell(&["pool", "scrub", "p"]);
+    assert_eq!(again.code, 4, "{}", again.errors);
+    let stopped = appliance.run(&["pool", "scrub", "p", "--stop"]);
+    assert_eq!(member(&stopped, "/scrub/state"), "stopped");
+    let (file, _) = open(&appliance);
+    let (shared, of_snapshot) = (5, VOLUME_BYTES / BLOCK - 3);
+    for number in [shared, of_snapshot] {
+        let bytes = &content(1)[(number * BLOCK) as usize..][..BLOCK as usize];
+        flip(&file, find(&file, bytes));
+    }
+    file.sync_all().expect("on the device");
+    let told = appliance.tell(&["pool", "scrub", "p", "--rate", "1GiB", "--wait"]);
+    assert_eq!(told.code, 1, "{}", told.errors);
+    let shown = appliance.run(&["pool", "show", "p"]);
+    assert_eq!(number(&shown, "/scrub/damaged_blocks"), 2);
+    let damage = list(&shown, "/scrub/damage");
+    for number in [shared, of_snapshot] {
+        let words = format!("v@s (offset {}, 4096 bytes)", number * BLOCK);
+        let named = damage
+            .iter()
+            .any(|line| line.as_str().is_some_and(|line| line.starts_with(&words)));
+        assert!(named, "{words}: {damage:?}");
+    }
+    let log = std::fs::read_to_string(appliance.path("daemon.log")).expect("a log");
+    assert_eq!(log.matches("scrub: v@s (offset").count(), 2, "{log}");
+    // A scrub that is running does not keep a pool from closing.
+    appliance.run(&["pool", "scrub", "p", "--rate", "4KiB"]);
+    appliance.run(&["pool", "close", "p"]);
+}
+
+#[test]
 fn a_pool_that_is_open_is_left_alone() {
     let appliance = stopped();
     appliance.start(&[]);

@@ -89,6 +89,24 @@ pub(super) async fn close_pool(State(appliance): Shared, Path(name): Path<String
     Ok(StatusCode::NO_CONTENT)
 }
 
+pub(super) async fn scrub_pool(
+    State(appliance): Shared,
+    Path(name): Path<String>,
+    Body(request): Body<model::ScrubPool>,
+) -> Result<Json<model::PoolInfo>> {
+    let begun = finish(async move {
+        let pool = appliance.pool(&name)?;
+        pool.scrub(&request).await?;
+        pool_info(&pool).await
+    });
+    Ok(Json(begun.await?))
+}
+
+pub(super) async fn stop_scrub(State(appliance): Shared, Path(name): Path<String>) -> Result<StatusCode> {
+    finish(async move { appliance.pool(&name)?.stop_scrub().await }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 fn pools_of(appliance: &Appliance, name: Option<&str>) -> Result<Vec<Arc<Pool>>> {
     match name {
         Some(name) => Ok(vec![appliance.pool(name)?]),

@@ -138,6 +138,37 @@ pub struct PoolInfo {
     pub recovery_ns: u64,
     /// What an operator should know about how it was opened.
     pub remarks: Vec<String>,
+    /// The scrub that is going on, or the last since the pool was opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scrub: Option<ScrubInfo>,
+}
+
+/// POST `/v1/pools/{name}/scrub`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScrubPool {
+    /// Bytes a second that are read at most, over all shards; default 64 MiB.
+    #[serde(default)]
+    pub rate_bytes_per_s: Option<u64>,
+}
+
+/// A scrub: every block in use is read and compared with its checksum.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubInfo {
+    /// `running`, `done` or `stopped`.
+    pub state: String,
+    /// Read and compared so far.
+    pub checked_bytes: u64,
+    /// In use now: about what there is to read.
+    pub used_bytes: u64,
+    /// Blocks and map pages that are damaged.
+    pub damaged_blocks: u64,
+    /// The first of these: which volume, snapshot and offset.
+    pub damage: Vec<String>,
+    /// When it began.
+    pub started_ns: u64,
+    /// When the last shard ended; 0 if it is running.
+    pub ended_ns: u64,
 }
 
 /// A device of a pool.

@@ -281,6 +281,7 @@ impl Appliance {
                 .iter()
                 .map(|path| format!("device {}", path.display()))
                 .collect(),
+            scrub: None,
         }
     }
 }

@@ -216,6 +216,9 @@ impl Loop {
             let ticket = self.next_ticket();
             self.command(PoolIndex(place as u16), shard, ticket, ShardCommand::Checkpoint);
             tickets.push(ticket);
+            // Its answer concerns nobody.
+            let ticket = self.next_ticket();
+            self.command(PoolIndex(place as u16), shard, ticket, ShardCommand::StopScrub);
         }
         let open = self.pools[place].as_mut().expect("it is being closed");
         open.closing.as_mut().expect("it is being closed").checkpoints = Some(tickets);

@@ -69,6 +69,7 @@ impl Pool {
             snapshots: catalog.snapshots().count() as u64,
             recovery_ns: self.recovery_ns,
             remarks: self.remarks.clone(),
+            scrub: super::scrub::describe(&catalog, figures),
         }
     }
 

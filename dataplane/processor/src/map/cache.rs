@@ -119,6 +119,14 @@ impl PageCache {
         }))
     }
 
+    /// Whether the page at this place is in memory and is on the device for good.
+    #[must_use]
+    pub fn is_durable(&self, address: DeviceAddress) -> bool {
+        self.frames
+            .at(address)
+            .is_some_and(|frame| self.frames.is_durable(frame))
+    }
+
     /// Drops a page that was freed: nothing refers to it any more but perhaps the checkpoint that is running,
     /// which still writes it.
     pub fn forget(&mut self, address: DeviceAddress) {

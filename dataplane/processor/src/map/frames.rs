@@ -213,6 +213,11 @@ impl Frames {
         self.index.get(&address.0).copied()
     }
 
+    /// Whether a page was read from the device, or written to it by a checkpoint that is durable.
+    pub fn is_durable(&self, frame: u32) -> bool {
+        self.frames[frame as usize].generation <= self.durable_generation
+    }
+
     fn vacate(&mut self, frame: u32) {
         let state = &mut self.frames[frame as usize];
         state.address = 0;

@@ -43,6 +43,14 @@ impl<T: LogTail> Shard<T> {
             ShardCommand::Abort { snapshot } => return self.abort(ticket, *snapshot),
             ShardCommand::Checkpoint if self.stopped.is_some() => self.refuse(ticket),
             ShardCommand::Checkpoint => self.checkpoint.ask(ticket),
+            ShardCommand::Scrub { rate_bytes_per_s } => {
+                self.start_scrub(*rate_bytes_per_s);
+                self.event(Some(ticket), EventKind::Done);
+            }
+            ShardCommand::StopScrub => {
+                self.stop_scrub();
+                self.event(Some(ticket), EventKind::Done);
+            }
             ShardCommand::Status => {
                 let status = Box::new(self.status());
                 self.event(Some(ticket), EventKind::Status(status));

@@ -21,6 +21,7 @@ const ROOM_PAGES_PER_LOAD: usize = 8;
 pub(super) enum Waiter {
     Slot(SlotId),
     Reclaim,
+    Scrub(PageRef),
 }
 
 #[derive(Debug)]
@@ -119,6 +120,7 @@ impl<T: LogTail> Shard<T> {
                     self.answer(id, Err(error));
                 }
                 (Waiter::Reclaim, result) => self.reclaim_page_came(result),
+                (Waiter::Scrub(page), result) => self.scrub_page_came(page, result),
             }
         }
     }

@@ -29,6 +29,7 @@ mod loads;
 mod read;
 mod reclaim;
 mod recovery;
+mod scrub;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -55,6 +56,7 @@ use checkpoint::Checkpoint;
 use durability::Durability;
 use loads::Loads;
 pub use recovery::{OpenError, RecoveryReport};
+pub use scrub::REMEMBERED_MAX as SCRUB_REMEMBERED_MAX;
 use slots::{Slot, SlotId, Slots, Step};
 use write::Batches;
 
@@ -109,6 +111,7 @@ enum Tag {
     CheckpointFlush,
     HeaderWrite,
     HeaderFlush,
+    Scrub,
 }
 
 impl Tag {
@@ -124,6 +127,7 @@ impl Tag {
             Self::CheckpointFlush => (7, 0),
             Self::HeaderWrite => (8, 0),
             Self::HeaderFlush => (9, 0),
+            Self::Scrub => (10, 0),
         };
         kind << 56 | (read_side as u64) << 48 | value
     }
@@ -141,13 +145,17 @@ impl Tag {
             7 => Self::CheckpointFlush,
             8 => Self::HeaderWrite,
             9 => Self::HeaderFlush,
+            10 => Self::Scrub,
             other => panic!("an operation came back with the unknown tag {other}"),
         };
         (kind, (tag >> 48 & 1) as usize)
     }
 
     fn is_read(self) -> bool {
-        matches!(self, Self::Read(_) | Self::Merge(_) | Self::LoadPage(_))
+        matches!(
+            self,
+            Self::Read(_) | Self::Merge(_) | Self::LoadPage(_) | Self::Scrub
+        )
     }
 }
 
@@ -197,6 +205,7 @@ pub struct Shard<T> {
     /// The first command waits for room in the log.
     command_waits: bool,
     reclaim: reclaim::Reclaim,
+    scrub: scrub::Scrub,
     /// Volumes and snapshots that have come since the last checkpoint began.
     rows_made: u64,
     /// Checkpoints begun when space was first found wanting; `None` while there is room.
@@ -330,6 +339,7 @@ impl<T: LogTail> Shard<T> {
             Tag::LoadPage(address) => self.load_done(address, &mut operation, buffers),
             Tag::LogWrite => self.log_write_done(&mut operation, buffers),
             Tag::HostFlush => self.host_flush_done(&operation),
+            Tag::Scrub => self.scrub_read_done(&mut operation, buffers),
             Tag::CheckpointWrite | Tag::CheckpointFlush | Tag::HeaderWrite | Tag::HeaderFlush => {
                 self.checkpoint_operation_done(tag, &mut operation, buffers);
             }
@@ -358,6 +368,7 @@ impl<T: LogTail> Shard<T> {
         self.drive_log(buffers);
         self.drive_checkpoint(buffers);
         self.drive_reclaim();
+        self.drive_scrub(buffers);
         self.settle_waiters();
         #[cfg(feature = "planted-bugs")]
         if self.planted(crate::PlantedBug::FreedSpaceReusedTooEarly) {
@@ -372,11 +383,15 @@ impl<T: LogTail> Shard<T> {
 
     /// The monotonic time at which [`Self::poll`] has to be called even if nothing happens.
     pub fn next_deadline_ns(&self) -> Option<u64> {
+        // A step of a scrub that is due already is work that is ready, and no deadline.
+        let scrub = self.scrub.next_ns();
+        let scrub = scrub.filter(|&next_ns| next_ns > self.now.monotonic_ns);
         self.cuts
             .iter()
             .map(|cut| cut.deadline_ns)
             .filter(|&deadline| deadline != u64::MAX)
             .chain(self.durability.deadline_ns().filter(|_| self.stopped.is_none()))
+            .chain(scrub)
             .min()
     }
 
@@ -403,6 +418,7 @@ impl<T: LogTail> Shard<T> {
             || self.can_load()
             || (self.checkpoint.is_promoting() && self.reads_in_flight[1 - self.read_side] == 0)
             || (!self.reclaim.is_idle() && !self.reclaim.is_waiting() && self.stopped.is_none())
+            || self.scrub.is_ready(self.now.monotonic_ns)
     }
 
     fn run_ready(&mut self, buffers: &mut impl BufferPool) {
@@ -590,6 +606,7 @@ impl<T: LogTail> Shard<T> {
             in_flight: (self.slots.in_use() + self.held_answers) as u64,
             stopped: self.stopped.is_some(),
             volumes: self.volumes.values().map(VirtualVolume::status).collect(),
+            scrub: self.scrub.status(),
             ..self.status.clone()
         }
     }

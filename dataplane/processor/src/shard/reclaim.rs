@@ -426,12 +426,12 @@ impl Chain {
 }
 
 /// Leaves covered by a page of `level`.
-fn leaves_of(level: u8) -> u64 {
+pub(super) fn leaves_of(level: u8) -> u64 {
     (ENTRIES as u64).pow(u32::from(level))
 }
 
 /// The entry that leads to page (`level`, `index`) of a map; `None` if the map has no such page.
-fn entry_at(
+pub(super) fn entry_at(
     cache: &mut PageCache,
     family: VolumeId,
     root: Option<&Root>,

@@ -8,7 +8,7 @@ use crate::exit::Failure;
 use crate::output::{self, pairs, table};
 use crate::size::{Duration, Size};
 use stillpoint_appliance::Error;
-use stillpoint_appliance::api::model::{CreatePool, OpenPool, PoolInfo};
+use stillpoint_appliance::api::model::{CreatePool, OpenPool, PoolInfo, ScrubPool};
 
 /// Does what is asked.
 pub fn run(command: PoolCommand, global: &Global) -> Result<(), Failure> {
@@ -47,10 +47,48 @@ pub fn run(command: PoolCommand, global: &Global) -> Result<(), Failure> {
             let info: PoolInfo = client.get(&format!("/v1/pools/{}", escape(&name)))?;
             output::print(global, &info, show)
         }
+        PoolCommand::Scrub {
+            name,
+            rate,
+            wait,
+            stop,
+        } => scrub(&client, global, &name, rate, wait, stop),
         PoolCommand::Close { name } => {
             client.post::<()>(&format!("/v1/pools/{}/close", escape(&name)), &())?;
             output::say(global, &format!("pool {name} is closed"))
         }
+    }
+}
+
+/// How often a scrub that is waited for is looked at.
+const GLANCE: std::time::Duration = std::time::Duration::from_millis(200);
+
+fn scrub(
+    client: &Client,
+    global: &Global,
+    name: &str,
+    rate: Option<Size>,
+    wait: bool,
+    stop: bool,
+) -> Result<(), Failure> {
+    let path = format!("/v1/pools/{}", escape(name));
+    if stop {
+        client.delete(&format!("{path}/scrub"))?;
+        return output::print(global, &client.get::<PoolInfo>(&path)?, show);
+    }
+    let request = ScrubPool {
+        rate_bytes_per_s: rate.map(|Size(bytes)| bytes),
+    };
+    let mut info: PoolInfo = client.post(&format!("{path}/scrub"), &request)?;
+    while wait && info.scrub.as_ref().is_some_and(|scrub| scrub.state == "running") {
+        std::thread::sleep(GLANCE);
+        info = client.get(&path)?;
+    }
+    output::print(global, &info, show)?;
+    match info.scrub.map_or(0, |scrub| scrub.damaged_blocks) {
+        0 => Ok(()),
+        blocks if wait => Err(Error::failure(format!("pool {name} has {blocks} damaged blocks")).into()),
+        _ => Ok(()),
     }
 }
 
@@ -151,6 +189,22 @@ fn show(info: &PoolInfo) -> String {
     );
     for remark in &info.remarks {
         text += &format!("\nremark: {remark}");
+    }
+    if let Some(scrub) = &info.scrub {
+        text += &format!(
+            "\nscrub: {}, begun {}, {} of about {} checked, {} damaged",
+            scrub.state,
+            output::time(scrub.started_ns),
+            Size(scrub.checked_bytes),
+            Size(scrub.used_bytes),
+            match scrub.damaged_blocks {
+                1 => "1 block".to_owned(),
+                blocks => format!("{blocks} blocks"),
+            }
+        );
+        for damage in &scrub.damage {
+            text += &format!("\ndamaged: {damage}");
+        }
     }
     text
 }

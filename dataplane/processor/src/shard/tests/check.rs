@@ -94,12 +94,12 @@ impl Left {
     }
 }
 
-fn pattern(seed: u8) -> Vec<u8> {
+pub(super) fn pattern(seed: u8) -> Vec<u8> {
     (0..BLOCK).map(|i| (i as u8).wrapping_mul(31) ^ seed).collect()
 }
 
 /// Two snapshots, one that is being freed, discards, overwrites, a log that was not checkpointed and a log tail.
-fn worked() -> Rig {
+pub(super) fn worked() -> Rig {
     let mut rig = Rig::new(POOL_BYTES);
     for block in 0..700 {
         rig.write(block * BLOCK, &pattern(block as u8));

@@ -6,6 +6,7 @@ mod background;
 mod check;
 mod damage;
 mod rig;
+mod scrub;
 mod work;
 
 use rig::*;

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::super::*;
 use crate::format::{PoolSpec, make_pool};
 use crate::ids::{ShareBlock, SnapshotId, TimeStamp};
-use crate::ports::{Full, MemoryTail, OpenDevice, Transferred};
+use crate::ports::{Full, MemoryTail, OpenDevice, Transfer, Transferred};
 use crate::processor::Processor;
 use crate::request::{Token, View};
 /// One device in memory; operations complete in the order in which they were submitted.
@@ -18,6 +18,8 @@ pub(super) struct MemoryDevice {
     pub(super) waiting: Vec<Box<Operation>>,
     /// Operations of this kind fail.
     pub(super) failing: Option<OperationKind>,
+    /// A block that cannot be read.
+    pub(super) unreadable: Option<u64>,
     /// Writes since the last flush, if they are remembered.
     pub(super) unflushed: Option<Vec<Unflushed>>,
 }
@@ -60,7 +62,18 @@ impl BlockDevice for MemoryDevice {
         {
             unflushed.clear();
         }
-        if self.failing == Some(operation.kind) {
+        let first = |transfer: &Transfer| transfer.offset_bytes / BLOCK as u64;
+        let touches = |transfer: &Transfer, block| {
+            (first(transfer)..first(transfer) + transfer.length_bytes / BLOCK as u64).contains(&block)
+        };
+        let unreadable = operation.kind == OperationKind::Read
+            && self.unreadable.is_some_and(|block| {
+                operation
+                    .transfers
+                    .iter()
+                    .any(|transfer| touches(transfer, block))
+            });
+        if unreadable || self.failing == Some(operation.kind) {
             operation.result = Err(DeviceError::Os(5));
         } else {
             self.run(&mut operation);
