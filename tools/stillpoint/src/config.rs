@@ -75,8 +75,16 @@ impl ConfigFile {
                 _ => Error::failure(message),
             }
         })?;
-        toml::from_str(&text)
+        Self::parse(&text)
             .map_err(|error| Error::usage(format!("configuration file {}: {error}", path.display())))
+    }
+
+    /// Reads the text of a file.
+    ///
+    /// # Errors
+    /// What is wrong, with the line.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|error| error.to_string())
     }
 }
 
