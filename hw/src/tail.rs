@@ -31,6 +31,7 @@ pub enum TailState {
 #[derive(Debug, Default)]
 pub struct FileTail {
     memory: Option<MmapMut>,
+    path: PathBuf,
 }
 
 /// A log tail could not be had.
@@ -109,7 +110,26 @@ impl FileTail {
             memory[..PAGE_BYTES].copy_from_slice(TailHeader::new(pool, boot, shard.0).as_bytes());
         }
         let state = if fits { TailState::Kept } else { TailState::Fresh };
-        Ok((Self { memory: Some(memory) }, state))
+        let tail = Self {
+            memory: Some(memory),
+            path,
+        };
+        Ok((tail, state))
+    }
+
+    /// Removes the file of a tail that no recovery needs: its shard was closed with a checkpoint that holds everything.
+    ///
+    /// # Errors
+    /// [`TailError`]; the file stays, which does no harm.
+    pub fn remove(self) -> Result<(), TailError> {
+        if self.memory.is_none() {
+            return Ok(());
+        }
+        std::fs::remove_file(&self.path).map_err(|source| TailError {
+            path: self.path,
+            action: "remove the file",
+            source,
+        })
     }
 }
 

@@ -229,7 +229,13 @@ impl Loop {
         let open = self.pools[place].take().expect("it is being closed");
         let (devices, shards) = open.processor.into_parts(&mut self.buffers);
         devices.close(&mut self.ring);
-        drop(shards);
+        for shard in shards {
+            if shard.is_checkpointed()
+                && let Err(error) = shard.into_tail().remove()
+            {
+                tracing::warn!("{error}");
+            }
+        }
         let closing = open.closing.expect("it is being closed");
         // The daemon may have given up waiting.
         let _ = closing.reply.send(closing.error.map_or(Ok(()), Err));

@@ -232,6 +232,11 @@ impl<T: LogTail> Shard<T> {
         self.log.into_tail()
     }
 
+    /// Whether the last checkpoint holds everything, so that the log tail is not needed to open the shard again.
+    pub fn is_checkpointed(&self) -> bool {
+        self.log.is_left_behind()
+    }
+
     /// Which shard this is.
     pub fn index(&self) -> ShardIndex {
         self.shard

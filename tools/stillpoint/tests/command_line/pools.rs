@@ -18,9 +18,11 @@ fn a_restart_brings_everything_back() {
     let before = ["volume", "snapshot", "export"].map(|what| appliance.run(&[what, "list"]));
     for hard in [false, true] {
         if hard {
-            appliance.kill()
+            appliance.kill();
+            assert_eq!(appliance.tails(), 2, "recovery needs them");
         } else {
-            appliance.stop()
+            appliance.stop();
+            assert_eq!(appliance.tails(), 0, "the last checkpoint holds everything");
         }
         appliance.start(&["--processors", "2"]);
         let after = ["volume", "snapshot", "export"].map(|what| appliance.run(&[what, "list"]));

@@ -207,6 +207,12 @@ impl Appliance {
         }
     }
 
+    /// How many log tails there are.
+    pub fn tails(&self) -> usize {
+        let tails = self.tails.as_ref().expect("tmpfs at /dev/shm");
+        fs::read_dir(tails.path()).expect("a directory of ours").count()
+    }
+
     /// What a power cut does to the log tails: they are gone. Only while no daemon runs.
     pub fn lose_tails(&self) {
         assert!(self.daemon().is_none(), "the daemon has its tails mapped");
