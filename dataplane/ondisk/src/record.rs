@@ -337,10 +337,11 @@ impl<'a> Record<'a> {
             }
             8 | 9 => {
                 let (key, value) = get_pair(body)?;
-                if kind == 8 {
-                    Self::CatalogPut { key, value }
-                } else {
-                    Self::CatalogDelete { key }
+                match (kind, value.is_empty()) {
+                    (8, _) => Self::CatalogPut { key, value },
+                    (_, true) => Self::CatalogDelete { key },
+                    // No version writes a value behind a key that goes away.
+                    (_, false) => return None,
                 }
             }
             10 => Self::Opened {

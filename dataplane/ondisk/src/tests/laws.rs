@@ -223,6 +223,22 @@ fn every_single_byte_flip_of_a_segment_header_is_refused() {
     }
 }
 
+/// Found by a fuzz target: such a record was read as one that is shorter than what lies there.
+#[test]
+fn a_catalog_row_that_goes_away_has_no_value() {
+    let mut bytes = vec![0; 64];
+    let length = Record::CatalogPut {
+        key: b"V",
+        value: b"left",
+    }
+    .encode(7, &mut bytes);
+    bytes.truncate(length);
+    bytes[6] = 9;
+    let crc = crate::crc32c(&bytes[4..]);
+    bytes[..4].copy_from_slice(&crc.to_le_bytes());
+    assert_eq!(Record::decode(&bytes), None);
+}
+
 #[test]
 fn a_page_is_refused_in_the_place_of_every_other_kind() {
     let samples = pages();
