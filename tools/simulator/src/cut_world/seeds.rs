@@ -277,6 +277,7 @@ impl Run {
             CrashFate::Kept,
             CrashFate::Mixed,
             CrashFate::Reordered,
+            CrashFate::CutOff,
         ];
         let fate = *self.random.pick(&fates);
         let crash = match crash {

@@ -29,6 +29,8 @@ pub enum CrashFate {
     Mixed,
     /// Each for itself, in any order: lost, kept or torn.
     Reordered,
+    /// Each block of them is cut off somewhere: its first sectors are kept, the others lost.
+    CutOff,
 }
 
 /// One device.
@@ -142,6 +144,13 @@ fn survive(fate: CrashFate, before: &Option<Page>, page: Page, random: &mut Rand
     match fate {
         CrashFate::Lost => None,
         CrashFate::Kept => Some(page),
+        CrashFate::CutOff => {
+            let mut torn = before.as_ref().map_or([0; BLOCK_BYTES], |before| **before);
+            let kept_bytes =
+                random.between(1, (BLOCK_BYTES / SECTOR_BYTES - 1) as u64) as usize * SECTOR_BYTES;
+            torn[..kept_bytes].copy_from_slice(&page[..kept_bytes]);
+            Some(Rc::new(torn))
+        }
         CrashFate::Mixed | CrashFate::Reordered => match random.below(5) {
             0 | 1 => None,
             2 | 3 => Some(page),

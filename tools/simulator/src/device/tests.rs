@@ -199,6 +199,7 @@ fn each_fate_leaves_all_it_should_and_nothing_else() {
     let all = ["new", "none", "old", "torn"];
     assert_eq!(outcomes(true, CrashFate::Mixed, false), all);
     assert_eq!(outcomes(true, CrashFate::Reordered, true), all);
+    assert_eq!(outcomes(true, CrashFate::CutOff, false), ["torn"]);
     assert_eq!(outcomes(false, CrashFate::Mixed, false), ["new"]);
     assert_eq!(outcomes(false, CrashFate::Mixed, true), ["new", "old", "torn"]);
     assert_eq!(outcomes(false, CrashFate::Lost, true), ["old"]);

@@ -239,6 +239,7 @@ impl World {
             CrashFate::Kept,
             CrashFate::Mixed,
             CrashFate::Reordered,
+            CrashFate::CutOff,
         ];
         let fate = *self.random.pick(&fates);
         self.devices.crash(crash == Crash::PowerCut, fate);
