@@ -3,6 +3,7 @@
 use stillpoint_ondisk::bitmap::check_of;
 use stillpoint_ondisk::header::ShardHeader;
 use stillpoint_ondisk::layout::Layout;
+use stillpoint_ondisk::log::LogPage;
 use stillpoint_ondisk::page::{self, PAGE_BYTES, PageHeader};
 use stillpoint_ondisk::record::Record;
 use zerocopy::{FromBytes, IntoBytes};
@@ -11,10 +12,14 @@ use super::super::ShardOptions;
 use super::super::recovery::found_log::Replay;
 use super::super::recovery::{OpenError, Opening, read_header};
 use super::offline::{mark_of, segments_of};
+use super::walk::read_blocks;
 use crate::BLOCK_BYTES;
-use crate::ids::{DeviceIndex, Now, ShardIndex, SnapshotId, VolumeId};
+use crate::ids::{DeviceAddress, DeviceIndex, Now, ShardIndex, SnapshotId, VolumeId};
 use crate::ports::{DeviceError, LogTail, OpenDevice};
 use crate::space::Space;
+
+/// Log pages read at once.
+const RING_PAGES_AT_ONCE: usize = 256;
 
 /// A page that is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,6 +125,53 @@ fn used_check(used: &Space, generation: u64) -> u32 {
         header.crc32c.get()
     });
     check_of(crcs)
+}
+
+/// Ends the log where it breaks off: pages that say that more was durable are blanked. What they hold is lost. `None` if the
+/// error is about something else, or if it is the log tail that says so: that has to be deleted by whoever knows why.
+pub(super) fn cut_log(
+    layout: &Layout,
+    shard: ShardIndex,
+    device: &mut impl OpenDevice,
+    error: &OpenError,
+) -> Option<Mend> {
+    let OpenError::LogLost {
+        sequence,
+        lsn,
+        until_lsn,
+        tail: false,
+        ..
+    } = *error
+    else {
+        return None;
+    };
+    let home = DeviceIndex(layout.home(shard.0) as u8);
+    let start = layout.log_start_block(shard.0);
+    let ring: Vec<u64> = (start..start + u64::from(layout.log_pages)).collect();
+    let mut writes = Vec::new();
+    for blocks in ring.chunks(RING_PAGES_AT_ONCE) {
+        let mut memory = vec![0; blocks.len() * PAGE_BYTES];
+        let places = blocks.iter().map(|&block| DeviceAddress::new(home, block));
+        let results = read_blocks(device, places, &mut memory);
+        for ((&block, bytes), result) in blocks.iter().zip(memory.chunks_exact(PAGE_BYTES)).zip(results) {
+            let page = LogPage::any(bytes, layout.pool, shard.0).filter(|_| result.is_ok());
+            if page.is_some_and(|page| page.sequence.get() >= sequence || page.durable_lsn.get() > lsn) {
+                writes.push(PageWrite {
+                    device: home,
+                    block,
+                    bytes: vec![0; PAGE_BYTES],
+                });
+            }
+        }
+    }
+    Some(Mend {
+        what: format!(
+            "shard {}: the log is ended at record {lsn}; records up to {until_lsn}, which were durable, are lost",
+            shard.0
+        ),
+        loses: true,
+        writes,
+    })
 }
 
 /// Logs that these intermediate snapshots are to be freed, as the control plane does for those without a commit record

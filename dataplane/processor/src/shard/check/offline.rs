@@ -246,6 +246,12 @@ fn replay<D: OpenDevice>(
         }
     });
     if let Err(error) = replayed {
+        checked.mends.extend(mend::cut_log(
+            opening.layout,
+            opening.shard,
+            opening.device,
+            &error,
+        ));
         checked.report.push(Problem::Log(error));
     }
     checked.report.figures.log_records = opening.report.log_records;

@@ -148,7 +148,13 @@ fn at_rest() -> Left {
 }
 
 fn expect_content(rig: &mut Rig) {
-    for block in [0, 19, 20, 99, 100, 399, 400, 499, 699] {
+    assert!(rig.read(LIVE, 0, BLOCK) == pattern(0xAA));
+    expect_content_but_first(rig);
+}
+
+/// What [`worked`] wrote, without the first block.
+fn expect_content_but_first(rig: &mut Rig) {
+    for block in [3, 19, 20, 99, 100, 399, 400, 499, 699] {
         let seed = match block {
             0..20 => block as u8 ^ 0xAA,
             100..400 => block as u8 ^ 0x55,
@@ -429,6 +435,36 @@ fn a_damaged_directory_ends_the_check_of_its_shard() {
     let checked = left.check(Depth::Data);
     assert_eq!(checked.report.problems.len(), 1, "{}", checked.report);
     assert!(checked.report.has("root") && checked.mends.is_empty());
+}
+
+#[test]
+fn a_log_that_breaks_off_is_cut_only_if_that_is_asked_for() {
+    let mut rig = worked();
+    assert_eq!(rig.command(ShardCommand::Checkpoint), EventKind::Done);
+    rig.settle();
+    for round in 0..4 {
+        rig.write(round * BLOCK, &pattern(0xC0 + round as u8));
+        let flush = rig.ask(LIVE, RequestKind::Flush, 0, 0, None);
+        assert_eq!(flush.result, Ok(()));
+    }
+    let mut left = left(rig);
+    left.tail = MemoryTail::default();
+    let root = left.header(left.root_copy());
+    let ring = u64::from(left.layout.log_pages);
+    let second = (root.log_sequence.get() + 1) % ring;
+    left.flip(left.layout.log_start_block(0) + second);
+    let checked = left.check(Depth::Data);
+    assert_eq!(left.kinds(), ["log"], "{}", checked.report);
+    let [mend] = &checked.mends[..] else {
+        panic!("{:?}", checked.mends)
+    };
+    assert!(mend.loses && mend.what.contains("are lost"), "{}", mend.what);
+    carry_out(&checked.mends, &mut left.device).expect("written");
+    assert_eq!(left.kinds(), [] as [&str; 0]);
+    let mut rig = left.open();
+    assert!(rig.read(LIVE, 0, BLOCK) == pattern(0xC0), "before the damage");
+    assert!(rig.read(LIVE, BLOCK, BLOCK) == pattern(1 ^ 0xAA), "behind it");
+    expect_content_but_first(&mut rig);
 }
 
 #[test]
