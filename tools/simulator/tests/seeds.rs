@@ -6,7 +6,7 @@ use stillpoint_simulator::world::Coverage;
 #[test]
 fn a_few_seeds_keep_all_laws_and_meet_all_kinds_of_trouble() {
     let mut total = Coverage::default();
-    for seed in 1..=150 {
+    for seed in 1..=300 {
         match scenario::run(seed, false) {
             Ok(coverage) => total.merge(&coverage),
             Err(broken) => panic!("seed {seed}: {}", broken.0),
