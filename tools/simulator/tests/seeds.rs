@@ -42,6 +42,7 @@ fn a_few_seeds_keep_all_laws_and_meet_all_kinds_of_trouble() {
         "processor: a buffer of the reserve is used",
         "recovery: data in doubt is verified",
         "requests failed by device errors",
+        "shard: a request waits for a buffer",
         "shards stopped by device errors",
         "snapshots aborted at the hold's deadline",
         "snapshots compared",
