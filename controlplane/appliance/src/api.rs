@@ -11,6 +11,7 @@
 //! | GET, POST `/v1/snapshots` | lists, takes |
 //! | GET, DELETE `/v1/snapshots/{volume@name}` | shows, deletes |
 //! | GET, POST `/v1/exports`, DELETE `/v1/exports/{export}` | lists, makes, deletes |
+//! | GET `/v1/events` | what happened; waits for something to happen |
 //! | GET `/v1/status`, GET `/v1/doctor` | figures, findings |
 //!
 //! What is not a success has the body `{"kind", "message", "hint"}` ([`Error`]). A request that changes something is
@@ -63,6 +64,7 @@ pub fn router(appliance: Arc<Appliance>) -> Router {
             get(handlers::list_exports).post(handlers::create_export),
         )
         .route("/v1/exports/{export}", delete(handlers::delete_export))
+        .route("/v1/events", get(handlers::events))
         .route("/v1/status", get(handlers::status))
         .route("/v1/doctor", get(handlers::doctor))
         .fallback(no_such_path)

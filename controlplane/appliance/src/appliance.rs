@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use crate::api::model::ResizeVolume;
 use crate::error::{Error, Result};
+use crate::events::Events;
 use crate::mailbox::{Export, ExportTable, Mailbox, MailboxError, PoolOptions, ToProcessor};
 use crate::pool::{Pool, no_export, no_volume};
 use crate::state::{KnownPool, State};
@@ -74,6 +75,7 @@ pub struct Appliance {
     state: State,
     started: Instant,
     mailboxes: Arc<[Mailbox]>,
+    events: Arc<Events>,
     pools: Mutex<Pools>,
     /// Held while a pool is made, opened or closed.
     structure: tokio::sync::Mutex<()>,
@@ -92,6 +94,7 @@ impl Appliance {
             state,
             started: Instant::now(),
             mailboxes,
+            events: Arc::default(),
             pools: Mutex::default(),
             structure: tokio::sync::Mutex::new(()),
             publishing: tokio::sync::Mutex::new(()),
@@ -121,6 +124,12 @@ impl Appliance {
     #[must_use]
     pub fn mailboxes(&self) -> &[Mailbox] {
         &self.mailboxes
+    }
+
+    /// What happened.
+    #[must_use]
+    pub fn events(&self) -> &Arc<Events> {
+        &self.events
     }
 
     /// The connections of the whole appliance.

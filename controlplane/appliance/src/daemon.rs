@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::api;
 use crate::appliance::{Appliance, ListenerUri, Options};
 use crate::error::{Error, Result};
+use crate::events::EventKind;
 use crate::label;
 use crate::mailbox::{
     Listener, Mailbox, NOTICES_MAX, NoticeSender, PollLoopOptions, PollLoops, PoolOptions, ShardNotice,
@@ -177,7 +178,7 @@ async fn serve(options: DaemonOptions) -> Result<()> {
         export_connection_limit: options.export_connection_limit,
     };
     let appliance = Arc::new(Appliance::new(options_of_appliance, state, mailboxes.clone()));
-    tokio::spawn(log_notices(appliance.clone(), notice_receiver));
+    tokio::spawn(tell_notices(appliance.clone(), notice_receiver));
     open_pools(&appliance, &options.pools).await;
     let result = serve_until_told(&appliance, sockets, &mailboxes, &mut signals).await;
     tell(&mailboxes, || ToProcessor::Unlisten);
@@ -256,6 +257,7 @@ async fn serve_until_told(
     signals.recv().await;
     tracing::info!("stopping; a second signal stops at once");
     signals.exit_at_the_next();
+    appliance.events().end_waiting();
     drop(stop);
     match server.await {
         Ok(Ok(())) => Ok(()),
@@ -369,26 +371,34 @@ fn tail_directory(wanted: &TailDirectory) -> Result<Option<PathBuf>> {
     }
 }
 
-async fn log_notices(appliance: Arc<Appliance>, mut notices: mpsc::Receiver<ShardNotice>) {
+async fn tell_notices(appliance: Arc<Appliance>, mut notices: mpsc::Receiver<ShardNotice>) {
     while let Some(ShardNotice { pool, shard, notice }) = notices.recv().await {
         let pools = appliance.pools();
         let found = pools.iter().find(|open| open.index == pool);
         let pool = found.map_or("?", |pool| pool.name());
         let index = shard;
         let shard = shard.0;
+        let tell = |kind, text: String| {
+            appliance
+                .events()
+                .tell(kind, pool, &format!("shard {shard}"), text);
+        };
         match notice {
             Notice::Corrupt { address } => {
-                tracing::error!(pool, shard, "checksum mismatch at {address}");
+                tell(EventKind::BlockCorrupt, format!("checksum mismatch at {address}"));
             }
             Notice::Scrub(damage) => {
                 let what = found.map_or_else(
                     || damage.address.to_string(),
                     |pool| pool.describe_scrub_damage(index, &damage),
                 );
-                tracing::error!(pool, shard, "scrub: {what}");
+                tell(EventKind::ScrubDamage, what);
             }
             Notice::Stopped { operation, error } => {
-                tracing::error!(pool, shard, "stopped writing: {operation}: {error}");
+                tell(
+                    EventKind::ShardStopped,
+                    format!("stopped writing: {operation}: {error}"),
+                );
             }
             Notice::SnapshotFreed { volume, snapshot } => {
                 tracing::debug!(

@@ -7,6 +7,7 @@ pub mod daemon;
 pub mod directories;
 pub mod doctor;
 pub mod error;
+pub mod events;
 pub mod inspect;
 pub mod label;
 pub mod mailbox;
@@ -19,3 +20,4 @@ pub mod state;
 
 pub use appliance::{Appliance, ListenerUri, Options};
 pub use error::{Error, ErrorKind, Result};
+pub use events::{EventKind, Events};

@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 
 use crate::catalog::{Catalog, Change, reconcile};
 use crate::error::{Error, Result};
+use crate::events::{EventKind as Happening, Events};
 use crate::label::PoolDevices;
 use crate::mailbox::{Mailbox, MailboxError, PoolIndex, ProcessorIndex, RecoveredShard, ToProcessor};
 use stillpoint_hw::device::PoolFiles;
@@ -40,6 +41,7 @@ pub struct Pool {
     /// How long the slowest shard took to recover.
     pub recovery_ns: u64,
     mailboxes: Arc<[Mailbox]>,
+    events: Arc<Events>,
     catalog: Mutex<Catalog>,
     gate: tokio::sync::RwLock<()>,
     /// Held while a number is taken, until the counters that cover it are durable.
@@ -66,7 +68,7 @@ impl Pool {
     ///
     /// # Errors
     /// If the catalog cannot be read, or a shard cannot do what mends it.
-    pub async fn start(opened: OpenedPool, mailboxes: Arc<[Mailbox]>) -> Result<Self> {
+    pub async fn start(opened: OpenedPool, mailboxes: Arc<[Mailbox]>, events: Arc<Events>) -> Result<Self> {
         let OpenedPool {
             index,
             devices,
@@ -103,6 +105,7 @@ impl Pool {
             remarks,
             recovery_ns: shards.iter().map(|shard| shard.recovery_ns).max().unwrap_or(0),
             mailboxes,
+            events,
             catalog: Mutex::new(catalog),
             gate: tokio::sync::RwLock::new(()),
             numbers: tokio::sync::Mutex::new(()),
@@ -116,6 +119,11 @@ impl Pool {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.devices.name
+    }
+
+    /// Says that something happened in this pool; see [`Events::tell`].
+    pub(crate) fn tell(&self, kind: Happening, subject: &str, text: impl Into<String>) {
+        self.events.tell(kind, self.name(), subject, text);
     }
 
     /// Its shards.

@@ -64,6 +64,8 @@ pub enum Command {
     /// Show what this is: a small appliance in a temporary directory, a snapshot in the middle of a load, and the
     /// proof that it shows one instant
     Demo(DemoArguments),
+    /// Show what happened in the running appliance, and wait for more
+    Events(EventsArguments),
     /// Show the figures of the running appliance
     Status,
     /// Look at the devices of a pool that no daemon has open; check them, and mend them (works without a daemon)
@@ -154,6 +156,20 @@ pub struct InspectArguments {
     /// Where the daemon's log tails lie; `none` for none [default: where serve puts them]
     #[arg(long, value_name = "DIR")]
     pub tail_dir: Option<PathBuf>,
+}
+
+/// Options of `events`.
+#[derive(Debug, Args)]
+pub struct EventsArguments {
+    /// Wait for further events and print each as it comes (as JSON: one in a line)
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only events after this number [default: the newest]
+    #[arg(long, value_name = "NUMBER")]
+    pub after: Option<u64>,
+    /// So many at most, or at first with --follow
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub limit: u32,
 }
 
 /// Options of `demo`.

@@ -2,6 +2,7 @@
 
 pub mod completions;
 pub mod doctor;
+pub mod events;
 pub mod export;
 pub mod inspect;
 pub mod pool;

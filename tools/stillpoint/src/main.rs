@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Command::Snapshot(command) => commands::snapshot::run(command, &global),
         Command::Export(command) => commands::export::run(command, &global),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Events(arguments) => commands::events::run(&arguments, &global),
         Command::Status => commands::status::run(&global),
         Command::Inspect(arguments) => commands::inspect::run(arguments, &global),
         Command::Doctor => commands::doctor::run(&global),

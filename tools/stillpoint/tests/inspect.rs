@@ -274,7 +274,7 @@ fn a_scrub_of_an_open_pool_finds_what_is_damaged() {
         assert!(named, "{words}: {damage:?}");
     }
     let log = std::fs::read_to_string(appliance.path("daemon.log")).expect("a log");
-    assert_eq!(log.matches("scrub: v@s (offset").count(), 2, "{log}");
+    assert_eq!(log.matches("scrub_damage: v@s (offset").count(), 2, "{log}");
     // A scrub that is running does not keep a pool from closing.
     appliance.run(&["pool", "scrub", "p", "--rate", "4KiB"]);
     appliance.run(&["pool", "close", "p"]);

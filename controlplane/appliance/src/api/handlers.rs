@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -13,6 +14,7 @@ use super::model;
 use crate::appliance::Appliance;
 use crate::doctor;
 use crate::error::{Error, Result};
+use crate::events;
 use crate::mailbox::ToProcessor;
 use crate::name::ViewName;
 use crate::pool::Pool;
@@ -346,6 +348,37 @@ pub(super) async fn status(State(appliance): Shared) -> Result<Json<model::Statu
         processors,
         pools,
     }))
+}
+
+pub(super) async fn events(
+    State(appliance): Shared,
+    Query(query): Query<model::EventsQuery>,
+) -> Result<Json<model::EventList>> {
+    let limit = query.limit.unwrap_or(events::LIMIT_DEFAULT as u32);
+    if limit == 0 || limit > events::LIMIT_MAX as u32 {
+        return Err(Error::usage(format!(
+            "a limit of {limit} events: from 1 to {} are possible",
+            events::LIMIT_MAX
+        ))
+        .hint("ask again with `after`, the number of the last event of the answer"));
+    }
+    let wait = Duration::from_secs(query.wait_s.unwrap_or(0).into());
+    if wait > events::WAIT_MAX {
+        return Err(Error::usage(format!(
+            "waiting for {} s: up to {} s are possible",
+            wait.as_secs(),
+            events::WAIT_MAX.as_secs()
+        ))
+        .hint("ask again when nothing came"));
+    }
+    if !wait.is_zero() {
+        let Some(after) = query.after else {
+            return Err(Error::usage("waiting for an event after which one?")
+                .hint("give `after`, the number of the last event that is known, or 0"));
+        };
+        appliance.events().wait(after, wait).await;
+    }
+    Ok(Json(appliance.events().list(query.after, limit as usize)))
 }
 
 pub(super) async fn doctor(State(appliance): Shared) -> Result<Json<model::DoctorInfo>> {

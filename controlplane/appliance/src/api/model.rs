@@ -451,6 +451,51 @@ pub struct ShardInfo {
     pub pending_bytes: u64,
 }
 
+/// GET `/v1/events`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventsQuery {
+    /// Events after this number, the oldest first; not given: the newest ones.
+    #[serde(default)]
+    pub after: Option<u64>,
+    /// So many at most, 1000 or fewer; default 100.
+    #[serde(default)]
+    pub limit: Option<u32>,
+    /// If there is none, wait for one so many seconds, 60 or fewer; default 0. Needs `after`.
+    #[serde(default)]
+    pub wait_s: Option<u32>,
+}
+
+/// Events, in their order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventList {
+    /// The events.
+    pub events: Vec<EventInfo>,
+    /// Number of the newest event there is; 0 if there is none.
+    pub last: u64,
+    /// When the daemon started, and numbers began at 1.
+    pub started_ns: u64,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventInfo {
+    /// Its number. One that is missing between two was forgotten.
+    pub number: u64,
+    /// When it happened.
+    pub time_ns: u64,
+    /// `info`, `warning` or `error`.
+    pub level: String,
+    /// What kind, in one word, as `snapshot_taken`.
+    pub kind: String,
+    /// The pool; empty if it is about the whole appliance.
+    pub pool: String,
+    /// What in the pool: `volume`, `volume@snapshot`, `shard 3`; empty for the pool itself.
+    pub subject: String,
+    /// What happened, in words.
+    pub text: String,
+}
+
 /// GET `/v1/doctor`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DoctorInfo {

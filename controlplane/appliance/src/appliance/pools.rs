@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use super::{Appliance, FailedPool};
 use crate::api::model::{CreatePool, PoolInfo};
 use crate::error::{Error, ErrorKind, Result};
+use crate::events::EventKind;
 use crate::label::{self, PoolDevices};
 use crate::mailbox::{MailboxError, PoolIndex, PoolPart, ProcessorIndex, RecoveredShard, ToProcessor};
 use crate::make;
@@ -25,7 +26,8 @@ impl Appliance {
         for known in self.state.pools() {
             let opened = self.open_pool(&known.devices).await;
             if let Err(error) = opened {
-                tracing::error!(pool = known.name, "cannot be opened: {error}");
+                self.events
+                    .tell(EventKind::PoolNotOpened, &known.name, "", error.to_string());
                 self.lock().failed.push(FailedPool { known, error });
             }
         }
@@ -99,13 +101,14 @@ impl Appliance {
             owners,
             shards,
         };
-        match Pool::start(opened, self.mailboxes.clone()).await {
+        match Pool::start(opened, self.mailboxes.clone(), self.events.clone()).await {
             Ok(pool) => {
                 let pool = Arc::new(pool);
                 for remark in &pool.remarks {
-                    tracing::warn!(pool = name, "{remark}");
+                    pool.tell(EventKind::PoolRemark, "", remark);
                 }
-                tracing::info!(pool = name, shards = pool.shard_count(), "open");
+                let opened = format!("open, with {} shards", pool.shard_count());
+                pool.tell(EventKind::PoolOpened, "", opened);
                 let mut pools = self.lock();
                 let place = usize::from(index.0);
                 if pools.open.len() <= place {
@@ -226,7 +229,7 @@ impl Appliance {
         self.lock().open[usize::from(pool.index.0)] = None;
         self.publish().await?;
         self.close_shards(pool.index).await;
-        tracing::info!(pool = pool.name(), "closed");
+        pool.tell(EventKind::PoolClosed, "", "closed");
         Ok(())
     }
 

@@ -4,6 +4,7 @@ use super::{Pool, wall_ns};
 use crate::api::model::CreateExport;
 use crate::catalog::{Catalog, Change, ExportRow};
 use crate::error::{Error, Result};
+use crate::events::EventKind;
 use crate::mailbox::Export;
 use crate::name::{self, ViewName};
 use stillpoint_processor::View;
@@ -34,6 +35,8 @@ impl Pool {
         };
         self.change([Change::put_export(&export)]).await?;
         self.catalog().put_export(export.clone());
+        let text = format!("exported as {}", export.name);
+        self.tell(EventKind::ExportCreated, &view_name.to_string(), text);
         Ok(export)
     }
 
@@ -50,6 +53,7 @@ impl Pool {
             .ok_or_else(|| no_export(name))?;
         self.change([Change::delete_export(id)]).await?;
         self.catalog().remove_export(id);
+        self.tell(EventKind::ExportDeleted, name, "no longer exported");
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use super::Pool;
 use crate::api::model::CreateSnapshot;
 use crate::catalog::{Catalog, Change};
 use crate::error::{Error, ErrorKind, Result};
+use crate::events::EventKind;
 use crate::mailbox::ToProcessor;
 use crate::name;
 use stillpoint_coordinator::{
@@ -40,10 +41,32 @@ impl Pool {
         let ids: Vec<VolumeId> = volumes.iter().map(|of| of.volume).collect();
         self.catalog().reserve_snapshot_name(&ids, &request.name)?;
         let result = self.cut_patiently(request, &volumes, hold_limit_ns).await;
+        let result = self.taken(request, &ids, result);
+        match &result {
+            Ok(overall) => {
+                let held = overall.answers_held();
+                self.tell(
+                    EventKind::SnapshotTaken,
+                    &subject(request),
+                    format!("taken, {held} answers held"),
+                );
+            }
+            Err(error) => self.tell(EventKind::SnapshotFailed, &subject(request), error.to_string()),
+        }
+        result
+    }
+
+    /// Puts a snapshot that was taken into the catalog; or its name is free again.
+    fn taken(
+        &self,
+        request: &CreateSnapshot,
+        ids: &[VolumeId],
+        result: Result<OverallSnapshot, Refusal>,
+    ) -> Result<OverallSnapshot> {
         let mut catalog = self.catalog();
         match result {
             Ok(overall) => {
-                catalog.free_snapshot_name(&ids, &request.name);
+                catalog.free_snapshot_name(ids, &request.name);
                 catalog.put_snapshot(overall.clone());
                 Ok(overall)
             }
@@ -52,7 +75,7 @@ impl Pool {
                 Err(told(&error).while_doing(what(request)))
             }
             Err(refusal) => {
-                catalog.free_snapshot_name(&ids, &request.name);
+                catalog.free_snapshot_name(ids, &request.name);
                 Err(match refusal {
                     Refusal::Coordinator(error) => told(&error).while_doing(what(request)),
                     Refusal::Before(error) => error,
@@ -174,6 +197,11 @@ impl Pool {
             self.every_shard(move |_| ShardCommand::DeleteSnapshot { volume, snapshot })
         });
         self.free(commands.collect::<Vec<_>>()).await;
+        self.tell(
+            EventKind::SnapshotDeleted,
+            &format!("{volume}@{}", found.name),
+            "deleted",
+        );
         Ok(found)
     }
 
@@ -196,7 +224,11 @@ enum Refusal {
 }
 
 fn what(request: &CreateSnapshot) -> String {
-    format!("snapshot {}@{}", request.volumes.join(","), request.name)
+    format!("snapshot {}", subject(request))
+}
+
+fn subject(request: &CreateSnapshot) -> String {
+    format!("{}@{}", request.volumes.join(","), request.name)
 }
 
 fn told(error: &SnapshotError) -> Error {

@@ -5,6 +5,7 @@ use super::{Pool, wall_ns};
 use crate::api::model::{CreateVolume, ResizeVolume};
 use crate::catalog::{Catalog, Change, Volume, has_volume};
 use crate::error::{Error, Result};
+use crate::events::EventKind;
 use crate::name;
 use stillpoint_processor::{BLOCK_BYTES, ShardCommand, VolumeId};
 
@@ -58,6 +59,8 @@ impl Pool {
             return Err(error.while_doing(format_args!("creating volume {}", request.name)));
         }
         self.catalog().put_volume(volume);
+        let text = format!("made, {} bytes", request.size_bytes);
+        self.tell(EventKind::VolumeCreated, &request.name, text);
         Ok(())
     }
 
@@ -92,7 +95,10 @@ impl Pool {
             volume: volume.id,
             share_blocks: volume.share_blocks(shard, self.shard_count()),
         }))
-        .await
+        .await?;
+        let text = format!("has {} bytes now", volume.size_bytes);
+        self.tell(EventKind::VolumeResized, &volume.name, text);
+        Ok(())
     }
 
     /// Deletes a volume; its space comes free in the background.
@@ -153,6 +159,7 @@ impl Pool {
         }
         self.free(self.every_shard(|_| ShardCommand::DeleteVolume { volume: id }))
             .await;
+        self.tell(EventKind::VolumeDeleted, volume, "deleted");
         Ok(())
     }
 

@@ -5,7 +5,8 @@ use core::fmt::Debug;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use stillpoint_appliance::api::model::{
-    CreateExport, CreatePool, CreateSnapshot, CreateVolume, OpenPool, Query, ResizeVolume, ScrubPool,
+    CreateExport, CreatePool, CreateSnapshot, CreateVolume, EventsQuery, OpenPool, Query, ResizeVolume,
+    ScrubPool,
 };
 use stillpoint_appliance::name;
 
@@ -14,6 +15,7 @@ pub(super) fn bodies(data: &[u8]) {
     body::<ResizeVolume>(data);
     body::<ScrubPool>(data);
     body::<Query>(data);
+    body::<EventsQuery>(data);
     if let Some(request) = body::<CreatePool>(data) {
         let _ = name::check_pool(&request.name);
     }

@@ -1,0 +1,329 @@
+//! What happened, numbered: a bounded memory of events that the API shows and that clients can wait on.
+//!
+//! Whoever does something that an operator may want to know of says so once, with [`Events::tell`]; it comes into the
+//! log and into the memory. What is routine (a snapshot each second) cannot push out what went wrong: warnings and
+//! errors have a ring of their own.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::api::model::{EventInfo, EventList};
+use crate::pool::wall_ns;
+
+/// Events of the level info that are kept.
+pub const INFO_MAX: usize = 4096;
+/// Warnings and errors that are kept.
+pub const TROUBLE_MAX: usize = 1024;
+/// Events in one answer at most.
+pub const LIMIT_MAX: usize = 1000;
+/// Events in one answer, unless the question says otherwise.
+pub const LIMIT_DEFAULT: usize = 100;
+/// How long a question may wait for an event at most.
+pub const WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// How much an event matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Something happened that was asked for.
+    Info,
+    /// Somebody should look at it some time.
+    Warning,
+    /// Something is lost, or does not work.
+    Error,
+}
+
+impl Level {
+    /// The word in the API.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Info => "info",
+            Self::Warning => "warning",
+            Self::Error => "error",
+        }
+    }
+}
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $name:ident = $word:literal, $level:ident;)*) => {
+        /// What kind of event it is.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum EventKind {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl EventKind {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The word in the API; it never changes.
+            #[must_use]
+            pub fn word(self) -> &'static str {
+                match self {
+                    $(Self::$name => $word,)*
+                }
+            }
+
+            /// How much it matters.
+            #[must_use]
+            pub fn level(self) -> Level {
+                match self {
+                    $(Self::$name => Level::$level,)*
+                }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// A pool is open.
+    PoolOpened = "pool_opened", Info;
+    /// A pool was closed.
+    PoolClosed = "pool_closed", Info;
+    /// A pool that was open before could not be opened.
+    PoolNotOpened = "pool_not_opened", Error;
+    /// What an operator should know about how a pool was opened.
+    PoolRemark = "pool_remark", Warning;
+    /// A volume was made.
+    VolumeCreated = "volume_created", Info;
+    /// A volume has another size.
+    VolumeResized = "volume_resized", Info;
+    /// A volume was deleted.
+    VolumeDeleted = "volume_deleted", Info;
+    /// A snapshot was taken.
+    SnapshotTaken = "snapshot_taken", Info;
+    /// A snapshot was asked for and could not be taken.
+    SnapshotFailed = "snapshot_failed", Warning;
+    /// A snapshot was deleted because somebody asked for it.
+    SnapshotDeleted = "snapshot_deleted", Info;
+    /// An export was made.
+    ExportCreated = "export_created", Info;
+    /// An export was withdrawn.
+    ExportDeleted = "export_deleted", Info;
+    /// A block or page did not match its checksum when it was read.
+    BlockCorrupt = "block_corrupt", Error;
+    /// A scrub found a damaged block or page.
+    ScrubDamage = "scrub_damage", Error;
+    /// A shard stopped writing after a device failed.
+    ShardStopped = "shard_stopped", Error;
+}
+
+impl EventKind {
+    /// Whether there may be some each second: the log has it only at the level debug.
+    #[must_use]
+    pub fn is_routine(self) -> bool {
+        matches!(self, Self::SnapshotTaken | Self::SnapshotDeleted)
+    }
+}
+
+/// The memory of events.
+#[derive(Debug)]
+pub struct Events {
+    rings: Mutex<Rings>,
+    /// The number of the newest; [`ENDED`] when nobody is to wait any more.
+    newest: watch::Sender<u64>,
+    started_ns: u64,
+}
+
+const ENDED: u64 = u64::MAX;
+
+#[derive(Debug, Default)]
+struct Rings {
+    given: u64,
+    info: VecDeque<EventInfo>,
+    trouble: VecDeque<EventInfo>,
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self {
+            rings: Mutex::default(),
+            newest: watch::Sender::new(0),
+            started_ns: wall_ns(),
+        }
+    }
+}
+
+impl Events {
+    /// Remembers an event, logs it, and wakes those who wait for one. `pool` is the pool's name, `subject` what it is
+    /// about within the pool, as the command line writes it (`vol`, `vol@snap`, `shard 3`), empty for the pool itself.
+    pub fn tell(&self, kind: EventKind, pool: &str, subject: &str, text: impl Into<String>) {
+        let text = text.into();
+        let word = kind.word();
+        match kind.level() {
+            Level::Error => tracing::error!(pool, subject, "{word}: {text}"),
+            Level::Warning => tracing::warn!(pool, subject, "{word}: {text}"),
+            Level::Info if kind.is_routine() => tracing::debug!(pool, subject, "{word}: {text}"),
+            Level::Info => tracing::info!(pool, subject, "{word}: {text}"),
+        }
+        let mut rings = self.rings();
+        rings.given += 1;
+        let number = rings.given;
+        let event = EventInfo {
+            number,
+            time_ns: wall_ns(),
+            level: kind.level().word().to_owned(),
+            kind: word.to_owned(),
+            pool: pool.to_owned(),
+            subject: subject.to_owned(),
+            text,
+        };
+        let (ring, max) = match kind.level() {
+            Level::Info => (&mut rings.info, INFO_MAX),
+            Level::Warning | Level::Error => (&mut rings.trouble, TROUBLE_MAX),
+        };
+        if ring.len() == max {
+            ring.pop_front();
+        }
+        ring.push_back(event);
+        drop(rings);
+        self.newest.send_if_modified(|newest| {
+            let later = *newest < number;
+            if later {
+                *newest = number;
+            }
+            later
+        });
+    }
+
+    /// Events in their order: the first `limit` after number `after`, or the last `limit` if that is not given. An
+    /// `after` beyond the newest event is from an earlier life of the daemon and counts as 0.
+    #[must_use]
+    pub fn list(&self, after: Option<u64>, limit: usize) -> EventList {
+        let rings = self.rings();
+        let from = after.filter(|&after| after <= rings.given).unwrap_or(0);
+        let newer = |ring: &VecDeque<EventInfo>| {
+            let begin = ring.partition_point(|event| event.number <= from);
+            ring.range(begin..).take(limit).cloned().collect::<Vec<_>>()
+        };
+        let newest = |ring: &VecDeque<EventInfo>| {
+            let begin = ring.len().saturating_sub(limit);
+            ring.range(begin..).cloned().collect::<Vec<_>>()
+        };
+        let (info, trouble) = match after {
+            Some(_) => (newer(&rings.info), newer(&rings.trouble)),
+            None => (newest(&rings.info), newest(&rings.trouble)),
+        };
+        let mut events = [info, trouble].concat();
+        events.sort_by_key(|event| event.number);
+        match after {
+            Some(_) => events.truncate(limit),
+            None => drop(events.drain(..events.len().saturating_sub(limit))),
+        }
+        EventList {
+            events,
+            last: rings.given,
+            started_ns: self.started_ns,
+        }
+    }
+
+    /// Waits until there is an event after number `after`, but for no longer than `patience` (at most [`WAIT_MAX`]).
+    pub async fn wait(&self, after: u64, patience: Duration) {
+        let mut newest = self.newest.subscribe();
+        if after > self.rings().given {
+            return;
+        }
+        let there = newest.wait_for(|&newest| newest > after);
+        // Both ends of the wait mean the same: look now.
+        let _ = tokio::time::timeout(patience.min(WAIT_MAX), there).await;
+    }
+
+    /// Nobody waits any more: the daemon stops.
+    pub fn end_waiting(&self) {
+        self.newest.send_replace(ENDED);
+    }
+
+    fn rings(&self) -> MutexGuard<'_, Rings> {
+        // A panic elsewhere does not make the events untrue.
+        self.rings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(list: &EventList) -> Vec<u64> {
+        list.events.iter().map(|event| event.number).collect()
+    }
+
+    #[test]
+    fn the_last_are_kept_and_routine_does_not_push_out_trouble() {
+        let events = Events::default();
+        events.tell(EventKind::ShardStopped, "p", "shard 1", "write: it broke");
+        for _ in 0..2 * INFO_MAX {
+            events.tell(EventKind::SnapshotTaken, "p", "v@s", "taken");
+        }
+        let all = events.list(Some(0), usize::MAX);
+        assert_eq!(all.events.len(), INFO_MAX + 1);
+        assert_eq!(all.last, 2 * INFO_MAX as u64 + 1);
+        assert_eq!(all.events[0].kind, "shard_stopped");
+        assert!(numbers(&all).is_sorted());
+        for _ in 0..2 * TROUBLE_MAX {
+            events.tell(EventKind::BlockCorrupt, "p", "shard 1", "again");
+        }
+        let all = events.list(Some(0), usize::MAX);
+        assert_eq!(all.events.len(), INFO_MAX + TROUBLE_MAX);
+    }
+
+    #[test]
+    fn one_can_page_through_all_events_and_ask_for_the_last() {
+        let events = Events::default();
+        for number in 0..10 {
+            let kind = if number % 3 == 0 {
+                EventKind::PoolRemark
+            } else {
+                EventKind::SnapshotTaken
+            };
+            events.tell(kind, "p", "v", number.to_string());
+        }
+        let (mut after, mut seen) = (0, Vec::new());
+        loop {
+            let page = events.list(Some(after), 4);
+            let Some(last) = page.events.last() else { break };
+            after = last.number;
+            seen.extend(numbers(&page));
+        }
+        assert_eq!(seen, (1..=10).collect::<Vec<_>>());
+        assert_eq!(numbers(&events.list(None, 3)), [8, 9, 10]);
+        assert!(events.list(Some(10), 3).events.is_empty());
+        assert_eq!(
+            numbers(&events.list(Some(11), 3)),
+            [1, 2, 3],
+            "a number of an earlier life of the daemon"
+        );
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_woken_by_an_event_and_by_the_end() {
+        let events = std::sync::Arc::new(Events::default());
+        let hour = Duration::from_secs(3600);
+        events.tell(EventKind::PoolOpened, "p", "", "open");
+        events.wait(0, hour).await;
+        events.wait(7, hour).await;
+        let waiting = {
+            let events = events.clone();
+            tokio::spawn(async move { events.wait(1, hour).await })
+        };
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        events.tell(EventKind::PoolClosed, "p", "", "closed");
+        waiting.await.expect("it does not panic");
+        let waiting = {
+            let events = events.clone();
+            tokio::spawn(async move { events.wait(2, hour).await })
+        };
+        tokio::task::yield_now().await;
+        events.end_waiting();
+        waiting.await.expect("it does not panic");
+    }
+
+    #[test]
+    fn every_kind_has_a_word_of_its_own() {
+        let words: std::collections::BTreeSet<_> = EventKind::ALL.iter().map(|kind| kind.word()).collect();
+        assert_eq!(words.len(), EventKind::ALL.len());
+    }
+}
