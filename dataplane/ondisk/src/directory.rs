@@ -41,7 +41,7 @@ const _: () = assert!(size_of::<DirectoryPage>() == page::PAGE_BYTES);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum RowKind {
-    /// Key: volume (u32). Value: [`VolumeRow`].
+    /// Key: volume (u32). Value: [`VolumeRow`], then [`OriginRow`] if the share was made of a snapshot.
     Volume = 1,
     /// Key: volume (u32), snapshot (u64). Value: [`SnapshotRow`].
     Snapshot = 2,
@@ -72,7 +72,7 @@ pub struct VolumeRow {
     pub root: MapEntry,
     /// Level of the root page.
     pub root_level: u8,
-    /// 0 live, 1 to be freed.
+    /// 0 live, 1 to be freed with all its snapshots, 2 only the live map is to be freed or is gone.
     pub state: u8,
     /// Zero.
     pub reserved: [u8; 7],
@@ -80,7 +80,7 @@ pub struct VolumeRow {
     pub share_blocks: U64,
     /// Blocks mapped in the live map.
     pub mapped_blocks: U64,
-    /// Leaf from which freeing goes on, if `state` is 1.
+    /// Leaf from which freeing goes on, if `state` is not 0.
     pub cursor_leaf: U64,
     /// Changes since the newest cut: blocks written or discarded.
     pub changed_blocks: U64,
@@ -88,6 +88,19 @@ pub struct VolumeRow {
     pub first_change_ns: U64,
     /// Last change since the newest cut.
     pub last_change_ns: U64,
+}
+
+/// Where the chain of a share begins that was made of an intermediate snapshot of another share; it follows the
+/// [`VolumeRow`] of such a share, in a pool with [`crate::label::FEATURE_CLONES`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct OriginRow {
+    /// The share.
+    pub volume: U32,
+    /// Zero.
+    pub reserved: [u8; 4],
+    /// Its intermediate snapshot.
+    pub snapshot: U64,
 }
 
 /// A shard's share of a snapshot: an intermediate snapshot.

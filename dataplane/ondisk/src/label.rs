@@ -32,6 +32,12 @@ pub struct FeatureFlags {
     pub compatible: U64,
 }
 
+/// Bit of [`FeatureFlags::incompatible`]: shares may have been made of snapshots (clones, rollbacks), so that maps of
+/// several shares share pages.
+pub const FEATURE_CLONES: u64 = 1;
+/// All the bits of [`FeatureFlags::incompatible`] that this program knows.
+pub const INCOMPATIBLE_KNOWN: u64 = FEATURE_CLONES;
+
 /// The label at block 0 and at the last block of every device.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -84,7 +90,7 @@ impl PoolLabel {
         if label.shard_count.get() == 0 || label.shard_count.get() > SHARDS_MAX {
             return Err(page::Damage::Field("shard_count"));
         }
-        if label.features.incompatible.get() != 0 {
+        if label.features.incompatible.get() & !INCOMPATIBLE_KNOWN != 0 {
             return Err(page::Damage::Feature("incompatible"));
         }
         // Version 1 cannot open a pool read-only, so the middle grade is refused as well: safe, if strict.

@@ -71,6 +71,14 @@ pub(crate) struct CutBody {
     pub(crate) time_stamp_ns: U64,
 }
 
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(crate) struct CloneBody {
+    pub(crate) volume: U32,
+    pub(crate) origin: U32,
+    pub(crate) snapshot: U64,
+}
+
 /// A log record. Blocks are positions in the shard's share of the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Record<'a> {
@@ -155,6 +163,20 @@ pub enum Record<'a> {
         /// When, nanoseconds since the Unix epoch.
         wall_ns: u64,
     },
+    /// The shard has a new share that begins as an intermediate snapshot of another one is.
+    VolumeClone {
+        /// The new volume.
+        volume: u32,
+        /// The share of the snapshot.
+        origin: u32,
+        /// The overall snapshot.
+        snapshot: u64,
+    },
+    /// The live map of the share is to be freed; its intermediate snapshots stay.
+    HeadDelete {
+        /// The volume.
+        volume: u32,
+    },
 }
 
 const HEADER: usize = size_of::<RecordHeader>();
@@ -172,6 +194,8 @@ impl<'a> Record<'a> {
             Self::CatalogPut { .. } => 8,
             Self::CatalogDelete { .. } => 9,
             Self::Opened { .. } => 10,
+            Self::VolumeClone { .. } => 11,
+            Self::HeadDelete { .. } => 12,
         }
     }
 
@@ -182,9 +206,11 @@ impl<'a> Record<'a> {
             + match self {
                 Self::Write { crcs, .. } => size_of::<WriteBody>() + crcs.len() * 4,
                 Self::Discard { .. } => size_of::<DiscardBody>(),
-                Self::VolumeCreate { .. } | Self::VolumeResize { .. } | Self::VolumeDelete { .. } => {
-                    size_of::<VolumeBody>()
-                }
+                Self::VolumeCreate { .. }
+                | Self::VolumeResize { .. }
+                | Self::VolumeDelete { .. }
+                | Self::HeadDelete { .. } => size_of::<VolumeBody>(),
+                Self::VolumeClone { .. } => size_of::<CloneBody>(),
                 Self::Cut { .. } | Self::SnapshotDelete { .. } => size_of::<CutBody>(),
                 Self::CatalogPut { key, value } => 4 + key.len() + value.len(),
                 Self::CatalogDelete { key } => 4 + key.len(),
@@ -239,7 +265,19 @@ impl<'a> Record<'a> {
                 share_blocks,
             } => put_volume(body, volume, family, share_blocks),
             Self::VolumeResize { volume, share_blocks } => put_volume(body, volume, 0, share_blocks),
-            Self::VolumeDelete { volume } => put_volume(body, volume, 0, 0),
+            Self::VolumeDelete { volume } | Self::HeadDelete { volume } => put_volume(body, volume, 0, 0),
+            Self::VolumeClone {
+                volume,
+                origin,
+                snapshot,
+            } => body.copy_from_slice(
+                CloneBody {
+                    volume: volume.into(),
+                    origin: origin.into(),
+                    snapshot: snapshot.into(),
+                }
+                .as_bytes(),
+            ),
             Self::Cut {
                 volume,
                 epoch,
@@ -307,7 +345,7 @@ impl<'a> Record<'a> {
                     count: body.count.get(),
                 }
             }
-            3..=5 => {
+            3..=5 | 12 => {
                 let body = VolumeBody::ref_from_bytes(body).ok()?;
                 let (volume, share_blocks) = (body.volume.get(), body.share_blocks.get());
                 match kind {
@@ -317,7 +355,8 @@ impl<'a> Record<'a> {
                         share_blocks,
                     },
                     4 => Self::VolumeResize { volume, share_blocks },
-                    _ => Self::VolumeDelete { volume },
+                    5 => Self::VolumeDelete { volume },
+                    _ => Self::HeadDelete { volume },
                 }
             }
             6 | 7 => {
@@ -347,6 +386,14 @@ impl<'a> Record<'a> {
             10 => Self::Opened {
                 wall_ns: U64::read_from_bytes(body).ok()?.get(),
             },
+            11 => {
+                let body = CloneBody::ref_from_bytes(body).ok()?;
+                Self::VolumeClone {
+                    volume: body.volume.get(),
+                    origin: body.origin.get(),
+                    snapshot: body.snapshot.get(),
+                }
+            }
             _ => return None,
         })
     }

@@ -31,6 +31,22 @@ pub enum ShardCommand {
         /// The volume.
         volume: VolumeId,
     },
+    /// The shard gets a share that begins as an intermediate snapshot is: in O(1), nothing is copied. Answered when
+    /// durable. Idempotent.
+    CloneVolume {
+        /// The new volume.
+        volume: VolumeId,
+        /// The share that has the snapshot.
+        origin: VolumeId,
+        /// The snapshot.
+        snapshot: SnapshotId,
+    },
+    /// The live map of the share is to be freed in the background; its intermediate snapshots stay. Answered when the
+    /// intent is durable. Idempotent.
+    DeleteHead {
+        /// The volume.
+        volume: VolumeId,
+    },
     /// Reserve what a cut needs. Answered by `Prepared` or `Refused`.
     Prepare {
         /// The snapshot to be.
@@ -63,7 +79,8 @@ pub enum ShardCommand {
         /// The snapshot.
         snapshot: SnapshotId,
     },
-    /// Free an intermediate snapshot in the background; answered when the intent is durable. Idempotent.
+    /// Free an intermediate snapshot in the background; answered when the intent is durable. If several maps were made of
+    /// it (by clones), as soon as no more than one of them is left. Idempotent.
     DeleteSnapshot {
         /// The volume.
         volume: VolumeId,
@@ -337,4 +354,8 @@ pub struct VolumeShareStatus {
     pub epoch: u32,
     /// Intermediate snapshots, those to be freed included.
     pub snapshots: u64,
+    /// The live map is gone, or to be freed.
+    pub headless: bool,
+    /// The share and its intermediate snapshot that this share was made of.
+    pub origin: Option<(VolumeId, SnapshotId)>,
 }

@@ -1,7 +1,7 @@
 //! One shard's share of a snapshot.
 
 use crate::change_log::ChangeLog;
-use crate::ids::{Epoch, SnapshotId, TimeStamp};
+use crate::ids::{Epoch, SnapshotId, TimeStamp, VolumeId};
 use crate::map::Root;
 
 /// The frozen map of a share: what the shard's objects of the volume looked like at the cut.
@@ -34,6 +34,8 @@ pub struct IntermediateSnapshot {
     pub deleting: bool,
     /// First leaf that has not been freed yet, when `deleting`.
     pub cursor_leaf: u64,
+    /// Shares whose chain begins here. Not in the row: it follows from theirs.
+    pub clones: Vec<VolumeId>,
     /// The directory row is older than this.
     pub dirty: bool,
 }

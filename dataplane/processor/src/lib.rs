@@ -15,6 +15,7 @@ pub mod host_view;
 pub mod ids;
 pub mod index;
 pub mod intermediate_snapshot;
+pub mod lineage;
 pub mod log;
 pub mod map;
 pub mod marks;

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::ids::{Epoch, SnapshotId};
+use crate::ids::{Epoch, SnapshotId, VolumeId};
 use crate::intermediate_snapshot::IntermediateSnapshot;
 
 /// The snapshots of a share; reads like a slice of them.
@@ -70,6 +70,11 @@ impl SnapshotChain {
         found
     }
 
+    /// The shares whose chain begins at a snapshot, to be changed; its row does not say them.
+    pub fn clones(&mut self, position: usize) -> &mut Vec<VolumeId> {
+        &mut self.snapshots[position].clones
+    }
+
     /// Marks a snapshot as to be freed; false if it was already, or is not there.
     pub fn delete(&mut self, snapshot: SnapshotId) -> bool {
         let position = self.position(snapshot);
@@ -129,6 +134,7 @@ mod tests {
             before: ChangeLog::default(),
             deleting: false,
             cursor_leaf: 0,
+            clones: Vec::new(),
             dirty: true,
         }
     }

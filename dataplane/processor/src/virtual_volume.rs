@@ -1,17 +1,23 @@
 //! A shard's share of a virtual volume: its live map, its epoch, its intermediate snapshots.
 
-use stillpoint_ondisk::directory::{SnapshotRow, VolumeRow};
+use stillpoint_ondisk::directory::{OriginRow, SnapshotRow, VolumeRow};
 use stillpoint_ondisk::map_page::LEVEL_MAX;
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::change_log::ChangeLog;
 use crate::command::{IntermediateSnapshotStatus, VolumeShareStatus};
 use crate::ids::{Epoch, SnapshotId, TimeStamp, VolumeId};
 use crate::intermediate_snapshot::{IntermediateSnapshot, PointInTimeCopy};
+use crate::lineage::Origin;
 use crate::map::{FreeRule, Passed, Root, TreeMut, TreeStats};
 use crate::request::View;
 use crate::snapshot_chain::SnapshotChain;
 use crate::space::{Purpose, Space};
+
+/// Values of [`VolumeRow::state`].
+const STATE_LIVE: u8 = 0;
+const STATE_TO_BE_FREED: u8 = 1;
+const STATE_HEADLESS: u8 = 2;
 
 /// A shard's share of a volume.
 ///
@@ -34,8 +40,12 @@ pub struct VirtualVolume {
     pub changes: ChangeLog,
     /// Oldest first.
     pub snapshots: SnapshotChain,
-    /// To be freed.
+    /// Where the chain begins, if this share was made of a snapshot.
+    pub origin: Option<Origin>,
+    /// The live map is to be freed, or has been.
     pub deleting: bool,
+    /// So are all the snapshots. Only with `deleting`.
+    pub with_snapshots: bool,
     /// First leaf of the live map that has not been freed yet, when `deleting`.
     pub cursor_leaf: u64,
     /// The directory row is older than this.
@@ -66,30 +76,42 @@ impl VirtualVolume {
             stats: TreeStats::default(),
             changes: ChangeLog::default(),
             snapshots: SnapshotChain::default(),
+            origin: None,
             deleting: false,
+            with_snapshots: false,
             cursor_leaf: 0,
             dirty: true,
         }
     }
 
+    /// Whether the live map is gone.
+    #[must_use]
+    pub fn is_headless(&self) -> bool {
+        self.deleting && self.root.entry.address() == 0
+    }
+
+    /// Whether the snapshot at this position of the chain is to be freed.
+    #[must_use]
+    pub fn is_to_be_freed(&self, position: usize) -> bool {
+        self.with_snapshots || self.snapshots[position].deleting
+    }
+
     /// The map that `view` shows; `None` if it is not there (any more).
     #[must_use]
     pub fn viewed(&self, view: View) -> Option<ViewedMap> {
-        if self.deleting {
-            return None;
-        }
         match view.snapshot {
+            None if self.deleting => None,
             None => Some(ViewedMap {
                 root: self.root,
                 family: self.family,
                 share_blocks: self.share_blocks,
             }),
             Some(snapshot) => {
-                let found = &self.snapshots[self.snapshots.position(snapshot)?];
-                if found.deleting {
+                let position = self.snapshots.position(snapshot)?;
+                if self.is_to_be_freed(position) {
                     return None;
                 }
-                let copy = &found.copy;
+                let copy = &self.snapshots[position].copy;
                 Some(ViewedMap {
                     root: copy.root,
                     family: self.family,
@@ -103,15 +125,19 @@ impl VirtualVolume {
     /// that the walk has passed, also when the walk rests.
     #[must_use]
     pub fn free_rule(&self) -> FreeRule {
-        let newest = self.snapshots.last();
-        let passed = newest
-            .filter(|s| s.deleting && s.cursor_leaf > 0)
-            .map(|s| Passed {
-                cursor_leaf: s.cursor_leaf,
-                newest: self.snapshots.iter().rev().nth(1).map(|before| before.copy.epoch),
-            });
+        let Some(newest) = self.snapshots.last() else {
+            return FreeRule {
+                newest: self.origin.map(|origin| origin.epoch),
+                passed: self.origin.and_then(|origin| origin.passed),
+            };
+        };
+        let before = self.snapshots.iter().rev().nth(1).map(|before| before.copy.epoch);
+        let passed = (newest.cursor_leaf > 0).then(|| Passed {
+            cursor_leaf: newest.cursor_leaf,
+            newest: before.or(self.origin.map(|origin| origin.epoch)),
+        });
         FreeRule {
-            newest: newest.map(|s| s.copy.epoch),
+            newest: Some(newest.copy.epoch),
             passed,
         }
     }
@@ -148,33 +174,13 @@ impl VirtualVolume {
             before,
             deleting: false,
             cursor_leaf: 0,
+            clones: Vec::new(),
             dirty: true,
         });
         self.epoch = self.epoch.next();
         self.stats.changed_blocks = 0;
         self.changes = ChangeLog::default();
         self.dirty = true;
-    }
-
-    /// Takes a freed snapshot out of the chain; its change log joins the next one.
-    pub fn remove_snapshot(&mut self, snapshot: SnapshotId) {
-        let Some(position) = self.snapshots.position(snapshot) else {
-            return;
-        };
-        let removed = self.snapshots.remove(position);
-        if position < self.snapshots.len() {
-            let next = self.snapshots.change(position);
-            next.before.absorb_older(removed.before);
-        } else {
-            let mut log = ChangeLog {
-                changed_blocks: self.stats.changed_blocks,
-                ..self.changes
-            };
-            log.absorb_older(removed.before);
-            self.stats.changed_blocks = log.changed_blocks;
-            self.changes = log;
-            self.dirty = true;
-        }
     }
 
     /// The directory row of the share.
@@ -185,7 +191,11 @@ impl VirtualVolume {
             epoch: self.epoch.0.into(),
             root: self.root.entry,
             root_level: self.root.level,
-            state: u8::from(self.deleting),
+            state: match (self.deleting, self.with_snapshots) {
+                (false, _) => STATE_LIVE,
+                (true, true) => STATE_TO_BE_FREED,
+                (true, false) => STATE_HEADLESS,
+            },
             reserved: [0; 7],
             share_blocks: self.share_blocks.into(),
             mapped_blocks: self.stats.mapped_blocks.into(),
@@ -196,13 +206,30 @@ impl VirtualVolume {
         }
     }
 
-    /// The share that a directory row describes, without its snapshots; `None` if it is not a row.
+    /// The bytes of the row: with the origin, if there is one.
+    #[must_use]
+    pub fn row_bytes(&self) -> Vec<u8> {
+        let mut bytes = self.row().as_bytes().to_vec();
+        if let Some(origin) = self.origin {
+            let row = OriginRow {
+                volume: origin.volume.0.into(),
+                reserved: [0; 4],
+                snapshot: origin.snapshot.0.into(),
+            };
+            bytes.extend_from_slice(row.as_bytes());
+        }
+        bytes
+    }
+
+    /// The share that a directory row describes, without its snapshots; `None` if it is not a row. The epoch of the origin
+    /// is not known before all shares are [linked](crate::lineage::link).
     #[must_use]
     pub fn from_row(key: &[u8], value: &[u8]) -> Option<Self> {
         let id = VolumeId(u32::from_le_bytes(key.try_into().ok()?));
-        let row = VolumeRow::read_from_bytes(value)
-            .ok()
-            .filter(|row| row.root_level <= LEVEL_MAX)?;
+        let (row, origin) = VolumeRow::read_from_prefix(value).ok()?;
+        if row.root_level > LEVEL_MAX || row.state > STATE_HEADLESS {
+            return None;
+        }
         let mut volume = Self::new(id, VolumeId(row.family.get()), row.share_blocks.get());
         volume.epoch = Epoch(row.epoch.get());
         volume.root = Root {
@@ -213,8 +240,18 @@ impl VirtualVolume {
         volume.stats.changed_blocks = row.changed_blocks.get();
         volume.changes.first_change_ns = row.first_change_ns.get();
         volume.changes.last_change_ns = row.last_change_ns.get();
-        volume.deleting = row.state != 0;
+        volume.deleting = row.state != STATE_LIVE;
+        volume.with_snapshots = row.state == STATE_TO_BE_FREED;
         volume.cursor_leaf = row.cursor_leaf.get();
+        if !origin.is_empty() {
+            let row = OriginRow::read_from_bytes(origin).ok()?;
+            volume.origin = Some(Origin {
+                volume: VolumeId(row.volume.get()),
+                snapshot: SnapshotId(row.snapshot.get()),
+                epoch: Epoch(0),
+                passed: None,
+            });
+        }
         volume.dirty = false;
         Some(volume)
     }
@@ -228,6 +265,8 @@ impl VirtualVolume {
             mapped_blocks: self.stats.mapped_blocks,
             epoch: self.epoch.0,
             snapshots: self.snapshots.len() as u64,
+            headless: self.deleting,
+            origin: self.origin.map(|origin| (origin.volume, origin.snapshot)),
         }
     }
 
@@ -242,7 +281,8 @@ impl VirtualVolume {
         self.snapshots
             .iter()
             .zip(behind)
-            .map(|(snapshot, log)| IntermediateSnapshotStatus {
+            .enumerate()
+            .map(|(position, (snapshot, log))| IntermediateSnapshotStatus {
                 snapshot: snapshot.snapshot,
                 epoch: snapshot.copy.epoch.0,
                 time_stamp: snapshot.time_stamp,
@@ -250,7 +290,7 @@ impl VirtualVolume {
                 changed_blocks: log.changed_blocks,
                 first_change_ns: log.first_change_ns,
                 last_change_ns: log.last_change_ns,
-                deleting: snapshot.deleting,
+                deleting: self.is_to_be_freed(position),
             })
             .collect()
     }
@@ -319,6 +359,7 @@ impl IntermediateSnapshot {
             },
             deleting: row.state != 0,
             cursor_leaf: row.cursor_leaf.get(),
+            clones: Vec::new(),
             dirty: false,
         };
         Some((volume, found))

@@ -8,13 +8,13 @@ use crate::bitmap::{BLOCKS_PER_PAGE, BitmapPage};
 use crate::catalog::{
     CounterRow, ExportHead, FiguresHead, HoldRow, SnapshotHead, SnapshotVolumeRow, VolumeHead,
 };
-use crate::directory::{DirectoryPage, ROW_HEADER_BYTES, SnapshotRow, VolumeRow};
+use crate::directory::{DirectoryPage, OriginRow, ROW_HEADER_BYTES, SnapshotRow, VolumeRow};
 use crate::header::ShardHeader;
 use crate::label::{DeviceRow, FeatureFlags, PoolLabel};
 use crate::log::LogPage;
 use crate::map_page::{MapEntry, MapPage};
 use crate::page::{PageHeader, PageKind, VERSION};
-use crate::record::{CutBody, DiscardBody, RecordHeader, VolumeBody, WriteBody};
+use crate::record::{CloneBody, CutBody, DiscardBody, RecordHeader, VolumeBody, WriteBody};
 use crate::tail::{FILE_BYTES, SEGMENT_BYTES, SegmentHeader, TailHeader};
 use crate::{layout, tests::samples};
 
@@ -137,6 +137,16 @@ fn structures() -> Vec<(&'static str, usize, Vec<Field>)> {
             epoch,
             snapshot,
             time_stamp_ns
+        }),
+        structure!(CloneBody {
+            volume,
+            origin,
+            snapshot
+        }),
+        structure!(OriginRow {
+            volume,
+            reserved,
+            snapshot
         }),
         structure!(MapPage {
             header,
@@ -357,7 +367,7 @@ fn the_document_numbers_the_kinds_as_the_code_does() {
     ] {
         has(format!("| {} | `{name}` |", kind as u16));
     }
-    for record in samples::records() {
+    for record in samples::records().into_iter().chain(samples::records_of_clones()) {
         let mut bytes = [0; 128];
         record.encode(1, &mut bytes);
         let debug = format!("{record:?}");

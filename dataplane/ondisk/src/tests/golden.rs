@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::samples;
 use crate::catalog::{Key, Value};
-use crate::directory::{DirectoryPage, RowKind, SnapshotRow, VolumeRow};
+use crate::directory::{DirectoryPage, OriginRow, RowKind, SnapshotRow, VolumeRow};
 use crate::log::LogPage;
 use crate::record::Record;
 use crate::tail::SegmentHeader;
@@ -23,6 +23,7 @@ fn golden(name: &str) -> Vec<u8> {
 fn todays_code_writes_exactly_the_golden_bytes() {
     let pages = samples::pages()
         .into_iter()
+        .chain(samples::pages_of_clones())
         .map(|sample| (sample.name, sample.bytes));
     let segment = ("segment", samples::segment_header().as_bytes().to_vec());
     for (name, bytes) in pages.chain([segment, ("catalog", samples::catalog_rows())]) {
@@ -42,7 +43,7 @@ fn todays_code_writes_exactly_the_golden_bytes() {
 
 #[test]
 fn todays_code_reads_the_golden_bytes() {
-    for sample in samples::pages() {
+    for sample in samples::pages().into_iter().chain(samples::pages_of_clones()) {
         assert_eq!(
             (sample.parse)(&golden(sample.name)),
             Ok(()),
@@ -65,6 +66,25 @@ fn the_golden_log_page_holds_every_kind_of_record_in_order() {
         rest = &rest[length_bytes..];
     }
     assert!(rest.is_empty());
+}
+
+#[test]
+fn the_golden_pages_of_clones_hold_what_came_with_them() {
+    let bytes = golden("log-clones");
+    let page = LogPage::ref_from_bytes(&bytes).expect("a page");
+    let mut rest = &page.payload[..usize::from(page.used_bytes.get())];
+    for (lsn, expected) in (samples::FIRST_LSN..).zip(samples::records_of_clones()) {
+        let (found_lsn, found, length_bytes) = Record::decode(rest).expect("a sound record");
+        assert_eq!((found_lsn, found), (lsn, expected));
+        rest = &rest[length_bytes..];
+    }
+    assert!(rest.is_empty());
+    let bytes = golden("directory-clones");
+    let page = DirectoryPage::ref_from_bytes(&bytes).expect("a page");
+    let rows = page.rows().expect("sound rows");
+    let (row, origin) = rows[0].value.split_at(size_of::<VolumeRow>());
+    assert_eq!(VolumeRow::read_from_bytes(row).map(|row| row.state), Ok(2));
+    assert_eq!(OriginRow::read_from_bytes(origin), Ok(samples::origin_row()));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use crate::bitmap::{BLOCKS_PER_PAGE, BitmapPage, WORDS_PER_PAGE};
 use crate::catalog::{
     self, CounterRow, ExportHead, HoldRow, Key, SnapshotHead, SnapshotVolumeRow, Value, VolumeHead,
 };
-use crate::directory::{self, DirectoryPage, Row, RowKind, SnapshotRow, VolumeRow};
+use crate::directory::{self, DirectoryPage, OriginRow, Row, RowKind, SnapshotRow, VolumeRow};
 use crate::header::{DIRECTORY_INDEX_MAX, ShardHeader};
 use crate::label::{DeviceRow, FeatureFlags, PoolLabel};
 use crate::log::{self, LogPage};
@@ -29,13 +29,28 @@ pub struct Sample {
     pub parse: fn(&[u8]) -> Result<(), Damage>,
 }
 
+fn sample(name: &'static str, page: &[u8], parse: fn(&[u8]) -> Result<(), Damage>) -> Sample {
+    let mut bytes = page.to_vec();
+    page::seal(&mut bytes);
+    Sample { name, bytes, parse }
+}
+
+/// Pages with what came with clones.
+pub fn pages_of_clones() -> Vec<Sample> {
+    vec![
+        sample("log-clones", log_page_of(&records_of_clones()).as_bytes(), |b| {
+            LogPage::parse(b, POOL, SHARD, 900, 0xC0FF_EE00).map(drop)
+        }),
+        sample("directory-clones", directory_page_of_clones().as_bytes(), |b| {
+            DirectoryPage::parse(b, POOL, SHARD, 5, GENERATION as u32)?
+                .rows()
+                .map(drop)
+        }),
+    ]
+}
+
 /// Every kind of sealed page.
 pub fn pages() -> Vec<Sample> {
-    fn sample(name: &'static str, page: &[u8], parse: fn(&[u8]) -> Result<(), Damage>) -> Sample {
-        let mut bytes = page.to_vec();
-        page::seal(&mut bytes);
-        Sample { name, bytes, parse }
-    }
     vec![
         sample("label", label().as_bytes(), |b| PoolLabel::parse(b).map(drop)),
         sample("header", header().as_bytes(), |b| {
@@ -252,12 +267,28 @@ pub fn records() -> Vec<Record<'static>> {
     ]
 }
 
+/// The records that came with clones.
+pub fn records_of_clones() -> Vec<Record<'static>> {
+    vec![
+        Record::VolumeClone {
+            volume: 12,
+            origin: 10,
+            snapshot: 50,
+        },
+        Record::HeadDelete { volume: 10 },
+    ]
+}
+
 pub const FIRST_LSN: u64 = 70_001;
 
 pub fn log_page() -> LogPage {
+    log_page_of(&records())
+}
+
+fn log_page_of(records: &[Record<'_>]) -> LogPage {
     let mut payload = [0; log::PAYLOAD_BYTES];
     let mut used = 0;
-    for (lsn, record) in (FIRST_LSN..).zip(records()) {
+    for (lsn, record) in (FIRST_LSN..).zip(records) {
         used += record.encode(lsn, &mut payload[used..]);
     }
     LogPage {
@@ -354,6 +385,30 @@ pub fn directory_page() -> DirectoryPage {
             value: b"{\"id\":10}",
         },
     ];
+    directory_page_with(&rows)
+}
+
+/// A share that was made of a snapshot, in a row with its origin.
+pub fn origin_row() -> OriginRow {
+    OriginRow {
+        volume: 10.into(),
+        reserved: [0; 4],
+        snapshot: 50.into(),
+    }
+}
+
+fn directory_page_of_clones() -> DirectoryPage {
+    let mut volume = volume_row();
+    volume.state = 2;
+    let value = [volume.as_bytes(), origin_row().as_bytes()].concat();
+    directory_page_with(&[Row {
+        kind: RowKind::Volume,
+        key: &12u32.to_le_bytes(),
+        value: &value,
+    }])
+}
+
+fn directory_page_with(rows: &[Row<'_>]) -> DirectoryPage {
     let mut payload = [0; directory::PAYLOAD_BYTES];
     let used = rows
         .iter()

@@ -219,10 +219,9 @@ impl<T: LogTail> Shard<T> {
     fn refresh_rows(&mut self) {
         for volume in self.volumes.values_mut() {
             if core::mem::take(&mut volume.dirty) {
-                let row = volume.row();
                 let key = volume_key(volume.id);
                 self.directory
-                    .put(RowKind::Volume, &key, row.as_bytes().to_vec())
+                    .put(RowKind::Volume, &key, volume.row_bytes())
                     .expect("admitted when created");
             }
             while let Some(snapshot) = volume.snapshots.next_changed() {

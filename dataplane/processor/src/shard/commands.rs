@@ -2,7 +2,9 @@
 
 use super::Shard;
 use crate::command::{EventKind, ShardCommand, Ticket};
-use crate::ids::VolumeId;
+use crate::ids::{SnapshotId, VolumeId};
+use crate::lineage;
+use crate::marks::{Mark, mark};
 use crate::ports::LogTail;
 use crate::request::RequestError;
 use crate::virtual_volume::VirtualVolume;
@@ -83,7 +85,7 @@ impl<T: LogTail> Shard<T> {
             return false;
         }
         match command {
-            ShardCommand::CreateVolume { volume, .. }
+            ShardCommand::CreateVolume { volume, .. } | ShardCommand::CloneVolume { volume, .. }
                 if self.volumes.get(volume).is_some_and(|share| share.deleting) =>
             {
                 // Numbers are not used again: this is a create that came after its delete.
@@ -97,15 +99,34 @@ impl<T: LogTail> Shard<T> {
                 }
                 self.create_volume(*volume, *share_blocks);
             }
+            ShardCommand::CloneVolume {
+                volume,
+                origin,
+                snapshot,
+            } => {
+                if let Err(error) = self.clone_volume(*volume, *origin, *snapshot) {
+                    self.event(Some(ticket), EventKind::Failed(error));
+                    return true;
+                }
+            }
             ShardCommand::ResizeVolume { volume, share_blocks } => {
                 self.reclaim.resize(ticket, *volume, *share_blocks);
                 return true;
             }
             ShardCommand::DeleteVolume { volume } => {
+                let share = self.volumes.get_mut(volume);
+                if let Some(share) = share.filter(|share| !share.with_snapshots) {
+                    (share.deleting, share.with_snapshots) = (true, true);
+                    share.dirty = true;
+                    self.log.append(&Record::VolumeDelete { volume: volume.0 });
+                    self.reclaim.wake();
+                }
+            }
+            ShardCommand::DeleteHead { volume } => {
                 if let Some(share) = self.volumes.get_mut(volume).filter(|share| !share.deleting) {
                     share.deleting = true;
                     share.dirty = true;
-                    self.log.append(&Record::VolumeDelete { volume: volume.0 });
+                    self.log.append(&Record::HeadDelete { volume: volume.0 });
                     self.reclaim.wake();
                 }
             }
@@ -138,6 +159,32 @@ impl<T: LogTail> Shard<T> {
     fn directory_has_room(&self) -> bool {
         !self.directory.is_nearly_full()
             && self.space.free_blocks() > self.directory.pages_to_write() as u64 + 4
+    }
+
+    fn clone_volume(
+        &mut self,
+        volume: VolumeId,
+        origin: VolumeId,
+        snapshot: SnapshotId,
+    ) -> Result<(), RequestError> {
+        if self.volumes.contains_key(&volume) {
+            return Ok(());
+        }
+        if !self.directory_has_room() {
+            return Err(RequestError::NoSpace);
+        }
+        lineage::clone(&mut self.volumes, volume, origin, snapshot).map_err(|_| RequestError::NotFound)?;
+        mark(Mark::VolumeCloned);
+        self.log.append(&Record::VolumeClone {
+            volume: volume.0,
+            origin: origin.0,
+            snapshot: snapshot.0,
+        });
+        self.rows_made += 1;
+        // The snapshot may have been cut before all beyond the end of the share was cleared.
+        let share_blocks = self.volumes[&volume].share_blocks;
+        self.reclaim.trim_again(volume, share_blocks);
+        Ok(())
     }
 
     fn create_volume(&mut self, volume: VolumeId, share_blocks: u64) {

@@ -250,10 +250,10 @@ impl<T: LogTail> Shard<T> {
         rows.map(|(key, value)| (key.to_vec(), value.to_vec())).collect()
     }
 
-    /// The shares of this shard that are not to be freed, and the snapshots of each, for reconciliation with the
-    /// catalog.
+    /// The shares of this shard that are not to be freed with all their snapshots, and the snapshots of each, for
+    /// reconciliation with the catalog.
     pub fn shares(&self) -> impl Iterator<Item = &VirtualVolume> {
-        self.volumes.values().filter(|volume| !volume.deleting)
+        self.volumes.values().filter(|volume| !volume.with_snapshots)
     }
 
     /// Takes a request.

@@ -1,15 +1,17 @@
 //! Freeing what only a deleted snapshot or volume held: in the background, a bounded piece of work per turn,
 //! resumable after a crash.
 //!
-//! Maps never share a place between different logical positions, and the life of a block is one interval of the
-//! snapshot chain. So a block (or map page) of snapshot `s` is held by nobody else exactly if neither the snapshot
-//! before nor the one after (or the live map) has it at the same position. The walk goes over the leaves of `s` in
-//! order, skips every subtree that a neighbour shares, and frees the rest; the cursor is kept in the directory row,
-//! so it moves with the same checkpoint as the bitmap.
+//! Maps never share a place between different logical positions, and the maps that have a block hang together in the tree
+//! of the share and its clones ([`crate::lineage`]). So a block (or map page) of snapshot `s` is held by nobody else
+//! exactly if neither what `s` was made of nor what was made of `s` has it at the same position. The walk goes over the
+//! leaves of `s` in order, skips every subtree that a neighbour shares, and frees the rest; the cursor is kept in the
+//! directory row, so it moves with the same checkpoint as the bitmap. A snapshot of which several maps were made waits
+//! until one at most is left: without it, what they share could not be told any more.
 //!
-//! While the newest snapshot is walked, the live map may change. Ahead of the cursor a replaced block is left to the
+//! While a snapshot is walked, a live map that was made of it may change. Ahead of the cursor a replaced block is left to the
 //! walk, behind it the write frees it ([`VirtualVolume::free_rule`]).
 
+use crate::lineage::{self, Knot, Shares};
 use crate::marks::{Mark, mark};
 use std::collections::{BTreeSet, VecDeque};
 
@@ -67,7 +69,7 @@ pub(super) struct Reclaim {
     resizes: VecDeque<Resize>,
     awake: bool,
     waits: Option<Waits>,
-    /// Volumes with a map page that could not be read: what they hold stays allocated until the shard is opened again.
+    /// Families with a map page that could not be read: what they hold stays allocated until the shard is opened again.
     unreadable: BTreeSet<VolumeId>,
 }
 
@@ -192,9 +194,9 @@ impl<T: LogTail> Shard<T> {
                 }
             }
             Some(Waits::PageForWalk) => {
-                self.reclaim
-                    .unreadable
-                    .extend(self.reclaim.walk.take().map(|walk| walk.volume));
+                let walk = self.reclaim.walk.take();
+                let family = walk.and_then(|walk| Some(self.volumes.get(&walk.volume)?.family));
+                self.reclaim.unreadable.extend(family);
             }
             Some(Waits::Room) | None => unreachable!("reclaim waited for a page"),
         }
@@ -248,27 +250,26 @@ impl<T: LogTail> Shard<T> {
         let volumes = self
             .volumes
             .values()
-            .filter(|volume| !unreadable.contains(&volume.id));
+            .filter(|volume| !unreadable.contains(&volume.family));
         let Some(walk) = self.reclaim.walk.or_else(|| next_walk(volumes)) else {
             self.reclaim.awake = false;
             return Ok(());
         };
         self.reclaim.walk = Some(walk);
-        let volume = self
-            .volumes
-            .get_mut(&walk.volume)
-            .expect("a walked volume stays until it is freed");
-        let chain = Chain::of(volume, walk.target);
+        let volume = &self.volumes[&walk.volume];
+        let chain = Chain::of(&self.volumes, volume, walk.target);
+        let family = volume.family;
         #[cfg(feature = "planted-bugs")]
         let chain = chain.with_bug(self.options.planted_bug);
         if chain.cursor_leaf >= leaves_of(chain.root.level) || chain.root.entry.address() == 0 {
             self.walk_ends(walk);
             return Ok(());
         }
-        let plan = chain.plan(&mut self.cache, volume.family).map_err(Outcome::Map)?;
+        let plan = chain.plan(&mut self.cache, family).map_err(Outcome::Map)?;
         #[cfg(feature = "planted-bugs")]
         let plan = plan.with_bug(self.options.planted_bug);
         carry_out(&plan, &mut self.cache, &mut self.space);
+        let volume = self.volumes.get_mut(&walk.volume).expect("looked up above");
         match walk.target {
             Target::Live => {
                 volume.cursor_leaf = plan.next_leaf;
@@ -278,6 +279,7 @@ impl<T: LogTail> Shard<T> {
                 let position = volume.snapshots.position(snapshot);
                 let position = position.expect("a walked snapshot stays until it is freed");
                 volume.snapshots.change(position).cursor_leaf = plan.next_leaf;
+                lineage::note_walk(&mut self.volumes, walk.volume, position);
             }
         }
         Ok(())
@@ -285,18 +287,19 @@ impl<T: LogTail> Shard<T> {
 
     fn walk_ends(&mut self, walk: Walk) {
         self.reclaim.walk = None;
-        let volume = self
-            .volumes
-            .get_mut(&walk.volume)
-            .expect("a walked volume stays until it is freed");
         match walk.target {
             Target::Live => {
+                let volume = self.volumes.get_mut(&walk.volume);
+                let volume = volume.expect("a walked volume stays until it is freed");
                 volume.root = Root::default();
                 volume.cursor_leaf = 0;
                 volume.dirty = true;
+                if !volume.snapshots.is_empty() {
+                    mark(Mark::ReclaimHead);
+                }
             }
             Target::Snapshot(snapshot) => {
-                volume.remove_snapshot(snapshot);
+                lineage::remove_snapshot(&mut self.volumes, walk.volume, snapshot);
                 self.directory
                     .remove(RowKind::Snapshot, &snapshot_key(walk.volume, snapshot));
                 self.notice(Notice::SnapshotFreed {
@@ -306,46 +309,62 @@ impl<T: LogTail> Shard<T> {
             }
         }
         let volume = &self.volumes[&walk.volume];
-        if volume.deleting && volume.snapshots.is_empty() && volume.root.entry.address() == 0 {
-            self.volumes.remove(&walk.volume);
+        if volume.is_headless() && volume.snapshots.is_empty() {
+            lineage::remove_share(&mut self.volumes, walk.volume);
             self.directory.remove(RowKind::Volume, &volume_key(walk.volume));
             self.notice(Notice::VolumeFreed { volume: walk.volume });
         }
     }
 }
 
-/// What to free next. A walk that has begun goes first, since its neighbours count on it; of a deleted volume the live
-/// map goes next, then its snapshots, newest first.
+/// What to free next. A walk that has begun goes first, since its neighbours count on it; of a share the live map goes
+/// next, then its snapshots, newest first if all of them go.
 fn next_walk<'a>(volumes: impl Iterator<Item = &'a VirtualVolume> + Clone) -> Option<Walk> {
     let volumes = volumes.filter(|volume| volume.deleting || volume.snapshots.any_deleting());
-    let begun = volumes.clone().find_map(|volume| {
-        let found = volume
-            .snapshots
-            .iter()
-            .find(|s| s.deleting && s.cursor_leaf > 0)?;
-        Some(Walk {
-            volume: volume.id,
-            target: Target::Snapshot(found.snapshot),
-        })
+    let begun = volumes
+        .clone()
+        .find_map(|volume| Some((volume, begun_in(volume)?)));
+    let next = begun.or_else(|| {
+        volumes
+            .clone()
+            .find_map(|volume| Some((volume, next_in(volume)?)))
     });
-    begun.or_else(|| {
-        volumes.clone().find_map(|volume| {
-            let target = if !volume.deleting {
-                Target::Snapshot(volume.snapshots.iter().find(|s| s.deleting)?.snapshot)
-            } else if volume.root.entry.address() != 0 || volume.snapshots.is_empty() {
-                Target::Live
-            } else {
-                Target::Snapshot(volume.snapshots.last()?.snapshot)
-            };
-            Some(Walk {
-                volume: volume.id,
-                target,
-            })
-        })
+    next.map(|(volume, target)| Walk {
+        volume: volume.id,
+        target,
     })
 }
 
-/// The walked map and its neighbours in the snapshot chain.
+fn begun_in(volume: &VirtualVolume) -> Option<Target> {
+    if volume.deleting && volume.cursor_leaf > 0 && !volume.is_headless() {
+        return Some(Target::Live);
+    }
+    let mut snapshots = volume.snapshots.iter();
+    let begun = snapshots.find(|snapshot| snapshot.cursor_leaf > 0)?;
+    Some(Target::Snapshot(begun.snapshot))
+}
+
+fn next_in(volume: &VirtualVolume) -> Option<Target> {
+    if volume.deleting && (!volume.is_headless() || volume.snapshots.is_empty()) {
+        return Some(Target::Live);
+    }
+    let may_go = |&position: &usize| {
+        let is_free = lineage::children(volume, position) <= 1;
+        if !is_free {
+            mark(Mark::ReclaimBranch);
+        }
+        is_free
+    };
+    let mut positions = (0..volume.snapshots.len()).filter(|&position| volume.is_to_be_freed(position));
+    let position = if volume.with_snapshots {
+        positions.rev().find(may_go)
+    } else {
+        positions.find(may_go)
+    };
+    Some(Target::Snapshot(volume.snapshots[position?].snapshot))
+}
+
+/// The walked map and its neighbours in the tree.
 struct Chain {
     root: Root,
     cursor_leaf: u64,
@@ -353,23 +372,27 @@ struct Chain {
 }
 
 impl Chain {
-    fn of(volume: &VirtualVolume, target: Target) -> Self {
-        let snapshots = &volume.snapshots;
+    fn of(shares: &Shares, volume: &VirtualVolume, target: Target) -> Self {
+        let root_before = |knot| lineage::parent(shares, volume, knot).map(|before| before.copy.root);
         match target {
             Target::Live => Self {
                 root: volume.root,
                 cursor_leaf: volume.cursor_leaf,
-                neighbours: [snapshots.last().map(|s| s.copy.root), None],
+                neighbours: [root_before(Knot::Live), None],
             },
             Target::Snapshot(snapshot) => {
-                let position = snapshots.position(snapshot).expect("a walked snapshot");
-                let before = position.checked_sub(1).map(|before| snapshots[before].copy.root);
-                let after = snapshots.get(position + 1).map_or(volume.root, |s| s.copy.root);
-                let walked = &snapshots[position];
+                let position = volume.snapshots.position(snapshot).expect("a walked snapshot");
+                let walked = &volume.snapshots[position];
+                if !walked.clones.is_empty() {
+                    mark(Mark::ReclaimClone);
+                }
                 Self {
                     root: walked.copy.root,
                     cursor_leaf: walked.cursor_leaf,
-                    neighbours: [before, Some(after)],
+                    neighbours: [
+                        root_before(Knot::Snapshot(position)),
+                        lineage::only_child(shares, volume, position),
+                    ],
                 }
             }
         }

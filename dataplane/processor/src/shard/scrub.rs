@@ -17,9 +17,11 @@ use super::{Shard, Tag, only_buffer};
 use crate::BLOCK_BYTES;
 use crate::command::{Notice, ScrubDamage, ScrubState, ScrubStatus};
 use crate::ids::{DeviceAddress, ShareBlock, VolumeId};
+use crate::intermediate_snapshot::IntermediateSnapshot;
 use crate::map::{MapError, PageRef, Root};
 use crate::ports::{BufferPool, DeviceError, LogTail, Operation, OperationKind};
 use crate::request::{RequestError, View};
+use crate::virtual_volume::VirtualVolume;
 
 /// Leaves or subtrees looked at per turn.
 const STEPS_PER_TURN: usize = 8;
@@ -190,7 +192,7 @@ impl<T: LogTail> Shard<T> {
     /// What is at the position; fills `expected` with what is to be read.
     fn look(&mut self) -> Result<Look, MapError> {
         let at = self.scrub.position;
-        let live = |volume: &&crate::virtual_volume::VirtualVolume| !volume.deleting;
+        let live = |volume: &&VirtualVolume| !volume.with_snapshots;
         let Some(volume) = self
             .volumes
             .range(VolumeId(at.volume)..)
@@ -212,6 +214,7 @@ impl<T: LogTail> Shard<T> {
         let found = chain.find(|snapshot| snapshot.copy.epoch.0 >= at.epoch);
         let (root, epoch, snapshot) = match found {
             Some(found) => (found.copy.root, found.copy.epoch.0, Some(found.snapshot)),
+            None if volume.deleting => (Root::default(), LIVE, None),
             None => (volume.root, LIVE, None),
         };
         let view = View {
@@ -238,9 +241,18 @@ impl<T: LogTail> Shard<T> {
             };
             return Ok(Look::Pass(next));
         }
+        let before = before.or_else(|| self.origin_looked_at(volume));
         let before = before.map(|snapshot| snapshot.copy.root);
         let family = volume.family;
         self.look_at_leaf(view, family, root, before, at)
+    }
+
+    /// The snapshot that a share was made of, if the scrub looks at it too.
+    fn origin_looked_at(&self, volume: &VirtualVolume) -> Option<&IntermediateSnapshot> {
+        let origin = volume.origin?;
+        let share = &self.volumes[&origin.volume];
+        let position = share.snapshots.position(origin.snapshot)?;
+        (!share.is_to_be_freed(position)).then(|| &share.snapshots[position])
     }
 
     /// Goes down to the leaf at the position, past what the view before has too.

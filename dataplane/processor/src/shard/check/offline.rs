@@ -314,7 +314,7 @@ pub(super) fn segments_of(tail: &mut impl LogTail) -> [Vec<u8>; 2] {
 }
 
 fn found<D>(opening: &Opening<'_, D>, header: &ShardHeader) -> FoundShard {
-    let shares = || opening.volumes.values().filter(|volume| !volume.deleting);
+    let shares = || opening.volumes.values().filter(|volume| !volume.with_snapshots);
     let rows = opening
         .directory
         .rows(stillpoint_ondisk::directory::RowKind::Catalog);

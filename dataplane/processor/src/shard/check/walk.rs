@@ -7,7 +7,9 @@
 //! Of a map that is being freed, what the cursor has passed is not walked: the walk that frees it has freed what nobody
 //! else has, and whoever else has the rest is walked too.
 
+use core::ops::Range;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use stillpoint_ondisk::Damage;
 use stillpoint_ondisk::layout::Layout;
@@ -38,13 +40,16 @@ struct WalkedRoot {
     counted_blocks: u64,
 }
 
-/// An entry that leads to a page or block, and the maps that have it: `first..=last` of the walked roots.
-#[derive(Clone, Copy, Debug)]
+/// Some of the walked roots: ranges in order, with gaps between. Of a chain it is one range; where a branch lies between,
+/// there are several.
+type Holders = Rc<[Range<usize>]>;
+
+/// An entry that leads to a page or block, and the maps that have it.
+#[derive(Clone, Debug)]
 struct Item {
     entry: MapEntry,
     cursor_leaf: u64,
-    first: usize,
-    last: usize,
+    holders: Holders,
 }
 
 /// All pages that the maps have at one position.
@@ -60,8 +65,7 @@ pub(super) struct DataBlock {
     pub(super) address: DeviceAddress,
     pub(super) crc32c: u32,
     pub(super) block: ShareBlock,
-    first: usize,
-    last: usize,
+    holders: Holders,
 }
 
 /// What is walked.
@@ -164,8 +168,7 @@ impl<'a, D: OpenDevice> Walk<'a, D> {
             .map(|(number, walked)| Item {
                 entry: walked.root.entry,
                 cursor_leaf: walked.cursor_leaf,
-                first: number,
-                last: number,
+                holders: Rc::new([number..number + 1]),
             })
             .filter(move |item| item.cursor_leaf < leaves_of(level))
     }
@@ -267,7 +270,7 @@ impl<'a, D: OpenDevice> Walk<'a, D> {
                 let Some(page) = page else { continue };
                 let entry = page[slot];
                 if entry.address() != 0 && item.cursor_leaf < end_leaf {
-                    items.push(Item { entry, ..*item });
+                    items.push(item.with(entry));
                 }
             }
             if index == 0 {
@@ -287,13 +290,15 @@ impl<'a, D: OpenDevice> Walk<'a, D> {
             let Some(page) = page else { continue };
             let mapped = page.iter().enumerate().filter(|(_, entry)| entry.address() != 0);
             let before = blocks.len();
-            blocks.extend(mapped.map(|(slot, &entry)| (slot, Item { entry, ..*item })));
+            blocks.extend(mapped.map(|(slot, &entry)| (slot, item.with(entry))));
             let found = (blocks.len() - before) as i64;
-            self.mapped[item.first] += found;
-            self.mapped[item.last + 1] -= found;
+            for holders in item.holders.iter() {
+                self.mapped[holders.start] += found;
+                self.mapped[holders.end] -= found;
+            }
         }
         if pages.len() > 1 {
-            blocks.sort_by_key(|(slot, item)| (*slot, item.entry.address(), item.first));
+            blocks.sort_by_key(|(slot, item)| (*slot, item.entry.address(), item.first()));
         }
         let mut last: Option<(usize, Item)> = None;
         for (slot, item) in blocks {
@@ -301,7 +306,7 @@ impl<'a, D: OpenDevice> Walk<'a, D> {
                 && *same_slot == slot
                 && same.entry.address() == item.entry.address()
             {
-                same.last = same.last.max(item.last);
+                same.holders = united(&same.holders, &item.holders);
                 if same.entry.check != item.entry.check {
                     let why =
                         Why::Damaged(Damage::Field("check: two maps say different things of one block"));
@@ -329,8 +334,7 @@ impl<'a, D: OpenDevice> Walk<'a, D> {
                 address,
                 crc32c: item.entry.check.get(),
                 block: ShareBlock(leaf * ENTRIES as u64 + slot as u64),
-                first: item.first,
-                last: item.last,
+                holders: item.holders,
             });
             if self.pending.len() >= super::data::BLOCKS_AT_ONCE {
                 self.read_pending();
@@ -369,15 +373,16 @@ impl<'a, D: OpenDevice> Walk<'a, D> {
         self.naming
     }
 
-    fn views(&self, first: usize, last: usize) -> Vec<View> {
-        let views = self.roots[first..=last].iter().map(|walked| walked.view);
+    fn views(&self, holders: &Holders) -> Vec<View> {
+        let numbers = holders.iter().flat_map(Range::clone);
+        let views = numbers.map(|number| self.roots[number].view);
         views.take(VIEWS_MAX).collect()
     }
 
     fn page_use(&self, level: u8, index: u64, item: &Item) -> Use {
         let blocks = leaves_of(level) * ENTRIES as u64;
         Use::MapPage {
-            views: self.views(item.first, item.last),
+            views: self.views(&item.holders),
             level,
             first: ShareBlock(index * blocks),
             blocks,
@@ -386,14 +391,14 @@ impl<'a, D: OpenDevice> Walk<'a, D> {
 
     fn block_use(&self, leaf: u64, slot: usize, item: &Item) -> Use {
         Use::Block {
-            views: self.views(item.first, item.last),
+            views: self.views(&item.holders),
             block: ShareBlock(leaf * ENTRIES as u64 + slot as u64),
         }
     }
 
     pub(super) fn data_use(&self, block: &DataBlock) -> Use {
         Use::Block {
-            views: self.views(block.first, block.last),
+            views: self.views(&block.holders),
             block: block.block,
         }
     }
@@ -414,6 +419,35 @@ impl<'a, D: OpenDevice> Walk<'a, D> {
     }
 }
 
+impl Item {
+    /// The same maps, and another entry.
+    fn with(&self, entry: MapEntry) -> Self {
+        Self {
+            entry,
+            cursor_leaf: self.cursor_leaf,
+            holders: Rc::clone(&self.holders),
+        }
+    }
+
+    fn first(&self) -> usize {
+        self.holders[0].start
+    }
+}
+
+/// Both; `a` begins first.
+fn united(a: &Holders, b: &Holders) -> Holders {
+    let mut all: Vec<Range<usize>> = a.iter().chain(b.iter()).cloned().collect();
+    all.sort_by_key(|range| range.start);
+    all.dedup_by(|next, range| {
+        let joins = next.start <= range.end;
+        if joins {
+            range.end = range.end.max(next.end);
+        }
+        joins
+    });
+    all.into()
+}
+
 fn roots_of(volume: &VirtualVolume) -> impl Iterator<Item = WalkedRoot> {
     let frozen = volume.snapshots.iter().map(|snapshot| WalkedRoot {
         view: View {
@@ -421,11 +455,7 @@ fn roots_of(volume: &VirtualVolume) -> impl Iterator<Item = WalkedRoot> {
             snapshot: Some(snapshot.snapshot),
         },
         root: snapshot.copy.root,
-        cursor_leaf: if snapshot.deleting {
-            snapshot.cursor_leaf
-        } else {
-            0
-        },
+        cursor_leaf: snapshot.cursor_leaf,
         counted_blocks: snapshot.copy.mapped_blocks,
     });
     let live = WalkedRoot {
@@ -443,11 +473,11 @@ fn roots_of(volume: &VirtualVolume) -> impl Iterator<Item = WalkedRoot> {
 /// Items that lead to the same place are one.
 fn merged(mut items: Vec<Item>) -> Vec<Item> {
     if items.len() > 1 {
-        items.sort_by_key(|item| (item.entry.address(), item.entry.check.get(), item.first));
+        items.sort_by_key(|item| (item.entry.address(), item.entry.check.get(), item.first()));
         items.dedup_by(|next, item| {
             let same = item.entry.address() == next.entry.address() && item.entry.check == next.entry.check;
             if same {
-                item.last = item.last.max(next.last);
+                item.holders = united(&item.holders, &next.holders);
                 item.cursor_leaf = item.cursor_leaf.min(next.cursor_leaf);
             }
             same

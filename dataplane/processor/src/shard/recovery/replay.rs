@@ -11,6 +11,7 @@ use super::found_log::{FoundLog, Replay};
 use super::{OpenError, Opening, READ_AHEAD_PAGES};
 use crate::BLOCK_BYTES;
 use crate::ids::{DeviceAddress, ShareBlock, SnapshotId, TimeStamp, VolumeId};
+use crate::lineage;
 use crate::map::{MapError, PageCache, PageRef, TreeMut};
 use crate::ports::{OpenDevice, Transferred};
 use crate::space::{Extent, Purpose};
@@ -228,6 +229,14 @@ impl<D: OpenDevice> Opening<'_, D> {
                     return Err(unfit("creates a volume that is there"));
                 }
             }
+            Record::VolumeClone {
+                volume,
+                origin,
+                snapshot,
+            } => {
+                let (volume, origin) = (VolumeId(volume), VolumeId(origin));
+                lineage::clone(&mut self.volumes, volume, origin, SnapshotId(snapshot)).map_err(unfit)?;
+            }
             Record::CatalogPut { key, value } => self
                 .directory
                 .put(RowKind::Catalog, key, value.to_vec())
@@ -243,6 +252,7 @@ impl<D: OpenDevice> Opening<'_, D> {
     fn apply_to_volume(&mut self, record: &Record<'_>) -> Result<(), &'static str> {
         let (Record::VolumeResize { volume, .. }
         | Record::VolumeDelete { volume }
+        | Record::HeadDelete { volume }
         | Record::Cut { volume, .. }
         | Record::SnapshotDelete { volume, .. }) = *record
         else {
@@ -255,7 +265,8 @@ impl<D: OpenDevice> Opening<'_, D> {
         volume.dirty = true;
         match *record {
             Record::VolumeResize { share_blocks, .. } => volume.share_blocks = share_blocks,
-            Record::VolumeDelete { .. } => volume.deleting = true,
+            Record::VolumeDelete { .. } => (volume.deleting, volume.with_snapshots) = (true, true),
+            Record::HeadDelete { .. } => volume.deleting = true,
             Record::Cut {
                 epoch,
                 snapshot,

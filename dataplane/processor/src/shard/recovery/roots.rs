@@ -12,6 +12,7 @@ use stillpoint_ondisk::page::PAGE_BYTES;
 use super::{OpenError, Opening, READ_AHEAD_PAGES};
 use crate::ids::{DeviceAddress, DeviceIndex, VolumeId};
 use crate::intermediate_snapshot::IntermediateSnapshot;
+use crate::lineage;
 use crate::ports::OpenDevice;
 use crate::snapshot_chain::SnapshotChain;
 use crate::virtual_volume::VirtualVolume;
@@ -152,6 +153,6 @@ impl<D: OpenDevice> Opening<'_, D> {
                 .ok_or_else(|| damaged("snapshot of no volume"))?;
             volume.snapshots = SnapshotChain::from_rows(rows);
         }
-        Ok(())
+        lineage::link(&mut self.volumes).map_err(damaged)
     }
 }
