@@ -4,6 +4,7 @@
 mod adverse;
 mod background;
 mod check;
+mod clones;
 mod damage;
 mod rig;
 mod scrub;
