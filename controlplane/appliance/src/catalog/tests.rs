@@ -110,6 +110,8 @@ fn shards(catalog: &Catalog) -> Vec<RecoveredShard> {
                     mapped_blocks: 0,
                     epoch: 1,
                     snapshots: 0,
+                    headless: false,
+                    origin: None,
                 })
                 .collect(),
             snapshots: catalog

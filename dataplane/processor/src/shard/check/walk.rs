@@ -168,7 +168,7 @@ impl<'a, D: OpenDevice> Walk<'a, D> {
             .map(|(number, walked)| Item {
                 entry: walked.root.entry,
                 cursor_leaf: walked.cursor_leaf,
-                holders: Rc::new([number..number + 1]),
+                holders: core::iter::once(number..number + 1).collect(),
             })
             .filter(move |item| item.cursor_leaf < leaves_of(level))
     }
