@@ -1,9 +1,13 @@
 //! The client against the session.
 
 use super::harness::{World, table};
-use crate::nbd::client::{ClientError, Connection, RequestFailed};
-use crate::nbd::wire::{ReplyError, command, option, option_reply};
-use std::io::{Read, Result, Write};
+use crate::nbd::client::{ClientError, Connection, RequestFailed, negotiate};
+use crate::nbd::wire::{
+    GREETING_MAGIC, OPTION_MAGIC, OptionReplyHeader, ReplyError, command, handshake_flags, info, option,
+    option_reply,
+};
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read, Result, Write};
 
 const SIZE: u64 = 40 << 20;
 
@@ -24,6 +28,52 @@ impl Write for Wire {
     fn write(&mut self, buffer: &[u8]) -> Result<usize> {
         self.0.unread.extend(buffer);
         while self.0.turn() {}
+        Ok(buffer.len())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// The same, but one of the reads fails, as it does when a time limit of the socket passes; what comes after is there.
+struct Fragile {
+    wire: Wire,
+    reads_left: usize,
+}
+
+impl Read for Fragile {
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        let fails = self.reads_left == 0;
+        self.reads_left = self.reads_left.wrapping_sub(1);
+        if fails {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        self.wire.read(buffer)
+    }
+}
+
+impl Write for Fragile {
+    fn write(&mut self, buffer: &[u8]) -> Result<usize> {
+        self.wire.write(buffer)
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A server that says what was written down for it.
+struct Scripted(VecDeque<u8>);
+
+impl Read for Scripted {
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        self.0.read(buffer)
+    }
+}
+
+impl Write for Scripted {
+    fn write(&mut self, buffer: &[u8]) -> Result<usize> {
         Ok(buffer.len())
     }
 
@@ -57,6 +107,59 @@ fn an_unknown_export_is_refused_with_the_servers_words() {
         }
         other => panic!("{:?}", other.map(|connection| connection.export().clone())),
     }
+}
+
+/// Neither an option whose reply does not come was refused, nor does the negotiation go on after it: the reply that
+/// comes late would be taken for that to the next option.
+#[test]
+fn a_connection_that_breaks_in_the_handshake_is_no_refusal() {
+    for reads in 0.. {
+        let mut stream = Fragile {
+            wire: Wire(World::new(table(SIZE))),
+            reads_left: reads,
+        };
+        match negotiate(&mut stream, "disk") {
+            Err(ClientError::Io(error)) => assert_eq!(error.kind(), ErrorKind::TimedOut, "read {reads}"),
+            Ok(export) => {
+                assert!(export.structured && export.block_status, "read {reads}");
+                assert!(stream.reads_left < usize::MAX / 2, "no read failed");
+                assert!(reads >= 7, "greeting and three options: {reads} reads");
+                return;
+            }
+            other => panic!("read {reads}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_server_may_refuse_what_a_client_can_do_without() {
+    let reply = |option, reply, data: &[u8]| {
+        let header = OptionReplyHeader {
+            option,
+            reply,
+            length_bytes: data.len() as u32,
+        };
+        [&header.encode()[..], data].concat()
+    };
+    let flags = handshake_flags::FIXED_NEWSTYLE | handshake_flags::NO_ZEROES;
+    let export = [&[0, info::EXPORT as u8][..], &SIZE.to_be_bytes(), &[0, 1]].concat();
+    let said = [
+        GREETING_MAGIC.to_be_bytes().to_vec(),
+        OPTION_MAGIC.to_be_bytes().to_vec(),
+        flags.to_be_bytes().to_vec(),
+        reply(
+            option::STRUCTURED_REPLY,
+            option_reply::ERR_UNSUP,
+            b"never heard of it",
+        ),
+        reply(option::GO, option_reply::INFO, &export),
+        reply(option::GO, option_reply::ACK, &[]),
+    ];
+    let export = negotiate(&mut Scripted(said.concat().into()), "disk").expect("it goes without");
+    assert_eq!(
+        (export.size_bytes, export.structured, export.block_status),
+        (SIZE, false, false)
+    );
 }
 
 #[test]
