@@ -278,38 +278,13 @@ fn a_pool_full_of_small_scattered_writes_takes_any_number_of_discards() {
     }
 }
 
-/// A device on which one block cannot be read.
-struct Unreadable {
-    device: MemoryDevice,
-    block: u64,
-}
-
-impl OpenDevice for Unreadable {
-    fn read_all(&mut self, reads: &mut [Transferred<'_>]) {
-        self.device.read_all(reads);
-        let at = self.block * BLOCK as u64;
-        for read in reads.iter_mut().filter(|read| read.offset_bytes == at) {
-            read.result = Err(DeviceError::Os(5));
-        }
-    }
-
-    fn write(&mut self, device: DeviceIndex, offset_bytes: u64, bytes: &[u8]) -> Result<(), DeviceError> {
-        self.device.write(device, offset_bytes, bytes)
-    }
-
-    fn flush(&mut self, device: DeviceIndex) -> Result<(), DeviceError> {
-        OpenDevice::flush(&mut self.device, device)
-    }
-}
-
 #[test]
 fn a_header_that_cannot_be_read_is_not_passed_over_for_the_older_one() {
     for copy in 0..2 {
         let rig = Rig::new(16 << 20);
         let layout = rig.layout.clone();
-        let (device, _) = rig.processor.into_parts(&mut Pool::default());
-        let block = layout.header_block(0, copy);
-        let mut device = Unreadable { device, block };
+        let (mut device, _) = rig.processor.into_parts(&mut Pool::default());
+        device.unreadable = Some(layout.header_block(0, copy));
         let opened = Shard::open(
             &layout,
             ShardIndex(0),

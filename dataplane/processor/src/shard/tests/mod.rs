@@ -14,7 +14,7 @@ use rig::*;
 
 use super::*;
 use crate::ids::{SnapshotId, TimeStamp};
-use crate::ports::{MemoryTail, OpenDevice, Transferred};
+use crate::ports::MemoryTail;
 use crate::request::{Token, View};
 #[test]
 fn what_was_written_is_read_and_holes_are_zero() {

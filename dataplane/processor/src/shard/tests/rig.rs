@@ -94,6 +94,14 @@ impl OpenDevice for MemoryDevice {
     fn read_all(&mut self, reads: &mut [Transferred<'_>]) {
         for read in reads {
             let at = read.offset_bytes as usize;
+            let blocks = at / BLOCK..(at + read.bytes.len()) / BLOCK;
+            if self
+                .unreadable
+                .is_some_and(|block| blocks.contains(&(block as usize)))
+            {
+                read.result = Err(DeviceError::Os(5));
+                continue;
+            }
             read.bytes.copy_from_slice(&self.bytes[at..at + read.bytes.len()]);
         }
     }
