@@ -5,7 +5,7 @@ mod qemu;
 mod stillpoint;
 
 pub use qemu::{QemuNbd, make_qcow2, make_qcow2_over};
-pub use stillpoint::{Setup, Stillpoint};
+pub use stillpoint::{Setup, Stillpoint, VOLUME};
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;

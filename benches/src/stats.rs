@@ -32,6 +32,14 @@ impl Spread {
     }
 }
 
+/// The value that this share of a sorted series does not exceed; 0 if it is empty.
+#[must_use]
+pub fn quantile(sorted: &[u64], share: f64) -> u64 {
+    let place = (sorted.len() as f64 * share) as usize;
+    let last = sorted.len().saturating_sub(1);
+    sorted.get(place.min(last)).copied().unwrap_or(0)
+}
+
 /// Which of `values` lie within `tolerance` (a fraction) of their median.
 #[must_use]
 pub fn near_the_median(values: &[f64], tolerance: f64) -> Vec<bool> {
@@ -52,6 +60,13 @@ mod tests {
         let even = Spread::of([4.0, 1.0, 2.0, 3.0]);
         assert_eq!((even.median, even.min, even.max), (2.5, 1.0, 4.0));
         assert_eq!(Spread::of([]), Spread::default());
+    }
+
+    #[test]
+    fn a_quantile_is_one_of_the_values() {
+        let sorted: Vec<u64> = (1..=100).collect();
+        assert_eq!((quantile(&sorted, 0.5), quantile(&sorted, 0.99)), (51, 100));
+        assert_eq!((quantile(&sorted, 1.0), quantile(&[], 0.5)), (100, 0));
     }
 
     #[test]

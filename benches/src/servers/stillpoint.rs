@@ -14,7 +14,7 @@ use crate::process::{self, Process, Scratch};
 
 const POOL: &str = "bench";
 /// The volume, and the name of its export.
-const VOLUME: &str = "volume";
+pub const VOLUME: &str = "volume";
 
 /// A running appliance with one pool, one volume and one export.
 #[derive(Debug)]
@@ -22,6 +22,7 @@ pub struct Stillpoint {
     process: Process,
     program: PathBuf,
     control_socket: PathBuf,
+    nbd_socket: PathBuf,
     /// What clients connect to.
     pub target: Target,
     _tail: Scratch,
@@ -74,6 +75,7 @@ impl Stillpoint {
             process,
             program: setup.program.to_path_buf(),
             control_socket,
+            nbd_socket: nbd_socket.clone(),
             target: Target::Nbd {
                 socket: nbd_socket,
                 export: VOLUME.into(),
@@ -88,10 +90,42 @@ impl Stillpoint {
         Ok(appliance)
     }
 
+    /// Where NBD clients connect.
+    #[must_use]
+    pub fn nbd_socket(&self) -> &Path {
+        &self.nbd_socket
+    }
+
     /// The server's process.
     #[must_use]
     pub fn process_id(&self) -> u32 {
         self.process.id()
+    }
+
+    /// Makes another volume of this name with an export; gives what clients connect to.
+    ///
+    /// # Errors
+    /// The command fails.
+    pub fn add_volume(&self, name: &str, size_bytes: u64, scratch: &Scratch) -> Result<Target, Failure> {
+        let size = size_bytes.to_string();
+        self.command(&["volume", "create", name, "--size", &size], scratch)?;
+        self.command(&["export", "create", name], scratch)?;
+        Ok(Target::Nbd {
+            socket: self.nbd_socket.clone(),
+            export: name.into(),
+        })
+    }
+
+    /// Connections of clients that are open now.
+    ///
+    /// # Errors
+    /// The command fails.
+    pub fn connections(&self, scratch: &Scratch) -> Result<u64, Failure> {
+        let printed = self.command(&["-o", "json", "status"], scratch)?;
+        let value: Value = serde_json::from_str(&printed)?;
+        value["connections"]
+            .as_u64()
+            .ok_or_else(|| format!("`status` has no connections: {printed}").into())
     }
 
     /// Takes a snapshot; gives what the API says of it.
