@@ -131,6 +131,11 @@ impl<T: LogTail> LogWriter<T> {
         self.tail
     }
 
+    /// The log tail.
+    pub fn tail(&self) -> &T {
+        &self.tail
+    }
+
     /// Whether a durable checkpoint has left every record behind: nothing in the log or its tail counts any more.
     pub fn is_left_behind(&self) -> bool {
         self.next_lsn == self.trimmed.lsn

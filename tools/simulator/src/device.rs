@@ -21,6 +21,7 @@ pub use open::OpenPort;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
+use std::hash::Hasher;
 use std::rc::Rc;
 
 use stillpoint_processor::BLOCK_BYTES;
@@ -222,6 +223,44 @@ impl Devices {
         }
         room.completed.clear();
         room.depth.clear();
+    }
+
+    /// Devices of their own that hold what [`Self::crash`] would leave of these, which go on.
+    #[must_use]
+    pub fn after_a_crash(&self, power_cut: bool, fate: CrashFate) -> Self {
+        let room = self.room.borrow();
+        let mut disks = room.disks.clone();
+        let mut pages: Vec<Vec<(u64, disk::Page)>> = vec![Vec::new(); disks.len()];
+        for InFlight { operation, .. } in room.in_flight.values() {
+            if operation.kind == OperationKind::Write {
+                each_page(operation, |device, block, page| pages[device].push((block, page)));
+            }
+        }
+        let mut random = room.random.clone();
+        for (disk, pages) in disks.iter_mut().zip(pages) {
+            disk.crash(power_cut, fate, pages, &mut random);
+        }
+        let after = Room {
+            disks,
+            habits: room.habits,
+            random,
+            now_ns: room.now_ns,
+            next_number: room.next_number,
+            in_flight: BTreeMap::new(),
+            completed: Vec::new(),
+            depth: Vec::new(),
+            counts: room.counts,
+        };
+        Self {
+            room: Rc::new(RefCell::new(after)),
+        }
+    }
+
+    /// What reads see, block by block, in short.
+    pub fn hash_content(&self, hasher: &mut impl Hasher) {
+        for disk in &self.room.borrow().disks {
+            disk.hash_content(hasher);
+        }
     }
 
     /// What was done so far.

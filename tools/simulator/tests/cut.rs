@@ -60,6 +60,7 @@ fn one_write_meets_every_step_of_a_cut_and_a_crash_in_every_state() {
     scope.crashes = true;
     let walked = walk_all(scope);
     assert_eq!(walked.crashes, 2 * walked.states);
+    assert!(walked.recoveries > 100, "{walked}");
     assert!(walked.states > 500 && walked.not_there == 0, "{walked}");
 }
 
@@ -70,4 +71,16 @@ fn time_that_runs_out_anywhere_ends_with_all_or_nothing() {
     scope.crashes = true;
     let walked = walk_all(scope);
     assert!(walked.there > 1 && walked.not_there > 1, "{walked}");
+}
+
+/// Few of the crashes are recovered, so it is seen here that these suffice to find a bug that only a crash shows.
+#[cfg(feature = "planted-bugs")]
+#[test]
+fn without_waiting_for_its_parts_a_commit_outlives_them_in_some_order() {
+    let mut scope = Scope::new(2, 0);
+    scope.options.planted_bug = Some(stillpoint_processor::PlantedBug::CommitBeforeIntermediates);
+    assert!(walk(scope, 0).is_ok(), "only a crash shows it");
+    scope.crashes = true;
+    let broken = walk(scope, 0).expect_err("a crash shows it");
+    assert!(broken.0.contains("I8"), "{}", broken.0);
 }

@@ -232,6 +232,11 @@ impl<T: LogTail> Shard<T> {
         self.log.into_tail()
     }
 
+    /// The log tail, to look at.
+    pub fn tail(&self) -> &T {
+        self.log.tail()
+    }
+
     /// Whether the last checkpoint holds everything, so that the log tail is not needed to open the shard again.
     pub fn is_checkpointed(&self) -> bool {
         self.log.is_left_behind()

@@ -449,14 +449,58 @@ impl Small {
         }
     }
 
-    /// Ends it here, and opens the pool again: all of the snapshot is there, or no trace of it.
-    pub(super) fn check_a_crash(mut self, power_cut: bool) -> Result<(), Broken> {
+    /// What a crash would leave here: a state without a life, that may be opened again.
+    pub(super) fn crashed(&self, power_cut: bool) -> Self {
         let fate = if power_cut {
             CrashFate::Lost
         } else {
             CrashFate::Kept
         };
-        self.stage.crash(power_cut, fate);
+        Self {
+            scope: self.scope,
+            stage: self.stage.after_a_crash(power_cut, fate),
+            writes: self.writes.clone(),
+            on_device: Vec::new(),
+            has_cut: Vec::new(),
+            holds: Vec::new(),
+            asked: self.asked,
+            waited: self.waited,
+            violated: self.violated,
+        }
+    }
+
+    /// What tells crashes apart: all that recovery will see, and what the oracle will hold against it. (`tails_of` is the
+    /// state that crashed: after a kill its log tails are there.)
+    pub(super) fn crash_key(&self, power_cut: bool, tails_of: &Self) -> Key {
+        let tails: Vec<_> = (0..tails_of.has_cut.len())
+            .filter(|_| !power_cut)
+            .map(|shard| tails_of.stage.shard(shard).tail().checksums())
+            .collect();
+        let told: Vec<_> = self
+            .writes
+            .iter()
+            .map(|write| (write.is_in == Some(true), write.place == Place::Acknowledged))
+            .collect();
+        let half = |salt: u64| {
+            let mut hasher = DefaultHasher::new();
+            (
+                salt,
+                power_cut,
+                &tails,
+                &told,
+                self.asked,
+                self.violated.is_some(),
+            )
+                .hash(&mut hasher);
+            self.stage.now_ns.hash(&mut hasher);
+            self.stage.devices.hash_content(&mut hasher);
+            hasher.finish()
+        };
+        (half(1), half(2))
+    }
+
+    /// Opens the pool again after a crash: all of the snapshot is there, or no trace of it.
+    pub(super) fn check_after_the_crash(mut self, power_cut: bool) -> Result<(), Broken> {
         let shards: Vec<_> = self.stage.open()?.into_iter().map(|(shard, _)| shard).collect();
         let record = shards[0]
             .catalog()

@@ -202,6 +202,31 @@ impl Stage {
         }
     }
 
+    /// A stage of its own, on which nobody lives, that holds what [`Self::crash`] would leave of this one, which goes on.
+    #[must_use]
+    pub fn after_a_crash(&self, power_cut: bool, fate: CrashFate) -> Self {
+        let shelves = (0..self.shard_count()).map(|shard| match (self.props.tail, power_cut) {
+            (true, true) => Shelf::with_tail(),
+            (true, false) => self.shard(shard).tail().copied(),
+            (false, _) => Shelf::default(),
+        });
+        Self {
+            layout: self.layout.clone(),
+            devices: self.devices.after_a_crash(power_cut, fate),
+            props: self.props,
+            shelves: shelves.collect(),
+            seats: Vec::new(),
+            coordinator: None,
+            commands: Vec::new(),
+            events: Vec::new(),
+            requests: Vec::new(),
+            answers: Vec::new(),
+            ended: VecDeque::new(),
+            control_waiting: 0,
+            now_ns: self.now_ns,
+        }
+    }
+
     /// The time.
     #[must_use]
     pub fn now(&self) -> Now {

@@ -15,6 +15,23 @@ pub struct SmallTail {
     shelf: Shelf,
 }
 
+impl SmallTail {
+    /// A shelf of its own with a copy of this, as a kill would leave it now.
+    #[must_use]
+    pub fn copied(&self) -> Shelf {
+        let copy = self.is_there().then(|| self.segments.clone());
+        Shelf(Rc::new(RefCell::new(copy)))
+    }
+
+    /// What it holds, in short.
+    #[must_use]
+    pub fn checksums(&self) -> [u32; 2] {
+        self.segments
+            .each_ref()
+            .map(|bytes| stillpoint_ondisk::crc32c(bytes))
+    }
+}
+
 /// Where a tail is kept between two lives; empty if the shard has none.
 #[derive(Clone, Debug, Default)]
 pub struct Shelf(Rc<RefCell<Option<[Vec<u8>; 2]>>>);

@@ -1,5 +1,6 @@
 //! One simulated device's content: what is durable, what reads see, and the writes between the two.
 
+use std::hash::{Hash, Hasher};
 use std::rc::Rc;
 
 use stillpoint_processor::BLOCK_BYTES;
@@ -34,7 +35,7 @@ pub enum CrashFate {
 }
 
 /// One device.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Disk {
     /// Survives a power cut. `None`: never written, reads as zeros.
     durable: Vec<Option<Page>>,
@@ -76,6 +77,15 @@ impl Disk {
         match &self.current[block as usize] {
             Some(page) => into.copy_from_slice(&page[..]),
             None => into.fill(0),
+        }
+    }
+
+    /// Which blocks were written, and the CRC of each.
+    pub(super) fn hash_content(&self, hasher: &mut impl Hasher) {
+        for (block, page) in self.current.iter().enumerate() {
+            if let Some(page) = page {
+                (block, stillpoint_ondisk::crc32c(&page[..])).hash(hasher);
+            }
         }
     }
 
