@@ -104,11 +104,15 @@ pub fn run(number: u64, budget: Budget) -> Result<Coverage, Broken> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use stillpoint_ondisk::log::LogPage;
 
     const SMALL: Budget = Budget {
         subsets: 6,
         exhaustive: 2,
     };
+
+    /// Number of the script of long pages.
+    const LONG_PAGES: u64 = 7;
 
     #[test]
     fn the_scripts_made_by_hand_cross_a_boundary_of_every_operation() {
@@ -135,6 +139,42 @@ mod tests {
                 total.0.get(what).is_some_and(|count| *count > 0),
                 "{what} in {total:?}"
             );
+        }
+    }
+
+    /// The medium holds log pages whose records reach beyond the first sector, and they are at risk.
+    #[test]
+    fn the_script_of_long_pages_puts_pages_of_several_sectors_at_risk() {
+        let script = script_of(LONG_PAGES);
+        let mut longest_bytes = 0;
+        let mut rig = start(&script).unwrap_or_else(|Broken(why)| panic!("{why}"));
+        let layout = rig.layout.clone();
+        let played = play::Player::new(&script).play(&mut rig, |rig| {
+            let pages = rig.image().at_risk();
+            let logged = pages
+                .iter()
+                .filter_map(|write| LogPage::any(&write.page[..], layout.pool, 0));
+            longest_bytes = logged.fold(longest_bytes, |longest, page| longest.max(page.used_bytes.get()));
+            Ok(true)
+        });
+        assert!(played.is_ok());
+        assert!(longest_bytes > 3 * 512, "{longest_bytes} bytes of records");
+    }
+
+    /// A page of which sectors are missing must not count, whatever the choices at the crash: any seed sees it.
+    #[cfg(feature = "planted-bugs")]
+    #[test]
+    fn without_a_page_checksum_torn_log_pages_are_noticed_on_any_seed() {
+        use stillpoint_processor::PlantedBug;
+        for seed in 1..=8 {
+            let mut script = script_of(LONG_PAGES);
+            script.seed = seed;
+            for (bug, found) in [(Some(PlantedBug::TornLogPageAccepted), true), (None, false)] {
+                let explored = crate::canaries::with_planted(bug, || {
+                    explore::Explorer::new(&script, Budget::SHORT).run().is_err()
+                });
+                assert_eq!(explored, found, "seed {seed}, {bug:?}");
+            }
         }
     }
 

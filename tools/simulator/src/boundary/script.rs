@@ -65,6 +65,8 @@ pub(crate) struct Script {
 const SECTORS: u64 = 8;
 /// The smallest slice.
 const SLICE: u64 = 1024;
+/// Writes of three blocks whose records fill the first three sectors of a log page.
+const LONG_PAGE_WRITES: u64 = 30;
 
 fn write(volume: u32, block: u64, blocks: u64) -> Step {
     Step::Write {
@@ -84,7 +86,7 @@ fn fua(volume: u32, block: u64) -> Step {
     }
 }
 
-/// The scripts made by hand.
+/// The scripts made by hand. Their numbers are their places: new ones come last.
 pub(crate) fn by_hand() -> Vec<Script> {
     use Step::{
         Checkpoint, CreateVolume, DeleteSnapshot, DeleteVolume, Drain, Flush, Idle, Resize, Snapshot,
@@ -211,7 +213,27 @@ pub(crate) fn by_hand() -> Vec<Script> {
         make("resizes", 2, &two[..1], 2, resizes),
         make("groups", 2, &two, 3, groups),
         make("ring", 1, &one, 1, ring),
+        make("pages", 1, &one, LONG_PAGE_WRITES as usize, long_pages()),
     ]
+}
+
+/// Writes that are all in flight at once and cross the disk as one, so that there are few boundaries and each log page is
+/// long. A record of three blocks has 52 bytes: sectors end within its fields, and not only between two records.
+fn long_pages() -> Vec<Step> {
+    let batch = || (0..LONG_PAGE_WRITES).map(|number| write(1, 3 * number, 3));
+    let create = Step::CreateVolume {
+        blocks: 3 * LONG_PAGE_WRITES,
+    };
+    let flush = Step::Flush { volume: 1 };
+    [create]
+        .into_iter()
+        .chain(batch())
+        .chain([flush.clone()])
+        .chain(batch())
+        .chain([flush, Step::Checkpoint])
+        .chain(batch())
+        .chain([fua(1, 0)])
+        .collect()
 }
 
 /// What a script in the making knows of its volumes and snapshots.
