@@ -10,6 +10,7 @@
 //! | GET, DELETE `/v1/volumes/{volume}`, POST `/v1/volumes/{volume}/resize` | shows, deletes, resizes |
 //! | GET, POST `/v1/snapshots` | lists, takes |
 //! | GET, DELETE `/v1/snapshots/{volume@name}` | shows, deletes |
+//! | POST `/v1/snapshots/{volume@name}/lock` | locks: nobody deletes it until then |
 //! | GET, POST `/v1/exports`, DELETE `/v1/exports/{export}` | lists, makes, deletes |
 //! | GET `/v1/events` | what happened; waits for something to happen |
 //! | GET `/v1/status`, GET `/v1/doctor` | figures, findings |
@@ -59,6 +60,7 @@ pub fn router(appliance: Arc<Appliance>) -> Router {
             "/v1/snapshots/{snapshot}",
             get(handlers::show_snapshot).delete(handlers::delete_snapshot),
         )
+        .route("/v1/snapshots/{snapshot}/lock", post(handlers::lock_snapshot))
         .route(
             "/v1/exports",
             get(handlers::list_exports).post(handlers::create_export),

@@ -12,6 +12,7 @@ pub use rows::Change;
 use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
+use crate::pool::time_text;
 use stillpoint_coordinator::OverallSnapshot;
 use stillpoint_processor::host_view::{HostView, Placement};
 use stillpoint_processor::{BLOCK_BYTES, ShardIndex, SnapshotId, TimeStamp, View, VolumeId};
@@ -94,6 +95,10 @@ pub struct Catalog {
     volumes: BTreeMap<VolumeId, Volume>,
     snapshots: BTreeMap<SnapshotId, OverallSnapshot>,
     exports: BTreeMap<u32, ExportRow>,
+    /// The highest wall time ever seen, nanoseconds since the Unix epoch.
+    highest_ns: u64,
+    /// When the last lock ends, or ended.
+    lock_end_ns: u64,
     /// Names of snapshots that are being taken.
     pending: Vec<(VolumeId, String)>,
 }
@@ -114,6 +119,58 @@ impl Catalog {
     pub fn newest_time_stamp(&self) -> TimeStamp {
         let all = self.snapshots.values().map(|snapshot| snapshot.time_stamp.0);
         TimeStamp(all.max().unwrap_or(0))
+    }
+
+    /// Takes note of the wall time; gives the highest ever seen.
+    pub fn saw_time(&mut self, now_ns: u64) -> u64 {
+        self.highest_ns = self.highest_ns.max(now_ns);
+        self.highest_ns
+    }
+
+    /// When the last lock of a snapshot ends, or ended; 0 if there never was one.
+    #[must_use]
+    pub fn lock_end(&self) -> u64 {
+        self.lock_end_ns
+    }
+
+    /// Whether a snapshot may go, or lose this volume, if this is the time. Whatever removes snapshots asks here first.
+    ///
+    /// # Errors
+    /// Conflict if it is locked (with the date) or exported (with the names).
+    pub fn check_removal(
+        &self,
+        snapshot: &OverallSnapshot,
+        volume: Option<VolumeId>,
+        now_ns: u64,
+    ) -> Result<()> {
+        let view = View {
+            volume: volume.unwrap_or(snapshot.volumes[0].volume),
+            snapshot: Some(snapshot.snapshot),
+        };
+        let until = snapshot.marks.locked_until_ns;
+        if until > now_ns {
+            return Err(Error::conflict(format!(
+                "snapshot {} is locked until {}",
+                self.view_name(view),
+                time_text(until)
+            ))
+            .hint("nobody can delete it before, or shorten the lock"));
+        }
+        let exports: Vec<&str> = self
+            .exports()
+            .filter(|export| export.view.snapshot == view.snapshot)
+            .filter(|export| volume.is_none_or(|volume| export.view.volume == volume))
+            .map(|export| export.name.as_str())
+            .collect();
+        if !exports.is_empty() {
+            return Err(Error::conflict(format!(
+                "snapshot {} is exported as {}",
+                self.view_name(view),
+                exports.join(", ")
+            ))
+            .hint("delete the exports first: stillpoint export delete NAME"));
+        }
+        Ok(())
     }
 
     /// All exports, by number.
@@ -290,6 +347,8 @@ impl Catalog {
 
     /// A snapshot that is new, or changed.
     pub fn put_snapshot(&mut self, snapshot: OverallSnapshot) {
+        self.highest_ns = self.highest_ns.max(snapshot.time_stamp.0);
+        self.lock_end_ns = self.lock_end_ns.max(snapshot.marks.locked_until_ns);
         self.snapshots.insert(snapshot.snapshot, snapshot);
     }
 

@@ -99,6 +99,8 @@ kinds! {
     SnapshotFailed = "snapshot_failed", Warning;
     /// A snapshot was deleted because somebody asked for it.
     SnapshotDeleted = "snapshot_deleted", Info;
+    /// A snapshot was locked, or locked for longer.
+    SnapshotLocked = "snapshot_locked", Info;
     /// An export was made.
     ExportCreated = "export_created", Info;
     /// An export was withdrawn.

@@ -5,8 +5,10 @@
 
 mod exports;
 mod info;
+mod locks;
 mod scrub;
 mod snapshots;
+mod tasks;
 mod volumes;
 
 pub use exports::no_export;
@@ -46,6 +48,9 @@ pub struct Pool {
     gate: tokio::sync::RwLock<()>,
     /// Held while a number is taken, until the counters that cover it are durable.
     numbers: tokio::sync::Mutex<()>,
+    /// A snapshot was locked.
+    locked: tokio::sync::Notify,
+    tasks: tasks::Tasks,
 }
 
 /// What a pool is made of when its shards are open.
@@ -92,10 +97,14 @@ impl Pool {
         let of_labels = devices.remarks.iter().cloned();
         let told_by_catalog = mending.remarks.into_iter().chain(mending.damage);
         let behind = clock_remark(catalog.newest_time_stamp(), wall_ns());
+        let behind_locks = (catalog.lock_end() > 0)
+            .then(|| lock_remark(catalog.saw_time(0), wall_ns()))
+            .flatten();
         let remarks = of_labels
             .chain(told)
             .chain(told_by_catalog)
             .chain(behind)
+            .chain(behind_locks)
             .collect();
         let pool = Self {
             index,
@@ -109,8 +118,13 @@ impl Pool {
             catalog: Mutex::new(catalog),
             gate: tokio::sync::RwLock::new(()),
             numbers: tokio::sync::Mutex::new(()),
+            locked: tokio::sync::Notify::new(),
+            tasks: tasks::Tasks::default(),
         };
-        pool.change(left_over.into_iter().chain(mending.changes)).await?;
+        let now = pool.time_of_locks();
+        let time = (pool.catalog().lock_end() > 0).then(|| Change::put_highest_time(now));
+        pool.change(left_over.into_iter().chain(mending.changes).chain(time))
+            .await?;
         pool.run_all(mending.commands).await?;
         Ok(pool)
     }
@@ -248,6 +262,23 @@ fn clock_remark(newest: TimeStamp, now_ns: u64) -> Option<String> {
          snapshot's",
         behind_ns / 1_000_000_000
     ))
+}
+
+/// What an operator should know if the clock is behind the time that locks end by.
+fn lock_remark(highest_ns: u64, now_ns: u64) -> Option<String> {
+    let behind_ns = highest_ns.checked_sub(now_ns)?;
+    Some(format!(
+        "the clock is {} s behind the highest time that this pool has seen: locks end by the highest time",
+        behind_ns / 1_000_000_000
+    ))
+}
+
+/// A point in time in UTC, for messages.
+pub(crate) fn time_text(ns: u64) -> String {
+    match jiff::Timestamp::from_nanosecond(i128::from(ns)) {
+        Ok(stamp) => format!("{stamp:.0}"),
+        Err(_) => format!("{ns} ns after 1970"),
+    }
 }
 
 /// Nanoseconds since the Unix epoch.

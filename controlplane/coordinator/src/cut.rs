@@ -85,7 +85,7 @@ pub(crate) struct Cut {
     again_ns: u64,
     /// Element `i` is shard `i`.
     shares: Vec<Share>,
-    /// The ticket of the commit record. It alone decides; the rows of figures were logged before it.
+    /// The ticket of the commit record. It alone decides; the rows of figures and marks were logged before it.
     commit: Option<Ticket>,
 }
 
@@ -252,7 +252,7 @@ impl Cut {
                 self.phase = Phase::Commit;
                 self.durable_ns = now.monotonic_ns - self.started_ns;
                 self.deadline_ns = now.monotonic_ns.saturating_add(self.request.step_limit_ns);
-                for (key, value) in self.figures_rows().into_iter().chain([self.commit_record()]) {
+                for (key, value) in self.rows_before().into_iter().chain([self.commit_record()]) {
                     let put = ShardCommand::CatalogPut { key, value };
                     self.commit = Some(sink.send(ShardIndex(0), put));
                 }
@@ -267,7 +267,7 @@ impl Cut {
         match &event.kind {
             EventKind::Done => self.finish(Ok(self.combine()), sink),
             EventKind::Failed(error @ (RequestError::NoSpace | RequestError::ShuttingDown)) => {
-                for (key, _) in self.figures_rows() {
+                for (key, _) in self.rows_before() {
                     sink.send(ShardIndex(0), ShardCommand::CatalogDelete { key });
                 }
                 let (shard, step, error) = (event.shard, Step::Commit, *error);
@@ -361,9 +361,19 @@ impl Cut {
             name: self.request.name.clone(),
             time_stamp: self.time_stamp,
             volumes: self.request.volumes.clone(),
+            marks: self.request.marks,
             holds: self.shares.iter().map(|share| share.hold).collect(),
             durable_ns: self.durable_ns,
         }
+    }
+
+    /// The catalog rows that are logged before the commit record: without it they mean nothing.
+    fn rows_before(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let mut rows = self.figures_rows();
+        if !self.request.marks.is_empty() {
+            rows.push(self.request.marks.row(self.request.snapshot));
+        }
+        rows
     }
 
     /// The catalog rows that tell what the snapshot cost.

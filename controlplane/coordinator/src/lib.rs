@@ -26,7 +26,8 @@ mod overall_snapshot;
 
 pub use coordinator::{ACTIVE_MAX, Action, Coordinator, QUEUE_MAX};
 pub use overall_snapshot::{
-    HOLD_NS_DEFAULT, OverallSnapshot, STEP_NS_DEFAULT, SnapshotError, SnapshotRequest, SnapshotVolume, Step,
+    HOLD_NS_DEFAULT, Marks, OverallSnapshot, STEP_NS_DEFAULT, SnapshotError, SnapshotRequest, SnapshotVolume,
+    Step,
 };
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What is asked of the coordinator, and what it gives back.
 
 use core::fmt;
+use stillpoint_ondisk::catalog::{self, Key, MarksRow, Value};
 use stillpoint_processor::command::{HoldFigures, RefusedReason};
 use stillpoint_processor::{RequestError, ShardIndex, SnapshotId, TimeStamp, VolumeId};
 
@@ -18,6 +19,36 @@ pub struct SnapshotVolume {
     pub size_bytes: u64,
 }
 
+/// What is known of a snapshot beside its commit record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Marks {
+    /// The schedule that took it; 0 if none did.
+    pub schedule: u64,
+    /// Until then nothing deletes it, nanoseconds since the Unix epoch; 0 if it is not locked.
+    pub locked_until_ns: u64,
+}
+
+impl Marks {
+    /// Whether there is nothing to know.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+
+    /// The catalog row that says so: key and value.
+    #[must_use]
+    pub fn row(self, snapshot: SnapshotId) -> (Vec<u8>, Vec<u8>) {
+        let row = MarksRow {
+            version: catalog::VERSION.into(),
+            reserved_a: [0; 6],
+            schedule: self.schedule.into(),
+            locked_until_ns: self.locked_until_ns.into(),
+            reserved_b: [0; 24],
+        };
+        (Key::Marks(snapshot.0).encode(), Value::Marks(row).encode())
+    }
+}
+
 /// A snapshot that somebody wants: of one volume, or (a consistency group) of several at one instant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotRequest {
@@ -27,6 +58,8 @@ pub struct SnapshotRequest {
     pub name: String,
     /// Its volumes, each once, at least one, at most [`stillpoint_ondisk::catalog::GROUP_MAX`].
     pub volumes: Vec<SnapshotVolume>,
+    /// What is to be known of it from its first moment on.
+    pub marks: Marks,
     /// Shards of the pool; all of them take part, a shard without objects with an empty share.
     pub shard_count: u16,
     /// How long answers may be held; past it the snapshot is aborted.
@@ -46,6 +79,8 @@ pub struct OverallSnapshot {
     pub time_stamp: TimeStamp,
     /// Its volumes.
     pub volumes: Vec<SnapshotVolume>,
+    /// What is known of it beside.
+    pub marks: Marks,
     /// The price on each shard: element `i` is shard `i`'s.
     pub holds: Vec<HoldFigures>,
     /// From the command to the moment when the last intermediate snapshot was durable.

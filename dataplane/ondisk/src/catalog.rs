@@ -8,10 +8,12 @@
 //! | `C` | [`CounterRow`]: numbers not used yet |
 //! | `E`, export u32 | [`ExportHead`], name |
 //! | `F`, snapshot u64, first shard u16 | [`FiguresHead`], [`HoldRow`] per shard: what a snapshot cost |
+//! | `H` | [`HighestTimeRow`]: the highest wall time ever seen |
+//! | `M`, snapshot u64 | [`MarksRow`]: what is known of a snapshot beside its commit record |
 //! | `S`, snapshot u64 | [`SnapshotHead`], [`SnapshotVolumeRow`] per volume, name: the commit record |
 //! | `V`, volume u32 | [`VolumeHead`], name |
 //!
-//! The `F` rows of a snapshot are logged before its `S` row. One without the other is left over from a
+//! The `F` rows and the `M` row of a snapshot are logged before its `S` row. One without the other is left over from a
 //! snapshot that was never committed and is removed when the pool is opened.
 
 use crate::page::Damage;
@@ -124,6 +126,34 @@ pub struct HoldRow {
     pub answer_held_ns_max: U64,
 }
 
+/// The highest wall time that was ever seen: locks end by it, also if the clock was set back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct HighestTimeRow {
+    /// [`VERSION`].
+    pub version: U16,
+    /// Zero.
+    pub reserved: [u8; 6],
+    /// Nanoseconds since the Unix epoch.
+    pub time_ns: U64,
+}
+
+/// What is known of a snapshot beside its commit record. Without such a row: all zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct MarksRow {
+    /// [`VERSION`].
+    pub version: U16,
+    /// Zero.
+    pub reserved_a: [u8; 6],
+    /// The schedule that took it; 0 if none did.
+    pub schedule: U64,
+    /// Until then it is not deleted, nanoseconds since the Unix epoch; 0 if it is not locked.
+    pub locked_until_ns: U64,
+    /// Zero.
+    pub reserved_b: [u8; 24],
+}
+
 /// A volume or snapshot offered under a name; the name follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -165,6 +195,10 @@ pub enum Key {
         /// The first shard that the row is about.
         first_shard: u16,
     },
+    /// The highest wall time.
+    HighestTime,
+    /// Marks of a snapshot.
+    Marks(u64),
     /// A snapshot.
     Snapshot(u64),
     /// A volume.
@@ -182,6 +216,8 @@ impl Key {
                 snapshot,
                 first_shard,
             } => [&b"F"[..], &snapshot.to_be_bytes(), &first_shard.to_be_bytes()].concat(),
+            Self::HighestTime => vec![b'H'],
+            Self::Marks(snapshot) => [&b"M"[..], &snapshot.to_be_bytes()].concat(),
             Self::Snapshot(snapshot) => [&b"S"[..], &snapshot.to_be_bytes()].concat(),
             Self::Volume(volume) => [&b"V"[..], &volume.to_be_bytes()].concat(),
         }
@@ -201,6 +237,8 @@ impl Key {
                 snapshot: u64::from_be_bytes(rest[..8].try_into().map_err(|_| BAD)?),
                 first_shard: u16::from_be_bytes(rest[8..].try_into().map_err(|_| BAD)?),
             },
+            (b'H', 0) => Self::HighestTime,
+            (b'M', 8) => Self::Marks(u64::from_be_bytes(rest.try_into().map_err(|_| BAD)?)),
             (b'S', 8) => Self::Snapshot(u64::from_be_bytes(rest.try_into().map_err(|_| BAD)?)),
             (b'V', 4) => Self::Volume(u32::from_be_bytes(rest.try_into().map_err(|_| BAD)?)),
             _ => return Err(BAD),
@@ -218,6 +256,10 @@ pub enum Value<'a> {
     Export(ExportHead, &'a str),
     /// Under [`Key::Figures`].
     Figures(&'a [HoldRow]),
+    /// Under [`Key::HighestTime`].
+    HighestTime(HighestTimeRow),
+    /// Under [`Key::Marks`].
+    Marks(MarksRow),
     /// Under [`Key::Snapshot`].
     Snapshot(SnapshotHead, &'a [SnapshotVolumeRow], &'a str),
     /// Under [`Key::Volume`].
@@ -236,13 +278,7 @@ impl<'a> Value<'a> {
             _ => return Err(Damage::Field("catalog value version")),
         }
         Ok(match key {
-            Key::Counters => {
-                let (row, rest) = head::<CounterRow>(bytes)?;
-                if !rest.is_empty() {
-                    return Err(Damage::Field("catalog value length"));
-                }
-                Self::Counters(row)
-            }
+            Key::Counters => Self::Counters(whole::<CounterRow>(bytes)?),
             Key::Export(_) => {
                 let (row, rest) = head::<ExportHead>(bytes)?;
                 let name = name(rest, row.name_bytes, EXPORT_NAME_BYTES_MAX)?;
@@ -259,6 +295,8 @@ impl<'a> Value<'a> {
                 }
                 Self::Figures(rows)
             }
+            Key::HighestTime => Self::HighestTime(whole::<HighestTimeRow>(bytes)?),
+            Key::Marks(_) => Self::Marks(whole::<MarksRow>(bytes)?),
             Key::Snapshot(_) => {
                 let (row, rest) = head::<SnapshotHead>(bytes)?;
                 let (volumes, rest) = table::<SnapshotVolumeRow>(rest, row.volume_count, GROUP_MAX)?;
@@ -300,6 +338,8 @@ impl<'a> Value<'a> {
                 };
                 [row.as_bytes(), rows.as_bytes()].concat()
             }
+            Self::HighestTime(row) => HighestTimeRow { version, ..row }.as_bytes().to_vec(),
+            Self::Marks(row) => MarksRow { version, ..row }.as_bytes().to_vec(),
             Self::Snapshot(row, volumes, name) => {
                 assert!(!volumes.is_empty() && volumes.len() <= GROUP_MAX);
                 let (name_bytes, volume_count) = (length(name.len()), length(volumes.len()));
@@ -340,6 +380,14 @@ fn check_volume(row: &VolumeHead) -> Result<(), Damage> {
 
 fn head<T: FromBytes + KnownLayout + Immutable>(bytes: &[u8]) -> Result<(T, &[u8]), Damage> {
     T::read_from_prefix(bytes).map_err(|_| Damage::Field("catalog value length"))
+}
+
+/// A value that is a head and nothing else.
+fn whole<T: FromBytes + KnownLayout + Immutable>(bytes: &[u8]) -> Result<T, Damage> {
+    match head::<T>(bytes)? {
+        (row, []) => Ok(row),
+        _ => Err(Damage::Field("catalog value length")),
+    }
 }
 
 fn table<T: FromBytes + KnownLayout + Immutable + Unaligned>(

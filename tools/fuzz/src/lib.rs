@@ -18,6 +18,9 @@ pub mod mutate;
 #[allow(dead_code)]
 mod size;
 mod targets;
+#[path = "../../stillpoint/src/when.rs"]
+#[allow(dead_code)]
+mod when;
 
 pub use targets::{Target, all, find};
 

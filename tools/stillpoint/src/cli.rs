@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::Poll;
 use crate::size::{Duration, Size};
+use crate::when::Until;
 
 /// Block storage whose snapshots span all cores and stop nothing.
 #[derive(Debug, Parser)]
@@ -341,6 +342,18 @@ pub enum SnapshotCommand {
         /// `volume@name`.
         #[arg(value_name = "VOLUME@NAME")]
         snapshot: String,
+        /// The pool; not needed if the volume's name is unique
+        #[arg(long)]
+        pool: Option<String>,
+    },
+    /// Lock a snapshot, for all the volumes it was taken of: until then nobody can delete it, or shorten the lock
+    Lock {
+        /// `volume@name`.
+        #[arg(value_name = "VOLUME@NAME")]
+        snapshot: String,
+        /// Until when: 2027-01-31T18:00:00Z, 2027-01-31 (its first moment in UTC), or 30d from now
+        #[arg(long, value_name = "DATE")]
+        until: Until,
         /// The pool; not needed if the volume's name is unique
         #[arg(long)]
         pool: Option<String>,

@@ -9,6 +9,7 @@ mod exit;
 mod nbd_client;
 mod output;
 mod size;
+mod when;
 
 use std::process::ExitCode;
 

@@ -431,21 +431,13 @@ fn a_pool_of_a_newer_program_is_refused_untouched_and_hints_are_ignored() {
 #[test]
 fn time_stamps_of_snapshots_never_run_backwards() {
     let appliance = Appliance::new();
-    let shim = appliance.path_text("clock.so");
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/clock.c");
-    must("cc", &["-shared", "-fPIC", "-O1", "-o", &shim, source]);
-    let start = |shift: &str| {
-        appliance.start_with(
-            &["--processors", "2"],
-            &[("LD_PRELOAD", &shim), ("STILLPOINT_TEST_CLOCK_S", shift)],
-        );
-    };
+    let start = |ahead_s: i64| appliance.start_with_clock(&["--processors", "2"], ahead_s);
     let snapshot = |name: &str| {
         let told = appliance.run(&["snapshot", "create", name, "--hold-limit", "2s"]);
         number(&told, "/time_stamp_ns")
     };
     const YEAR_S: u64 = 365 * 24 * 3600;
-    start(&YEAR_S.to_string());
+    start(YEAR_S as i64);
     appliance.create_pool("p", 1, "128MiB", &[]);
     export(&appliance, "p", "v", "16MiB");
     let mut filler = Filler::new(&appliance, "v");
@@ -456,7 +448,7 @@ fn time_stamps_of_snapshots_never_run_backwards() {
     let now_ns = now.expect("after 1970").as_nanos() as u64;
     assert!(stamps[0] > now_ns + year_ns / 2, "the clock is a year ahead");
     // The clock is right again, which is a year back; then the process is killed, and the clock goes back once more.
-    for (shift, name) in [("0", "v@today"), ("-100000", "v@yesterday")] {
+    for (shift, name) in [(0, "v@today"), (-100_000, "v@yesterday")] {
         appliance.kill();
         start(shift);
         stamps.push(snapshot(name));

@@ -235,6 +235,21 @@ pub(super) async fn show_snapshot(
     Ok(Json(pool.snapshot_details(&volume, &snapshot).await?))
 }
 
+pub(super) async fn lock_snapshot(
+    State(appliance): Shared,
+    Path(name): Path<String>,
+    Query(query): Query<model::Query>,
+    Body(request): Body<model::LockSnapshot>,
+) -> Result<Json<model::SnapshotInfo>> {
+    let locked = finish(async move {
+        let (volume, snapshot) = snapshot_name(&name)?;
+        let pool = appliance.pool_of_volume(&volume, query.pool.as_deref())?;
+        pool.lock_snapshot(&volume, &snapshot, &request).await?;
+        pool.snapshot_details(&volume, &snapshot).await
+    });
+    Ok(Json(locked.await?))
+}
+
 pub(super) async fn delete_snapshot(
     State(appliance): Shared,
     Path(name): Path<String>,

@@ -76,6 +76,18 @@ pub struct CreateSnapshot {
     pub hold_limit_ns: Option<u64>,
 }
 
+/// POST `/v1/snapshots/{volume@name}/lock`: one of the two.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockSnapshot {
+    /// Until then nobody deletes it.
+    #[serde(default)]
+    pub until_ns: Option<u64>,
+    /// For so long from now on nobody deletes it.
+    #[serde(default)]
+    pub for_ns: Option<u64>,
+}
+
 /// POST `/v1/exports`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -241,6 +253,9 @@ pub struct SnapshotInfo {
     pub volumes: Vec<SnapshotVolumeInfo>,
     /// Its time stamp.
     pub time_stamp_ns: u64,
+    /// Until then nothing deletes it; 0 if it was never locked.
+    #[serde(default)]
+    pub locked_until_ns: u64,
     /// From the command to the last intermediate snapshot being durable.
     pub durable_ns: u64,
     /// The longest hold of a shard.

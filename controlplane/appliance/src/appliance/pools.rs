@@ -115,6 +115,7 @@ impl Appliance {
                     pools.open.resize_with(place + 1, || None);
                 }
                 pools.open[place] = Some(pool.clone());
+                pool.start_tasks();
                 Ok(pool)
             }
             Err(error) => {
@@ -225,6 +226,7 @@ impl Appliance {
 
     /// Ends the sessions of a pool, then closes it.
     async fn shut(&self, pool: &Arc<Pool>) -> Result<()> {
+        pool.end_tasks().await;
         let _quiet = pool.quiet().await;
         self.lock().open[usize::from(pool.index.0)] = None;
         self.publish().await?;

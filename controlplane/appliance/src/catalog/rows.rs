@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use super::{Catalog, Counters, ExportRow, Volume};
 use crate::error::{Error, Result};
-use stillpoint_coordinator::{OverallSnapshot, SnapshotVolume};
+use stillpoint_coordinator::{Marks, OverallSnapshot, SnapshotVolume};
 use stillpoint_ondisk::catalog::{
-    CounterRow, ExportHead, Key, SnapshotHead, SnapshotVolumeRow, VERSION, Value, VolumeHead,
+    CounterRow, ExportHead, HighestTimeRow, Key, SnapshotHead, SnapshotVolumeRow, VERSION, Value, VolumeHead,
 };
 use stillpoint_processor::command::HoldFigures;
 use stillpoint_processor::{ShardCommand, SnapshotId, TimeStamp, View, VolumeId};
@@ -99,7 +99,25 @@ impl Change {
         )
     }
 
-    /// This snapshot is not in the catalog: its commit record first, then its figures.
+    /// This is known of a snapshot beside its commit record.
+    #[must_use]
+    pub fn put_marks(snapshot: SnapshotId, marks: Marks) -> Self {
+        let (key, value) = marks.row(snapshot);
+        Self::Put { key, value }
+    }
+
+    /// This is the highest wall time ever seen, nanoseconds since the Unix epoch.
+    #[must_use]
+    pub fn put_highest_time(time_ns: u64) -> Self {
+        let row = HighestTimeRow {
+            version: VERSION.into(),
+            reserved: [0; 6],
+            time_ns: time_ns.into(),
+        };
+        Self::put(Key::HighestTime, Value::HighestTime(row))
+    }
+
+    /// This snapshot is not in the catalog: its commit record first, then its figures and marks.
     #[must_use]
     pub fn delete_snapshot(snapshot: &OverallSnapshot) -> Vec<Self> {
         let id = snapshot.snapshot.0;
@@ -111,9 +129,11 @@ impl Change {
                     first_shard: first as u16,
                 })
             });
+        let marks = (!snapshot.marks.is_empty()).then(|| Self::delete(Key::Marks(id)));
         [Self::delete(Key::Snapshot(id))]
             .into_iter()
             .chain(figures)
+            .chain(marks)
             .collect()
     }
 
@@ -159,6 +179,7 @@ impl Catalog {
             ..Self::default()
         };
         let mut figures = Vec::new();
+        let mut marks = Vec::new();
         for (key_bytes, bytes) in rows {
             let unreadable = |damage: stillpoint_ondisk::Damage| {
                 Error::failure(format!(
@@ -185,6 +206,19 @@ impl Catalog {
                         unreachable!("decoded by its key")
                     };
                     figures.push((SnapshotId(snapshot), first_shard, rows));
+                }
+                Value::HighestTime(row) => {
+                    catalog.saw_time(row.time_ns.get());
+                }
+                Value::Marks(row) => {
+                    let Key::Marks(id) = key else {
+                        unreachable!("decoded by its key")
+                    };
+                    let found = Marks {
+                        schedule: row.schedule.get(),
+                        locked_until_ns: row.locked_until_ns.get(),
+                    };
+                    marks.push((SnapshotId(id), found));
                 }
                 Value::Snapshot(head, volumes, name) => {
                     let Key::Snapshot(id) = key else {
@@ -218,6 +252,12 @@ impl Catalog {
                     snapshot: id.0,
                     first_shard,
                 })),
+            }
+        }
+        for (id, marks) in marks {
+            match catalog.snapshots.get(&id).cloned() {
+                Some(snapshot) => catalog.put_snapshot(OverallSnapshot { marks, ..snapshot }),
+                None => left_over.push(Change::delete(Key::Marks(id.0))),
             }
         }
         Ok((catalog, left_over))
@@ -300,6 +340,7 @@ fn snapshot(id: u64, head: &SnapshotHead, volumes: &[SnapshotVolumeRow], name: &
                 size_bytes: of.size_bytes.get(),
             })
             .collect(),
+        marks: Marks::default(),
         holds: vec![HoldFigures::default(); usize::from(head.shard_count.get())],
         durable_ns: head.durable_ns.get(),
     }

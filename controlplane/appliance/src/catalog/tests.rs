@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::mailbox::RecoveredShard;
-use stillpoint_coordinator::SnapshotVolume;
+use stillpoint_coordinator::{Marks, SnapshotVolume};
 use stillpoint_ondisk::catalog::{FIGURES_MAX, HoldRow, Key, Value};
 use stillpoint_processor::command::{HoldFigures, IntermediateSnapshotStatus, VolumeShareStatus};
 use stillpoint_processor::{ShardCommand, TimeStamp};
@@ -48,6 +48,7 @@ fn snapshot(id: u64, name: &str, volumes: &[u32]) -> OverallSnapshot {
                 size_bytes: 8 << 20,
             })
             .collect(),
+        marks: Marks::default(),
         holds: vec![HoldFigures::default(); usize::from(SHARDS)],
         durable_ns: 9,
     }
@@ -215,6 +216,53 @@ fn figures_belong_to_their_snapshot_and_those_of_no_snapshot_are_removed() {
         (0, 7, 8)
     );
     assert_eq!(left_over, [Change::Delete { key: orphan.encode() }]);
+}
+
+#[test]
+fn marks_belong_to_their_snapshot_and_those_of_no_snapshot_are_removed() {
+    let (_, mut rows) = sample();
+    let marks = Marks {
+        schedule: 4,
+        locked_until_ns: 5000,
+    };
+    rows.apply(Change::put_marks(SnapshotId(2), marks));
+    rows.apply(Change::put_marks(SnapshotId(98), marks));
+    rows.apply(Change::put_highest_time(4000));
+    let (mut catalog, left_over) = Catalog::load(&rows.0, SHARDS).expect("sound rows");
+    let orphan = Key::Marks(98).encode();
+    assert_eq!(left_over, [Change::Delete { key: orphan }]);
+    let found = |id| catalog.snapshot_by_id(SnapshotId(id)).expect("there").marks;
+    assert_eq!((found(1), found(2)), (Marks::default(), marks));
+    assert_eq!(catalog.lock_end(), 5000);
+    assert_eq!(catalog.saw_time(3999), 4000, "time does not go back");
+    // With the snapshot its marks go.
+    let snapshot = catalog.snapshot_by_id(SnapshotId(2)).expect("there").clone();
+    for change in Change::delete_snapshot(&snapshot) {
+        rows.apply(change);
+    }
+    assert!(!rows.0.contains_key(&Key::Marks(2).encode()));
+}
+
+#[test]
+fn a_locked_snapshot_is_not_removed_before_its_time() {
+    let (mut catalog, _) = sample();
+    let mut both = catalog.snapshot_by_id(SnapshotId(3)).expect("there").clone();
+    both.marks.locked_until_ns = 5000;
+    catalog.put_snapshot(both.clone());
+    for volume in [None, Some(VolumeId(1)), Some(VolumeId(2))] {
+        let error = catalog.check_removal(&both, volume, 4999).expect_err("locked");
+        assert!(
+            error.message.contains("locked until 1970-01-01T00:00:00Z"),
+            "{error}"
+        );
+    }
+    assert!(catalog.check_removal(&both, Some(VolumeId(1)), 5000).is_ok());
+    for volume in [None, Some(VolumeId(2))] {
+        let error = catalog.check_removal(&both, volume, 5000).expect_err("exported");
+        assert!(error.message.contains("exported as beta@both"), "{error}");
+    }
+    let one = catalog.snapshot_by_id(SnapshotId(1)).expect("there");
+    assert!(catalog.check_removal(one, None, 0).is_ok());
 }
 
 #[test]

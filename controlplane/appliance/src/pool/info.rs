@@ -167,6 +167,7 @@ impl Pool {
             id: snapshot.snapshot.0,
             volumes: volumes.collect(),
             time_stamp_ns: snapshot.time_stamp.0,
+            locked_until_ns: snapshot.marks.locked_until_ns,
             durable_ns: snapshot.durable_ns,
             hold_ns_max: snapshot.hold_ns_max(),
             answers_held: snapshot.answers_held(),

@@ -10,7 +10,7 @@ use crate::events::EventKind;
 use crate::mailbox::ToProcessor;
 use crate::name;
 use stillpoint_coordinator::{
-    HOLD_NS_DEFAULT, OverallSnapshot, STEP_NS_DEFAULT, SnapshotError, SnapshotRequest, SnapshotVolume,
+    HOLD_NS_DEFAULT, Marks, OverallSnapshot, STEP_NS_DEFAULT, SnapshotError, SnapshotRequest, SnapshotVolume,
 };
 use stillpoint_ondisk::catalog::GROUP_MAX;
 use stillpoint_processor::command::RefusedReason;
@@ -147,6 +147,7 @@ impl Pool {
             snapshot,
             name: request.name.clone(),
             volumes,
+            marks: Marks::default(),
             shard_count: self.shard_count(),
             hold_limit_ns,
             step_limit_ns: STEP_NS_DEFAULT,
@@ -170,25 +171,12 @@ impl Pool {
     /// Deletes an overall snapshot, for all its volumes; its space comes free in the background.
     ///
     /// # Errors
-    /// Not found, conflict if it is exported.
+    /// Not found, conflict if it is locked or exported.
     pub async fn delete_snapshot(&self, volume: &str, snapshot: &str) -> Result<OverallSnapshot> {
         let _gate = self.gate.write().await;
         let found = self.snapshot(volume, snapshot)?;
-        {
-            let catalog = self.catalog();
-            let exports: Vec<&str> = catalog
-                .exports()
-                .filter(|export| export.view.snapshot == Some(found.snapshot))
-                .map(|export| export.name.as_str())
-                .collect();
-            if !exports.is_empty() {
-                return Err(Error::conflict(format!(
-                    "snapshot {volume}@{snapshot} is exported as {}",
-                    exports.join(", ")
-                ))
-                .hint("delete the exports first: stillpoint export delete NAME"));
-            }
-        }
+        let now = self.time_of_locks();
+        self.catalog().check_removal(&found, None, now)?;
         self.change(Change::delete_snapshot(&found)).await?;
         self.catalog().remove_snapshot(found.snapshot);
         let snapshot = found.snapshot;

@@ -104,10 +104,11 @@ impl Pool {
     /// Deletes a volume; its space comes free in the background.
     ///
     /// # Errors
-    /// Not found, conflict if it has exports, or snapshots and `with_snapshots` is not given.
+    /// Not found, conflict if it has exports, or snapshots that are locked, or any and `with_snapshots` is not given.
     pub async fn delete_volume(&self, volume: &str, with_snapshots: bool) -> Result<()> {
         let _gate = self.gate.write().await;
         let id = self.volume(volume)?.id;
+        let now = self.time_of_locks();
         let (changes, snapshots) = {
             let catalog = self.catalog();
             let exports: Vec<&str> = catalog
@@ -128,6 +129,9 @@ impl Pool {
                     Error::conflict(format!("volume {volume} has {} snapshots", snapshots.len()))
                         .hint("delete them first, or give --with-snapshots"),
                 );
+            }
+            for snapshot in &snapshots {
+                catalog.check_removal(snapshot, Some(id), now)?;
             }
             let mut changes = Vec::new();
             let mut mended = Vec::new();

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::{Action, Coordinator, OverallSnapshot, SnapshotError, SnapshotRequest, SnapshotVolume};
+use crate::{Action, Coordinator, Marks, OverallSnapshot, SnapshotError, SnapshotRequest, SnapshotVolume};
 use stillpoint_processor::command::{EventKind, HoldFigures, RefusedReason};
 use stillpoint_processor::{
     Now, RequestError, ShardCommand, ShardEvent, ShardIndex, SnapshotId, Ticket, VolumeId,
@@ -198,6 +198,10 @@ pub fn request(snapshot: u64, volumes: &[u32], shards: u16) -> SnapshotRequest {
                 size_bytes: 1 << 20,
             })
             .collect(),
+        marks: Marks {
+            schedule: 7,
+            locked_until_ns: 8,
+        },
         shard_count: shards,
         hold_limit_ns: HOLD_LIMIT_NS,
         step_limit_ns: STEP_LIMIT_NS,

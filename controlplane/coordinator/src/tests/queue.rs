@@ -49,6 +49,12 @@ fn the_commit_record_says_what_the_answer_says() {
         panic!("a figures row")
     };
     assert_eq!(rows.len(), 3);
+    let key = Key::Marks(9);
+    let Ok(Value::Marks(marks)) = Value::decode(key, &catalog[&key.encode()]) else {
+        panic!("a row of marks")
+    };
+    assert_eq!((marks.schedule.get(), marks.locked_until_ns.get()), (7, 8));
+    assert_eq!(overall.marks, request(9, &[4, 5], 3).marks);
 }
 
 #[test]
@@ -65,7 +71,14 @@ fn figures_of_many_shards_take_several_rows() {
         snapshot: 1,
         first_shard,
     };
-    assert_eq!(keys, [figures(0), figures(64), figures(128), Key::Snapshot(1)]);
+    let expected = [
+        figures(0),
+        figures(64),
+        figures(128),
+        Key::Marks(1),
+        Key::Snapshot(1),
+    ];
+    assert_eq!(keys, expected);
 }
 
 #[test]

@@ -64,6 +64,18 @@ fn samples() -> Vec<(Key, Vec<u8>)> {
         snapshot: 6,
         first_shard: 64,
     };
+    let highest = HighestTimeRow {
+        version: VERSION.into(),
+        reserved: [0; 6],
+        time_ns: 0x0102_0304_0506_0708u64.into(),
+    };
+    let marks = MarksRow {
+        version: VERSION.into(),
+        reserved_a: [0; 6],
+        schedule: 4u64.into(),
+        locked_until_ns: 5u64.into(),
+        reserved_b: [0; 24],
+    };
     vec![
         (Key::Counters, Value::Counters(counters).encode()),
         (Key::Export(9), Value::Export(export, "vol@abc").encode()),
@@ -73,6 +85,8 @@ fn samples() -> Vec<(Key, Vec<u8>)> {
             Value::Snapshot(snapshot(), &group(), "abc").encode(),
         ),
         (Key::Volume(1), Value::Volume(volume(), "vol-a").encode()),
+        (Key::HighestTime, Value::HighestTime(highest).encode()),
+        (Key::Marks(6), Value::Marks(marks).encode()),
     ]
 }
 
@@ -99,6 +113,11 @@ fn these_bytes_are_version_1() {
         (
             "5600000001",
             "0100050003000000000200000040000000000080020000008877665544332211766f6c2d61",
+        ),
+        ("48", "01000000000000000807060504030201"),
+        (
+            "4d0000000000000006",
+            "010000000000000004000000000000000500000000000000000000000000000000000000000000000000000000000000",
         ),
     ];
     for ((key, value), (key_hex, value_hex)) in samples().iter().zip(expected) {

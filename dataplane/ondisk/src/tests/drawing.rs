@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 
 use crate::bitmap::{BLOCKS_PER_PAGE, BitmapPage};
 use crate::catalog::{
-    CounterRow, ExportHead, FiguresHead, HoldRow, SnapshotHead, SnapshotVolumeRow, VolumeHead,
+    CounterRow, ExportHead, FiguresHead, HighestTimeRow, HoldRow, MarksRow, SnapshotHead, SnapshotVolumeRow,
+    VolumeHead,
 };
 use crate::directory::{DirectoryPage, OriginRow, ROW_HEADER_BYTES, SnapshotRow, VolumeRow};
 use crate::header::ShardHeader;
@@ -242,6 +243,18 @@ fn structures() -> Vec<(&'static str, usize, Vec<Field>)> {
             hold_ns,
             answers_held,
             answer_held_ns_max
+        }),
+        structure!(HighestTimeRow {
+            version,
+            reserved,
+            time_ns
+        }),
+        structure!(MarksRow {
+            version,
+            reserved_a,
+            schedule,
+            locked_until_ns,
+            reserved_b
         }),
         structure!(ExportHead {
             version,

@@ -126,5 +126,5 @@ fn the_golden_catalog_holds_every_kind_of_row() {
         assert_eq!(row.encode(), value);
         kinds.push(key[0]);
     }
-    assert_eq!(kinds, *b"CEFSV");
+    assert_eq!(kinds, *b"CEFSVHM");
 }

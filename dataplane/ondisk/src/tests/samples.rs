@@ -5,7 +5,8 @@ use zerocopy::little_endian::U32;
 
 use crate::bitmap::{BLOCKS_PER_PAGE, BitmapPage, WORDS_PER_PAGE};
 use crate::catalog::{
-    self, CounterRow, ExportHead, HoldRow, Key, SnapshotHead, SnapshotVolumeRow, Value, VolumeHead,
+    self, CounterRow, ExportHead, HighestTimeRow, HoldRow, Key, MarksRow, SnapshotHead, SnapshotVolumeRow,
+    Value, VolumeHead,
 };
 use crate::directory::{self, DirectoryPage, OriginRow, Row, RowKind, SnapshotRow, VolumeRow};
 use crate::header::{DIRECTORY_INDEX_MAX, ShardHeader};
@@ -127,12 +128,27 @@ pub fn catalog_rows() -> Vec<u8> {
         snapshot: 50,
         first_shard: 0,
     };
+    let highest = HighestTimeRow {
+        version,
+        reserved: [0; 6],
+        time_ns: 18.into(),
+    };
+    let marks = MarksRow {
+        version,
+        reserved_a: [0; 6],
+        schedule: 19.into(),
+        locked_until_ns: 20.into(),
+        reserved_b: [0; 24],
+    };
     [
         (Key::Counters, Value::Counters(counters)),
         (Key::Export(3), Value::Export(export, "data@monday")),
         (figures, Value::Figures(&holds)),
         (Key::Snapshot(50), Value::Snapshot(snapshot, &volumes, "monday")),
         (Key::Volume(10), Value::Volume(volume, "data")),
+        // Kinds that came later are put behind: what was there does not change.
+        (Key::HighestTime, Value::HighestTime(highest)),
+        (Key::Marks(50), Value::Marks(marks)),
     ]
     .into_iter()
     .flat_map(|(key, value)| [key.encode(), value.encode()])

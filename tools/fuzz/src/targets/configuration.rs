@@ -1,6 +1,6 @@
-//! What people write: the configuration file, and sizes and durations in it and on the command line.
+//! What people write: the configuration file, and sizes, durations and dates in it and on the command line.
 
-use crate::{config, size};
+use crate::{config, size, when};
 
 pub(super) fn file(data: &[u8]) {
     if let Ok(text) = core::str::from_utf8(data) {
@@ -17,6 +17,8 @@ pub(super) fn sizes(data: &[u8]) {
         let _ = size.to_string();
     }
     let _ = size::per_second(text);
+    let _ = text.parse::<when::Period>();
+    let _ = text.parse::<when::Until>();
     let _ = text
         .parse::<size::Duration>()
         .map(|duration| duration.to_string());

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use stillpoint_coordinator::{OverallSnapshot, SnapshotError, SnapshotRequest, SnapshotVolume};
+use stillpoint_coordinator::{Marks, OverallSnapshot, SnapshotError, SnapshotRequest, SnapshotVolume};
 use stillpoint_ondisk::catalog::{self, Key, Value, VolumeHead};
 use stillpoint_processor::command::EventKind;
 use stillpoint_processor::host_view::Placement;
@@ -259,6 +259,7 @@ impl Rig {
                     size_bytes: frozen.size * BLOCK_BYTES as u64,
                 })
                 .collect(),
+            marks: Marks::default(),
             shard_count: self.layout.shard_count,
             hold_limit_ns: 1_000_000_000,
             step_limit_ns: 100_000_000_000,

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use stillpoint_coordinator::{OverallSnapshot, SnapshotError, SnapshotRequest, SnapshotVolume};
+use stillpoint_coordinator::{Marks, OverallSnapshot, SnapshotError, SnapshotRequest, SnapshotVolume};
 use stillpoint_processor::host_view::{HostView, Part, Placement};
 use stillpoint_processor::ports::Buffer;
 use stillpoint_processor::{
@@ -364,6 +364,7 @@ impl Clients {
                     size_bytes: self.volumes[volume].view.size_bytes,
                 })
                 .collect(),
+            marks: Marks::default(),
             shard_count: stage.shard_count() as u16,
             hold_limit_ns: limits.hold_ns,
             step_limit_ns: limits.step_ns,

@@ -2,7 +2,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use stillpoint_coordinator::{Coordinator, SnapshotError, SnapshotRequest, SnapshotVolume};
+use stillpoint_coordinator::{Coordinator, Marks, SnapshotError, SnapshotRequest, SnapshotVolume};
 use stillpoint_ondisk::catalog::Key as CatalogKey;
 use stillpoint_processor::command::EventKind;
 use stillpoint_processor::ports::Buffer;
@@ -204,6 +204,7 @@ impl Small {
                 volume: VOLUME,
                 size_bytes: 1 << 20,
             }],
+            marks: Marks::default(),
             shard_count: self.scope.shards,
             hold_limit_ns: HOLD_LIMIT_NS,
             step_limit_ns: STEP_LIMIT_NS,

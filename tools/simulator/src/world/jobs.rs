@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 
-use stillpoint_coordinator::{OverallSnapshot, SnapshotError, SnapshotRequest, SnapshotVolume};
+use stillpoint_coordinator::{Marks, OverallSnapshot, SnapshotError, SnapshotRequest, SnapshotVolume};
 use stillpoint_ondisk::catalog::{self, Key, Value, VolumeHead};
 use stillpoint_processor::command::{EventKind, Notice, ShardStatus};
 use stillpoint_processor::host_view::Placement;
@@ -372,6 +372,7 @@ impl World {
                     size_bytes,
                 })
                 .collect(),
+            marks: Marks::default(),
             shard_count: self.layout.shard_count,
             hold_limit_ns,
             step_limit_ns: self.plan.step_limit_ns,

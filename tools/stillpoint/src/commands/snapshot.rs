@@ -5,8 +5,9 @@ use crate::client::{Client, escape, with_query};
 use crate::exit::Failure;
 use crate::output::{self, pairs, table};
 use crate::size::{Duration, Size};
+use crate::when::Until;
 use stillpoint_appliance::Error;
-use stillpoint_appliance::api::model::{CreateSnapshot, SnapshotInfo};
+use stillpoint_appliance::api::model::{CreateSnapshot, LockSnapshot, SnapshotInfo};
 
 /// Does what is asked.
 pub fn run(command: SnapshotCommand, global: &Global) -> Result<(), Failure> {
@@ -37,6 +38,27 @@ pub fn run(command: SnapshotCommand, global: &Global) -> Result<(), Failure> {
         SnapshotCommand::Show { snapshot, pool } => {
             let info: SnapshotInfo = client.get(&path(&snapshot, pool.as_deref()))?;
             output::print(global, &info, show)
+        }
+        SnapshotCommand::Lock {
+            snapshot,
+            until,
+            pool,
+        } => {
+            let (until_ns, for_ns) = match until {
+                Until::At(ns) => (Some(ns), None),
+                Until::For(ns) => (None, Some(ns)),
+            };
+            let lock = with_query(
+                &format!("/v1/snapshots/{}/lock", escape(&snapshot)),
+                &[("pool", pool.as_deref())],
+            );
+            let info: SnapshotInfo = client.post(&lock, &LockSnapshot { until_ns, for_ns })?;
+            output::print(global, &info, |info| {
+                format!(
+                    "snapshot {snapshot} is locked until {}",
+                    output::time(info.locked_until_ns)
+                )
+            })
         }
         SnapshotCommand::Delete { snapshot, pool } => {
             client.delete(&path(&snapshot, pool.as_deref()))?;
@@ -82,6 +104,7 @@ fn list(infos: &[SnapshotInfo]) -> String {
             info.answers_held.to_string(),
             Duration(info.answer_held_ns_max).to_string(),
             Duration(info.durable_ns).to_string(),
+            output::time(info.locked_until_ns),
         ]
     });
     let columns = [
@@ -94,6 +117,7 @@ fn list(infos: &[SnapshotInfo]) -> String {
         ">ANSWERS HELD",
         ">LONGEST",
         ">DURABLE IN",
+        "LOCKED UNTIL",
     ];
     table(&columns, rows)
 }
@@ -110,6 +134,7 @@ fn show(info: &SnapshotInfo) -> String {
         ("number", info.id.to_string()),
         ("volumes", output::list(&volumes)),
         ("time stamp", output::time(info.time_stamp_ns)),
+        ("locked until", output::time(info.locked_until_ns)),
         ("command to durable", Duration(info.durable_ns).to_string()),
         ("answers held", info.answers_held.to_string()),
         (

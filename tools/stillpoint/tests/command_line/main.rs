@@ -1,6 +1,7 @@
 //! The command line and the API as their users meet them: the real program, its exit codes, its JSON, its messages.
 
 mod events;
+mod locks;
 mod pools;
 mod program;
 #[path = "../support/mod.rs"]

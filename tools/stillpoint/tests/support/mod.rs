@@ -122,6 +122,20 @@ impl Appliance {
         });
     }
 
+    /// The same, with a wall clock that is so many seconds ahead, or behind.
+    pub fn start_with_clock(&self, arguments: &[&str], ahead_s: i64) {
+        let shim = self.path_text("clock.so");
+        if !self.path("clock.so").exists() {
+            let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/clock.c");
+            foreign::must("cc", &["-shared", "-fPIC", "-O1", "-o", &shim, source]);
+        }
+        let ahead = ahead_s.to_string();
+        self.start_with(
+            arguments,
+            &[("LD_PRELOAD", &shim), ("STILLPOINT_TEST_CLOCK_S", &ahead)],
+        );
+    }
+
     /// Where commands go.
     pub fn control_socket(&self) -> PathBuf {
         self.path("run/control.sock")
