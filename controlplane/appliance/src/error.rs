@@ -126,7 +126,7 @@ impl From<stillpoint_processor::RequestError> for Error {
                 "see the log and `status`; close the pool and open it again once the device works"
             }
             From::Corrupt => "see the log for the place",
-            From::NotFound | From::ReadOnly | From::OutOfRange | From::ShuttingDown => {
+            From::NotFound | From::NoBase | From::ReadOnly | From::OutOfRange | From::ShuttingDown => {
                 return Self::new(kind_of(error), error.to_string());
             }
         };
@@ -138,7 +138,7 @@ fn kind_of(error: stillpoint_processor::RequestError) -> ErrorKind {
     use stillpoint_processor::RequestError as From;
     match error {
         From::NoSpace => ErrorKind::NoSpace,
-        From::NotFound => ErrorKind::NotFound,
+        From::NotFound | From::NoBase => ErrorKind::NotFound,
         From::ShuttingDown => ErrorKind::Unavailable,
         From::ReadOnly | From::OutOfRange => ErrorKind::Usage,
         From::Io | From::Corrupt | From::ShardStopped => ErrorKind::Failure,

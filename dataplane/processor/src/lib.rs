@@ -42,7 +42,9 @@ pub use outbox::Outbox;
 #[cfg(feature = "planted-bugs")]
 pub use planted::PlantedBug;
 pub use processor::Processor;
-pub use request::{RequestError, RequestKind, ShardAnswer, ShardRequest, Token, View};
+pub use request::{
+    Base, CHANGED, CHANGED_TO_HOLE, RequestError, RequestKind, ShardAnswer, ShardRequest, Token, View,
+};
 pub use shard::{OpenError, RecoveryReport, Shard, ShardOptions};
 
 /// Size of a block, in bytes.

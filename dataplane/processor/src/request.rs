@@ -18,6 +18,29 @@ pub struct View {
     pub snapshot: Option<SnapshotId>,
 }
 
+/// The snapshot that a view is compared with: of the same volume, or of another one of its family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Base {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The snapshot.
+    pub snapshot: SnapshotId,
+}
+
+impl From<Base> for View {
+    fn from(base: Base) -> Self {
+        Self {
+            volume: base.volume,
+            snapshot: Some(base.snapshot),
+        }
+    }
+}
+
+/// Bit of a run's state in the answer to [`RequestKind::Changes`]: written or discarded since the base.
+pub const CHANGED: u32 = 1 << 0;
+/// Bit of a run's state in the answer to [`RequestKind::Changes`]: a hole now; only with [`CHANGED`].
+pub const CHANGED_TO_HOLE: u32 = 1 << 1;
+
 /// What is asked of a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestKind {
@@ -41,6 +64,13 @@ pub enum RequestKind {
     /// to `blocks` blocks; the answer's `valid_bytes` says how much was filled. Covers less than `blocks` only
     /// if the buffer is full.
     BlockStatus,
+    /// Fill the buffer as for [`Self::BlockStatus`], with what changed since a snapshot: the states are bits,
+    /// [`CHANGED`] and [`CHANGED_TO_HOLE`]. The last run may go beyond `blocks`, as far as the share and what was
+    /// looked at anyway tell.
+    Changes {
+        /// The snapshot.
+        base: Base,
+    },
     /// Read ahead: no data comes back, errors do.
     Cache,
 }
@@ -64,7 +94,7 @@ pub struct ShardRequest {
     pub skip_bytes: u32,
     /// Bytes of data (writes).
     pub length_bytes: u32,
-    /// Memory: `blocks` * 4096 bytes for reads and writes, any size for block status, else `None`.
+    /// Memory: `blocks` * 4096 bytes for reads and writes, any size for block status and changes, else `None`.
     pub buffer: Option<Buffer>,
 }
 
@@ -79,6 +109,8 @@ pub enum RequestError {
     NoSpace,
     /// The volume or snapshot is not there (any more).
     NotFound,
+    /// The snapshot to compare with is not there (any more), or the two volumes share no past.
+    NoBase,
     /// A write to a snapshot.
     ReadOnly,
     /// The shard stopped writing after a device error; reads go on.
@@ -96,6 +128,7 @@ impl fmt::Display for RequestError {
             Self::Corrupt => "checksum mismatch",
             Self::NoSpace => "the pool is full",
             Self::NotFound => "no such volume or snapshot",
+            Self::NoBase => "no such snapshot to compare with",
             Self::ReadOnly => "a snapshot cannot be written",
             Self::ShardStopped => "the shard stopped writing after a device error",
             Self::OutOfRange => "beyond the end of the volume",
@@ -115,6 +148,6 @@ pub struct ShardAnswer {
     pub result: Result<(), RequestError>,
     /// The request's buffer.
     pub buffer: Option<Buffer>,
-    /// Bytes of the buffer that answer a block status request.
+    /// Bytes of the buffer that answer a block status or changes request.
     pub valid_bytes: u32,
 }

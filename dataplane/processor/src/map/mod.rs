@@ -18,6 +18,7 @@
 //! - Dirty pages are never evicted; some frames are kept for clean pages, so that lookups always get on.
 
 mod cache;
+mod compare;
 mod discard;
 mod frames;
 mod hints;
@@ -26,6 +27,7 @@ mod tests;
 mod tree;
 
 pub use cache::PageCache;
+pub use compare::Difference;
 pub use frames::CAPACITY_PAGES_MIN;
 
 use crate::ids::{DeviceAddress, Epoch, VolumeId};

@@ -29,7 +29,7 @@ impl<T: LogTail> Shard<T> {
             };
             slot.max_birth = slot.max_birth.max(run.birth);
             let blocks = run.end.min(end) - at.0;
-            if !slot.note_run(blocks as u32, run.is_hole) {
+            if !slot.note_run(blocks as u32, u32::from(run.is_hole)) {
                 return Outcome::Answer(Ok(()));
             }
             slot.done_blocks += blocks as u32;
@@ -43,13 +43,13 @@ impl<T: LogTail> Shard<T> {
 
 impl super::Slot {
     /// Adds a run to the buffer, or makes the last one longer; false if there is no room for it.
-    fn note_run(&mut self, blocks: u32, is_hole: bool) -> bool {
-        let state = u32::from(is_hole).to_le_bytes();
+    pub(super) fn note_run(&mut self, blocks: u32, state: u32) -> bool {
+        let state = state.to_le_bytes();
         let used = self.valid_bytes as usize;
         let bytes = self
             .buffer
             .as_mut()
-            .expect("a block status request has a buffer")
+            .expect("a request for runs has a buffer")
             .bytes_mut();
         if used >= 8 && bytes[used - 4..used] == state {
             let last: [u8; 4] = bytes[used - 8..used - 4].try_into().expect("four bytes");

@@ -19,6 +19,7 @@
 //! - an answer leaves through [`Shard::answer`] alone, which is where a cut holds it.
 
 mod block_status;
+mod changes;
 pub mod check;
 mod checkpoint;
 mod commands;
@@ -317,6 +318,10 @@ impl<T: LogTail> Shard<T> {
             RequestKind::Discard { .. } => Step::Discard,
             RequestKind::Flush => Step::Flush,
             RequestKind::BlockStatus => Step::BlockStatus,
+            RequestKind::Changes { base } => {
+                self.compared(request.view, base)?;
+                Step::Changes(base)
+            }
             RequestKind::Cache => Step::Cache,
         })
     }
@@ -453,6 +458,7 @@ impl<T: LogTail> Shard<T> {
             Step::Apply => self.step_apply(id),
             Step::Discard => self.step_discard(id),
             Step::BlockStatus => self.step_block_status(id),
+            Step::Changes(base) => self.step_changes(id, base),
             Step::Flush => self.step_flush(id),
         };
         match outcome {

@@ -8,7 +8,7 @@ use crate::BLOCK_BYTES;
 use crate::ids::{Epoch, ShareBlock};
 use crate::map::Entry;
 use crate::ports::Buffer;
-use crate::request::{RequestError, RequestKind, ShardAnswer, ShardRequest, Token, View};
+use crate::request::{Base, RequestError, RequestKind, ShardAnswer, ShardRequest, Token, View};
 use crate::space::Extent;
 
 /// A place in the table.
@@ -31,6 +31,8 @@ pub(super) enum Step {
     Discard,
     /// List extents.
     BlockStatus,
+    /// List what changed since this snapshot.
+    Changes(Base),
     /// Wait for durability.
     Flush,
 }

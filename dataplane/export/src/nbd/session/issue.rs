@@ -411,7 +411,7 @@ fn reply_error(error: RequestError, is_write: bool) -> ReplyError {
         RequestError::NoSpace => ReplyError::NoSpace,
         RequestError::ReadOnly => ReplyError::NotPermitted,
         RequestError::OutOfRange if is_write => ReplyError::NoSpace,
-        RequestError::OutOfRange => ReplyError::Invalid,
+        RequestError::OutOfRange | RequestError::NoBase => ReplyError::Invalid,
         RequestError::NotFound | RequestError::ShuttingDown => ReplyError::Shutdown,
     }
 }

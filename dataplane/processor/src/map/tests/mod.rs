@@ -1,3 +1,4 @@
+mod compare;
 mod laws;
 mod model;
 mod world;

@@ -3,6 +3,7 @@
 
 mod adverse;
 mod background;
+mod changes;
 mod check;
 mod clones;
 mod damage;

@@ -377,7 +377,10 @@ pub(super) fn request(
     let skip = offset % BLOCK;
     let buffer = matches!(
         kind,
-        RequestKind::Read | RequestKind::Write { .. } | RequestKind::BlockStatus
+        RequestKind::Read
+            | RequestKind::Write { .. }
+            | RequestKind::BlockStatus
+            | RequestKind::Changes { .. }
     )
     .then(|| {
         let mut buffer = Buffer::owned(blocks * BLOCK);

@@ -150,7 +150,7 @@ impl Shards {
                 }
                 return valid;
             }
-            RequestKind::Flush | RequestKind::Cache => {}
+            RequestKind::Flush | RequestKind::Cache | RequestKind::Changes { .. } => {}
         }
         0
     }
