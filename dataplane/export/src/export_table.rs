@@ -1,6 +1,7 @@
 //! What is offered to hosts.
 
 use crate::seats::{Seat, Seats};
+use crate::snapshot_names::SnapshotNames;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use stillpoint_processor::host_view::HostView;
@@ -31,6 +32,8 @@ pub struct ExportTable {
     exports: Vec<Export>,
     /// The connections of each, in the same order.
     seats: Vec<Arc<Seats>>,
+    /// What each may be compared with, in the same order.
+    snapshots: Vec<Option<Arc<dyn SnapshotNames>>>,
 }
 
 impl ExportTable {
@@ -52,7 +55,25 @@ impl ExportTable {
         }
         let exports: Vec<Export> = by_name.into_values().collect();
         let seats = exports.iter().map(|_| Seats::new(u32::MAX)).collect();
-        Self { exports, seats }
+        let snapshots = exports.iter().map(|_| None).collect();
+        Self {
+            exports,
+            seats,
+            snapshots,
+        }
+    }
+
+    /// The same table, with the snapshots that clients of each export may compare its view with.
+    #[must_use]
+    pub fn with_snapshots(mut self, of: impl Fn(&Export) -> Option<Arc<dyn SnapshotNames>>) -> Self {
+        self.snapshots = self.exports.iter().map(of).collect();
+        self
+    }
+
+    /// The snapshots that the view of the export of this name may be compared with.
+    #[must_use]
+    pub(crate) fn snapshots(&self, name: &str) -> Option<&dyn SnapshotNames> {
+        self.snapshots[self.place(name)?].as_deref()
     }
 
     /// The same table, each export of which takes so many connections. Exports that were in the table before go on

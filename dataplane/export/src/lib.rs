@@ -7,6 +7,8 @@
 pub mod export_table;
 pub mod nbd;
 pub mod seats;
+pub mod snapshot_names;
 
 pub use export_table::{Export, ExportTable, PoolIndex};
 pub use seats::{Seat, Seats};
+pub use snapshot_names::{Busy, SnapshotNames};

@@ -122,7 +122,7 @@ pub fn negotiate_with(
     if export.structured {
         let mut data = string(name.as_bytes());
         data.extend_from_slice(&1u32.to_be_bytes());
-        data.extend_from_slice(&string(CONTEXT_ALLOCATION));
+        data.extend_from_slice(&string(CONTEXT_ALLOCATION.as_bytes()));
         let mut selected = false;
         let outcome = exchange(stream, option::SET_META_CONTEXT, &data, |reply, _| {
             selected |= reply == option_reply::META_CONTEXT;
@@ -268,8 +268,13 @@ pub enum Chunk<'a> {
         /// How many.
         length_bytes: u32,
     },
-    /// Extents of `base:allocation`: length in bytes and state each.
-    Extents(Vec<(u32, u32)>),
+    /// What a metadata context tells of a range.
+    Extents {
+        /// Number of the context.
+        context: u32,
+        /// Length in bytes and state each.
+        extents: Vec<(u32, u32)>,
+    },
     /// The request failed.
     Error {
         /// How.
@@ -301,12 +306,12 @@ pub fn parse_chunk(kind: u16, payload: &[u8]) -> Result<Chunk<'_>, ClientError> 
                 length_bytes: reader.u32()?,
             },
             chunk::BLOCK_STATUS => {
-                reader.u32()?;
+                let context = reader.u32()?;
                 let mut extents = Vec::new();
                 while !reader.rest().is_empty() {
                     extents.push((reader.u32()?, reader.u32()?));
                 }
-                Chunk::Extents(extents)
+                Chunk::Extents { context, extents }
             }
             chunk::ERROR | chunk::ERROR_OFFSET => {
                 let error = ReplyError::from_number(reader.u32()?);

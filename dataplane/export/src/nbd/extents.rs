@@ -1,7 +1,6 @@
 //! The extents of one block status reply, merged as the parts come in.
 
-use super::handshake::ALLOCATION_CONTEXT_ID;
-use super::wire::extent_state;
+use super::contexts::Context;
 
 /// Bytes of the reply's memory: the context and at most 8,191 extents. A client asks again from where a reply
 /// ends.
@@ -24,7 +23,7 @@ impl Extents {
     }
 
     /// Adds a run; false if it does not fit any more (or is a second extent and there may be just one).
-    fn push(&mut self, memory: &mut [u8], length: u32, state: u32, one: bool) -> bool {
+    fn push(&mut self, memory: &mut [u8], context: u32, length: u32, state: u32, one: bool) -> bool {
         if self.count > 0 && self.last_state == state {
             self.last_length += length;
         } else {
@@ -37,17 +36,19 @@ impl Extents {
             self.last_state = state;
         }
         let at = self.payload_bytes() - EXTENT_BYTES;
-        memory[..CONTEXT_BYTES].copy_from_slice(&ALLOCATION_CONTEXT_ID.to_be_bytes());
+        memory[..CONTEXT_BYTES].copy_from_slice(&context.to_be_bytes());
         memory[at..at + 4].copy_from_slice(&self.last_length.to_be_bytes());
         memory[at + 4..at + 8].copy_from_slice(&state.to_be_bytes());
         true
     }
 
     /// Adds what a shard said of `length_bytes` bytes that begin `skip_bytes` into its first block: pairs of
-    /// little-endian u32 (blocks, 1 for a hole). True if that covered all of it and more may follow.
+    /// little-endian u32 (blocks, state), the last one perhaps longer than that. True if that covered all of it and
+    /// more may follow.
     pub(super) fn add(
         &mut self,
         memory: &mut [u8],
+        context: &Context,
         pairs: &[u8],
         skip_bytes: u32,
         length_bytes: u32,
@@ -63,12 +64,8 @@ impl Extents {
             if upto <= covered {
                 continue;
             }
-            let state = if word(4) == 1 {
-                extent_state::HOLE | extent_state::ZERO
-            } else {
-                0
-            };
-            if !self.push(memory, (upto - covered) as u32, state, one) {
+            let state = context.state(word(4));
+            if !self.push(memory, context.id, (upto - covered) as u32, state, one) {
                 return false;
             }
             covered = upto;
@@ -82,6 +79,12 @@ impl Extents {
 mod tests {
     use super::*;
 
+    fn allocation() -> Context {
+        let data = [&[0; 4][..], &[0, 0, 0, 1, 0, 0, 0, 15], b"base:allocation"].concat();
+        let queries = super::super::contexts::Queries::parse(&data, true).expect("it is well-formed");
+        queries.select(None).expect("nobody is busy").remove(0)
+    }
+
     fn pairs(runs: &[(u32, u32)]) -> Vec<u8> {
         runs.iter()
             .flat_map(|(blocks, state)| [blocks.to_le_bytes(), state.to_le_bytes()])
@@ -90,7 +93,7 @@ mod tests {
     }
 
     fn read(memory: &[u8], extents: &Extents) -> Vec<(u32, u32)> {
-        assert_eq!(memory[..4], ALLOCATION_CONTEXT_ID.to_be_bytes());
+        assert_eq!(memory[..4], allocation().id.to_be_bytes());
         memory[4..extents.payload_bytes()]
             .chunks_exact(8)
             .map(|e| {
@@ -106,8 +109,22 @@ mod tests {
     fn runs_of_neighbouring_parts_become_one_extent() {
         let mut memory = vec![0; REPLY_BYTES];
         let mut extents = Extents::default();
-        assert!(extents.add(&mut memory, &pairs(&[(1, 0), (3, 1)]), 512, 4 * 4096 - 512, false));
-        assert!(extents.add(&mut memory, &pairs(&[(2, 1), (1, 0)]), 0, 2 * 4096 + 100, false));
+        assert!(extents.add(
+            &mut memory,
+            &allocation(),
+            &pairs(&[(1, 0), (3, 1)]),
+            512,
+            4 * 4096 - 512,
+            false
+        ));
+        assert!(extents.add(
+            &mut memory,
+            &allocation(),
+            &pairs(&[(2, 1), (1, 0)]),
+            0,
+            2 * 4096 + 100,
+            false
+        ));
         assert_eq!(
             read(&memory, &extents),
             [(4096 - 512, 0), (5 * 4096, 3), (100, 0)]
@@ -118,7 +135,14 @@ mod tests {
     fn one_extent_is_one_extent() {
         let mut memory = vec![0; REPLY_BYTES];
         let mut extents = Extents::default();
-        assert!(!extents.add(&mut memory, &pairs(&[(1, 1), (1, 0)]), 0, 8192, true));
+        assert!(!extents.add(
+            &mut memory,
+            &allocation(),
+            &pairs(&[(1, 1), (1, 0)]),
+            0,
+            8192,
+            true
+        ));
         assert_eq!(read(&memory, &extents), [(4096, 3)]);
     }
 
@@ -127,9 +151,9 @@ mod tests {
         let mut memory = vec![0; REPLY_BYTES];
         let mut extents = Extents::default();
         let runs: Vec<_> = (0..10_000).map(|i| (1, i % 2)).collect();
-        assert!(!extents.add(&mut memory, &pairs(&runs), 0, 10_000 * 4096, false));
+        assert!(!extents.add(&mut memory, &allocation(), &pairs(&runs), 0, 10_000 * 4096, false));
         assert_eq!(read(&memory, &extents).len(), 8191);
         let mut extents = Extents::default();
-        assert!(!extents.add(&mut memory, &pairs(&[(1, 0)]), 0, 8192, false));
+        assert!(!extents.add(&mut memory, &allocation(), &pairs(&[(1, 0)]), 0, 8192, false));
     }
 }

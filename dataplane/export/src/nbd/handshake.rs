@@ -3,14 +3,16 @@
 //!
 //! One option is handled at a time; the protocol forbids a client to send the next before it has the reply.
 
+use super::contexts::{CONTEXTS_MAX, Context, ContextList, Queries};
 use super::outbox::{OUTBOX_BYTES, Outbox};
 use super::wire::{
-    CONTEXT_ALLOCATION, CONTEXT_BASE, EXPORT_NAME_PADDING_BYTES, GREETING_MAGIC, NAME_BYTES_MAX,
-    OPTION_MAGIC, OptionReplyHeader, PAYLOAD_BYTES_MAX, PREFERRED_BLOCK_BYTES, Reader, handshake_flags, info,
-    option, option_reply, transmission_flags,
+    CONTEXT_DIRTY, EXPORT_NAME_PADDING_BYTES, GREETING_MAGIC, NAME_BYTES_MAX, OPTION_MAGIC,
+    OptionReplyHeader, PAYLOAD_BYTES_MAX, PREFERRED_BLOCK_BYTES, Reader, handshake_flags, info, option,
+    option_reply, transmission_flags,
 };
 use crate::export_table::{Export, ExportTable};
 use crate::seats::Seat;
+use crate::snapshot_names::{Busy, SNAPSHOT_NAME_BYTES_MAX};
 
 /// Options of one connection at most; a client that sends more is cut off.
 pub const OPTIONS_MAX: u32 = 64;
@@ -18,12 +20,14 @@ pub const OPTIONS_MAX: u32 = 64;
 pub const OPTION_BYTES_MAX: usize = 32 << 10;
 /// Longest option that is skipped politely. After a longer one the connection ends.
 pub const OPTION_SKIP_BYTES_MAX: u32 = 1 << 20;
-/// Metadata context id of `base:allocation`.
-pub const ALLOCATION_CONTEXT_ID: u32 = 1;
 
 /// Room that the reply to any one option (or to one entry of a list) needs.
 const REPLY_BYTES_MAX: usize = 5 * (OptionReplyHeader::BYTES + 16) + 2 * NAME_BYTES_MAX;
 const _: () = assert!(REPLY_BYTES_MAX <= OUTBOX_BYTES);
+/// Room that the reply to a selection of contexts needs.
+const SELECTION_BYTES_MAX: usize = OptionReplyHeader::BYTES
+    + CONTEXTS_MAX * (OptionReplyHeader::BYTES + 4 + CONTEXT_DIRTY.len() + 1 + SNAPSHOT_NAME_BYTES_MAX);
+const _: () = assert!(SELECTION_BYTES_MAX <= OUTBOX_BYTES);
 
 /// What a client and the server agreed on.
 #[derive(Debug)]
@@ -33,8 +37,8 @@ pub(super) struct Agreed {
     _seat: Seat,
     /// Structured replies.
     pub(super) structured: bool,
-    /// `base:allocation` was selected for this export.
-    pub(super) block_status: bool,
+    /// The metadata contexts that were selected for this export.
+    pub(super) contexts: Vec<Context>,
     /// The client asked for the block sizes and so must keep to them.
     pub(super) block_sizes: bool,
 }
@@ -48,6 +52,17 @@ pub(super) enum Next {
     Transmission(Box<Agreed>),
     /// The end, once what was said is sent.
     Close,
+    /// The option cannot be handled at this instant: again in the next turn.
+    Later,
+}
+
+/// A list that is being sent.
+#[derive(Debug)]
+enum Listing {
+    /// Of exports: the index of the next one.
+    Exports(usize),
+    /// Of metadata contexts.
+    Contexts(ContextList),
 }
 
 #[derive(Debug, Default)]
@@ -55,11 +70,12 @@ pub(super) struct Handshake {
     fixed_newstyle: bool,
     no_zeroes: bool,
     structured: bool,
-    /// The export for which `base:allocation` was selected.
-    selected_for: Option<String>,
+    /// The export for which metadata contexts were selected, and these.
+    selected: Option<(String, Vec<Context>)>,
     options: u32,
-    /// Index of the next export of a list that is being sent.
-    listing: Option<usize>,
+    listing: Option<Listing>,
+    /// The list waits for names of snapshots.
+    busy: bool,
 }
 
 impl Handshake {
@@ -83,31 +99,36 @@ impl Handshake {
 
     /// Whether an option can be handled: there is room for the reply and no list is being sent.
     pub(super) fn is_ready(&self, outbox: &Outbox) -> bool {
-        self.listing.is_none() && outbox.has_room(REPLY_BYTES_MAX, 1)
+        self.listing.is_none() && outbox.has_room(REPLY_BYTES_MAX.max(SELECTION_BYTES_MAX), 1)
+    }
+
+    /// Whether a list waits for nothing but another turn.
+    pub(super) fn is_busy(&self) -> bool {
+        self.busy
     }
 
     /// Goes on with a list that did not fit into one send.
     pub(super) fn go_on_listing(&mut self, exports: &ExportTable, outbox: &mut Outbox) {
-        let Some(mut next) = self.listing else { return };
+        self.busy = false;
         while outbox.has_room(REPLY_BYTES_MAX, 1) {
-            let Some(export) = exports.get(next) else {
-                reply(outbox, option::LIST, option_reply::ACK, &[]);
-                self.listing = None;
-                return;
+            let (option, more) = match &mut self.listing {
+                None => return,
+                Some(Listing::Exports(next)) => (option::LIST, Ok(list_export(exports, next, outbox))),
+                Some(Listing::Contexts(list)) => {
+                    (option::LIST_META_CONTEXT, list_context(exports, list, outbox))
+                }
             };
-            let name = export.name.as_bytes();
-            reply(
-                outbox,
-                option::LIST,
-                option_reply::SERVER,
-                &[
-                    &(name.len() as u32).to_be_bytes(),
-                    name,
-                    export.description.as_bytes(),
-                ],
-            );
-            next += 1;
-            self.listing = Some(next);
+            match more {
+                Ok(true) => {}
+                Ok(false) => {
+                    reply(outbox, option, option_reply::ACK, &[]);
+                    self.listing = None;
+                }
+                Err(Busy) => {
+                    self.busy = true;
+                    return;
+                }
+            }
         }
     }
 
@@ -145,7 +166,7 @@ impl Handshake {
         }
         match option {
             option::LIST if data.is_empty() => {
-                self.listing = Some(0);
+                self.listing = Some(Listing::Exports(0));
                 self.go_on_listing(exports, outbox);
             }
             option::STRUCTURED_REPLY if data.is_empty() => {
@@ -155,7 +176,10 @@ impl Handshake {
             option::LIST | option::STRUCTURED_REPLY => invalid(outbox, option, b"this option takes no data"),
             option::INFO | option::GO => return self.info(option, data, exports, outbox),
             option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
-                self.meta_context(option, data, exports, outbox);
+                if self.meta_context(option, data, exports, outbox) == Err(Busy) {
+                    self.options -= 1;
+                    return Next::Later;
+                }
             }
             option::STARTTLS => refuse(
                 outbox,
@@ -181,11 +205,12 @@ impl Handshake {
     }
 
     fn agree(&self, export: &Export, seat: Seat, block_sizes: bool) -> Box<Agreed> {
+        let selected = self.selected.as_ref().filter(|(name, _)| *name == export.name);
         Box::new(Agreed {
             export: export.clone(),
             _seat: seat,
             structured: self.structured,
-            block_status: self.selected_for.as_ref() == Some(&export.name),
+            contexts: selected.map_or(Vec::new(), |(_, contexts)| contexts.clone()),
             block_sizes,
         })
     }
@@ -278,43 +303,89 @@ impl Handshake {
         }
     }
 
-    /// `LIST_META_CONTEXT` and `SET_META_CONTEXT`: `name | query count u32 | queries`, strings with lengths.
-    fn meta_context(&mut self, option: u32, data: &[u8], exports: &ExportTable, outbox: &mut Outbox) {
+    /// `LIST_META_CONTEXT` and `SET_META_CONTEXT`, see [`Queries`]. Nothing is said if the names are busy.
+    fn meta_context(
+        &mut self,
+        option: u32,
+        data: &[u8],
+        exports: &ExportTable,
+        outbox: &mut Outbox,
+    ) -> Result<(), Busy> {
         let set = option == option::SET_META_CONTEXT;
         if set {
-            self.selected_for = None;
+            self.selected = None;
         }
         if !self.structured {
             invalid(outbox, option, b"structured replies have to be agreed on first");
-            return;
+            return Ok(());
         }
-        let Some((name, found)) = parse_queries(data, set) else {
+        let Some(queries) = Queries::parse(data, set) else {
             invalid(outbox, option, b"the lengths in this option do not fit together");
-            return;
+            return Ok(());
         };
-        let Some(export) = find(exports, name) else {
-            refuse(
-                outbox,
-                option,
-                option_reply::ERR_UNKNOWN,
-                b"there is no such export",
-            );
-            return;
+        let Some(export) = find(exports, queries.export) else {
+            let message = b"there is no such export";
+            refuse(outbox, option, option_reply::ERR_UNKNOWN, message);
+            return Ok(());
         };
-        if found {
-            let id = if set { ALLOCATION_CONTEXT_ID } else { 0 };
-            reply(
-                outbox,
-                option,
-                option_reply::META_CONTEXT,
-                &[&id.to_be_bytes(), CONTEXT_ALLOCATION],
+        let names = exports.snapshots(&export.name);
+        if !set {
+            self.listing = Some(Listing::Contexts(queries.list(&export.name, names)?));
+            self.go_on_listing(exports, outbox);
+            return Ok(());
+        }
+        let contexts = queries.select(names)?;
+        if contexts.len() > CONTEXTS_MAX {
+            let message = format!(
+                "{} contexts: {CONTEXTS_MAX} are possible at a time",
+                contexts.len()
             );
-            if set {
-                self.selected_for = Some(export.name.clone());
-            }
+            refuse(outbox, option, option_reply::ERR_TOO_BIG, message.as_bytes());
+            return Ok(());
+        }
+        for context in &contexts {
+            context_reply(outbox, option, context.id, &context.name);
         }
         reply(outbox, option, option_reply::ACK, &[]);
+        self.selected = Some((export.name.clone(), contexts));
+        Ok(())
     }
+}
+
+/// Names the next export; false if there is none.
+fn list_export(exports: &ExportTable, next: &mut usize, outbox: &mut Outbox) -> bool {
+    let Some(export) = exports.get(*next) else {
+        return false;
+    };
+    let name = export.name.as_bytes();
+    let length = (name.len() as u32).to_be_bytes();
+    let description = export.description.as_bytes();
+    reply(
+        outbox,
+        option::LIST,
+        option_reply::SERVER,
+        &[&length, name, description],
+    );
+    *next += 1;
+    true
+}
+
+/// Names the next context; false if there is none.
+fn list_context(exports: &ExportTable, list: &mut ContextList, outbox: &mut Outbox) -> Result<bool, Busy> {
+    let name = list.next(exports.snapshots(&list.export))?;
+    if let Some(name) = &name {
+        context_reply(outbox, option::LIST_META_CONTEXT, 0, name);
+    }
+    Ok(name.is_some())
+}
+
+fn context_reply(outbox: &mut Outbox, option: u32, id: u32, name: &str) {
+    reply(
+        outbox,
+        option,
+        option_reply::META_CONTEXT,
+        &[&id.to_be_bytes(), name.as_bytes()],
+    );
 }
 
 /// The export of this name; names are UTF-8.
@@ -345,22 +416,6 @@ fn parse_info(data: &[u8]) -> Option<(&[u8], &[u8])> {
     let count = reader.u16()?;
     let wanted = reader.take(usize::from(count) * 2)?;
     (reader.rest().is_empty() && name.len() <= NAME_BYTES_MAX).then_some((name, wanted))
-}
-
-/// The export's name and whether a query finds `base:allocation`. No query at all finds it when listing.
-fn parse_queries(data: &[u8], set: bool) -> Option<(&[u8], bool)> {
-    let mut reader = Reader::new(data);
-    let name = reader.string()?;
-    let count = reader.u32()?;
-    let mut found = count == 0 && !set;
-    for _ in 0..count {
-        let query = reader.string()?;
-        if query.len() > NAME_BYTES_MAX {
-            return None;
-        }
-        found |= query == CONTEXT_ALLOCATION || (query == CONTEXT_BASE && !set);
-    }
-    (reader.rest().is_empty() && name.len() <= NAME_BYTES_MAX).then_some((name, found))
 }
 
 fn reply(outbox: &mut Outbox, option: u32, reply: u32, parts: &[&[u8]]) {

@@ -24,6 +24,7 @@
 pub mod client;
 pub mod wire;
 
+mod contexts;
 mod conversation;
 mod conversations;
 mod extents;
@@ -35,9 +36,10 @@ mod session;
 mod slab;
 mod transmission;
 
+pub use contexts::{ALLOCATION_CONTEXT_ID, CONTEXTS_MAX, SNAPSHOTS_LISTED_MAX};
 pub use conversation::{Line, Transport};
 pub use conversations::{CONNECTIONS_MAX, Conversations, processor_of};
-pub use handshake::{ALLOCATION_CONTEXT_ID, OPTION_BYTES_MAX, OPTION_SKIP_BYTES_MAX, OPTIONS_MAX};
+pub use handshake::{OPTION_BYTES_MAX, OPTION_SKIP_BYTES_MAX, OPTIONS_MAX};
 pub use outbox::{OUTBOX_BYTES, PIECES_MAX, Send};
 pub use session::{INBOX_BYTES, Limits, Receive, Session, SessionOptions, session_tag};
 pub use transmission::{DF_BYTES_MAX, SKIP_BYTES_MAX};

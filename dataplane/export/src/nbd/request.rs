@@ -3,9 +3,9 @@
 use super::extents::Extents;
 use super::wire::ReplyError;
 use core::ops::Range;
-use stillpoint_processor::RequestKind;
-use stillpoint_processor::host_view::Parts;
+use stillpoint_processor::host_view::{Part, Parts};
 use stillpoint_processor::ports::Buffer;
+use stillpoint_processor::{RequestKind, ShardIndex};
 
 /// Parts of a read in order that have a buffer at a time.
 pub(super) const WINDOW_PARTS: usize = 4;
@@ -127,10 +127,19 @@ pub(super) struct Piece {
     pub(super) length: u32,
 }
 
-/// A block status query: its parts are asked one after the other.
+/// A block status query: the selected contexts one after the other, and of each its parts.
 #[derive(Debug)]
 pub(super) struct Status {
+    /// The whole range.
+    pub(super) all: Parts,
+    /// The context that is being asked about, by its place among the selected.
+    pub(super) context: usize,
+    /// What is left of the range.
     pub(super) parts: Parts,
+    /// The part that is with its shard.
+    pub(super) asked: Option<Part>,
+    /// What shards have told of later parts already.
+    pub(super) foreseen: Foreseen,
     /// One extent at most.
     pub(super) one: bool,
     pub(super) extents: Extents,
@@ -138,6 +147,35 @@ pub(super) struct Status {
     pub(super) reply: Option<Buffer>,
     /// Memory for the shards' answers.
     pub(super) question: Option<Buffer>,
+}
+
+/// Runs that shards have told to their end, beyond the part that was asked about.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Foreseen([Option<Run>; FORESEEN_SHARDS]);
+
+/// Shards whose runs are remembered.
+const FORESEEN_SHARDS: usize = 8;
+
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    shard: ShardIndex,
+    /// First block of the share behind it.
+    end: u64,
+    state: u32,
+}
+
+impl Foreseen {
+    /// Notes that the share is in `state` up to block `end`, from the part on that was asked about last.
+    pub(super) fn note(&mut self, shard: ShardIndex, end: u64, state: u32) {
+        self.0[usize::from(shard.0) % FORESEEN_SHARDS] = Some(Run { shard, end, state });
+    }
+
+    /// The state of a part, if it is known to its end. Parts are asked about in order.
+    pub(super) fn state(&self, part: &Part) -> Option<u32> {
+        let run = self.0[usize::from(part.shard.0) % FORESEEN_SHARDS]?;
+        let known = run.shard == part.shard && part.first.0 + u64::from(part.blocks) <= run.end;
+        known.then_some(run.state)
+    }
 }
 
 /// A part that is with its shard.
@@ -164,6 +202,8 @@ pub(super) enum Ready {
     },
     /// The whole reply.
     Reply { request: u16 },
+    /// A chunk of a block status reply: what one context tells.
+    Extents { request: u16, piece: Piece, last: bool },
     /// A long read in order: its data, as it comes. Nothing else is said until it is done.
     Stream { request: u16 },
     /// A request that was not begun.

@@ -175,7 +175,8 @@ impl Session {
     /// may have buffers.
     #[must_use]
     pub fn is_starved(&self) -> bool {
-        self.blocked || !self.issuing.is_empty() || !self.whole.is_empty()
+        let lists = matches!(&self.phase, Phase::Options(handshake) if handshake.is_busy());
+        self.blocked || lists || !self.issuing.is_empty() || !self.whole.is_empty()
     }
 
     /// Requests of the client that are not yet answered.
@@ -211,7 +212,8 @@ impl Session {
         while let Some(ready) = self.ready.pop_front() {
             if let Ready::Chunk {
                 result: Ok(piece), ..
-            } = ready
+            }
+            | Ready::Extents { piece, .. } = ready
             {
                 self.memory.give(piece.buffer, pool);
             }

@@ -3,7 +3,7 @@
 
 use super::extents::Extents;
 use super::handshake::Agreed;
-use super::request::{InOrder, Job, Status};
+use super::request::{Foreseen, InOrder, Job, Status};
 use super::wire::{PAYLOAD_BYTES_MAX, ReplyError, RequestHeader, command, command_flags};
 use stillpoint_processor::host_view::HostView;
 use stillpoint_processor::{BLOCK_BYTES, RequestKind};
@@ -51,7 +51,9 @@ fn check(header: &RequestHeader, agreed: &Agreed) -> Result<(), ReplyError> {
             true,
             ReplyError::NoSpace,
         ),
-        command::BLOCK_STATUS if agreed.block_status => (command_flags::REQ_ONE, false, ReplyError::Invalid),
+        command::BLOCK_STATUS if !agreed.contexts.is_empty() => {
+            (command_flags::REQ_ONE, false, ReplyError::Invalid)
+        }
         _ => return Err(ReplyError::Invalid),
     };
     if header.flags & !(flags | command_flags::FUA) != 0 {
@@ -144,7 +146,11 @@ fn serve(header: &RequestHeader, agreed: &Agreed) -> Verdict {
         }
         command::WRITE_ZEROES => zeroes(view, header, has(command_flags::NO_HOLE), fua),
         command::BLOCK_STATUS => Job::Status(Status {
+            all: view.parts_without_data(offset, length),
+            context: 0,
             parts: view.parts_without_data(offset, length),
+            asked: None,
+            foreseen: Foreseen::default(),
             one: has(command_flags::REQ_ONE),
             extents: Extents::default(),
             reply: None,

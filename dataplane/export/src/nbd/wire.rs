@@ -30,10 +30,18 @@ pub const PREFERRED_BLOCK_BYTES: u32 = 4096;
 /// Zeroes after the reply to `EXPORT_NAME`, unless both sides agreed to leave them out.
 pub const EXPORT_NAME_PADDING_BYTES: usize = 124;
 
-/// The one metadata context there is.
-pub const CONTEXT_ALLOCATION: &[u8] = b"base:allocation";
+/// The metadata context that tells holes from data.
+pub const CONTEXT_ALLOCATION: &str = "base:allocation";
 /// The wildcard that lists it.
-pub const CONTEXT_BASE: &[u8] = b"base:";
+pub const CONTEXT_BASE: &str = "base:";
+/// Before the name of a snapshot: the context that tells what changed since it. Alone, the wildcard.
+pub const CONTEXT_CHANGES: &str = "stillpoint:changes:";
+/// Another wildcard for the same.
+pub const CONTEXT_STILLPOINT: &str = "stillpoint:";
+/// Before the name of a snapshot: the context that tells the same as qemu tells of its dirty bitmaps.
+pub const CONTEXT_DIRTY: &str = "qemu:dirty-bitmap:";
+/// Another wildcard for the same.
+pub const CONTEXT_QEMU: &str = "qemu:";
 
 /// Flags of the greeting and of the client's answer to it (same bits).
 pub mod handshake_flags {
@@ -187,6 +195,20 @@ pub mod extent_state {
     pub const ZERO: u32 = 1 << 1;
 }
 
+/// States of an extent of `stillpoint:changes:SNAPSHOT`.
+pub mod changes_state {
+    /// Written or discarded since the snapshot.
+    pub const CHANGED: u32 = 1 << 0;
+    /// A hole now; only together with `CHANGED`.
+    pub const HOLE: u32 = 1 << 1;
+}
+
+/// States of an extent of `qemu:dirty-bitmap:SNAPSHOT`.
+pub mod dirty_state {
+    /// Written or discarded since the snapshot.
+    pub const DIRTY: u32 = 1 << 0;
+}
+
 /// The errors a reply can carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -232,7 +254,9 @@ impl ReplyError {
             Self::NotPermitted => "this export is read-only",
             Self::Io => "the device failed, or what it holds does not match its checksum",
             Self::NoMemory => "the server has no memory for this request",
-            Self::Invalid => "invalid request: unknown command or flag, bad alignment or range",
+            Self::Invalid => {
+                "invalid request: unknown command or flag, bad alignment or range, or a snapshot that is gone"
+            }
             Self::NoSpace => "the pool is full or the range goes beyond the end of the volume",
             Self::Overflow => "the request is longer than the server takes (32 MiB)",
             Self::NotSupported => "this cannot be done faster than by writing",

@@ -1,14 +1,17 @@
 //! NBD: a server session that is fed anything, and a client that is answered anything.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 use stillpoint_export::nbd::client::{Connection, ReplyHead, parse_chunk, parse_head};
 use stillpoint_export::nbd::{Limits, Session, SessionOptions};
-use stillpoint_export::{Export, ExportTable, PoolIndex};
+use stillpoint_export::{Export, ExportTable, PoolIndex, SnapshotNames};
 use stillpoint_processor::host_view::{HostView, Placement};
 use stillpoint_processor::ports::{Buffer, BufferPool};
-use stillpoint_processor::{BLOCK_BYTES, RequestKind, ShardAnswer, ShardRequest, SnapshotId, View, VolumeId};
+use stillpoint_processor::{
+    BLOCK_BYTES, Base, RequestKind, ShardAnswer, ShardRequest, SnapshotId, View, VolumeId,
+};
 
 const VOLUME_BYTES: u64 = 8 << 20;
 /// Memory that a session may have at a time: its own limit, and what that allows on top.
@@ -54,11 +57,17 @@ fn exports() -> Arc<ExportTable> {
             read_only,
         },
     };
-    Arc::new(ExportTable::new([
+    let base = Base {
+        volume: VolumeId(1),
+        snapshot: SnapshotId(9),
+    };
+    let names: Arc<dyn SnapshotNames> = Arc::new(BTreeMap::from([(String::from("noon"), base)]));
+    let exports = [
         export("disk", 512, false),
         export("disk@noon", 512, true),
         export("big-blocks", 4096, false),
-    ]))
+    ];
+    Arc::new(ExportTable::new(exports).with_snapshots(|_| Some(Arc::clone(&names))))
 }
 
 /// A shard that does nothing, and looks at what it is asked.
@@ -80,7 +89,10 @@ fn answer(mut request: ShardRequest) -> ShardAnswer {
         "a snapshot is never written"
     );
     let mut valid_bytes = 0;
-    if request.kind == RequestKind::BlockStatus {
+    if matches!(
+        request.kind,
+        RequestKind::BlockStatus | RequestKind::Changes { .. }
+    ) {
         let memory = request.buffer.as_mut().expect("memory to answer in").bytes_mut();
         memory[..4].copy_from_slice(&request.blocks.to_le_bytes());
         memory[4..8].copy_from_slice(&1u32.to_le_bytes());

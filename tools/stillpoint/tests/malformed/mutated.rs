@@ -77,12 +77,15 @@ fn recordings(export: &str) -> Vec<Vec<u8>> {
         encode_option(option::STARTTLS, &[]),
         encode_option(option::LIST, &[]),
         encode_option(option::STRUCTURED_REPLY, &[]),
-        encode_option(option::LIST_META_CONTEXT, &queries(export, &[b"base:"])),
+        encode_option(option::LIST_META_CONTEXT, &queries(export, &[b"base:", b"qemu:"])),
         encode_option(
             option::INFO,
             &encode_go(export, &[info::BLOCK_SIZE, info::NAME, info::DESCRIPTION]),
         ),
-        encode_option(option::SET_META_CONTEXT, &queries(export, &[b"base:allocation"])),
+        encode_option(
+            option::SET_META_CONTEXT,
+            &queries(export, &[b"base:allocation", b"stillpoint:changes:noon"]),
+        ),
         encode_option(option::EXTENDED_HEADERS, &[]),
         encode_option(option::GO, &encode_go(export, &[info::BLOCK_SIZE])),
         write(0, 1024, 512),

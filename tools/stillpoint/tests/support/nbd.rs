@@ -162,7 +162,7 @@ impl Receiver {
     /// Takes a chunk; gives the error that it tells.
     fn take(&mut self, cookie: u64, content: Chunk<'_>) -> Result<Option<ReplyError>, ClientError> {
         let (offset_bytes, length_bytes, bytes) = match content {
-            Chunk::None | Chunk::Extents(_) => return Ok(None),
+            Chunk::None | Chunk::Extents { .. } => return Ok(None),
             Chunk::Error { error, .. } => {
                 if let Some(read) = self.reads.get_mut(&cookie) {
                     read.error = Some(error);

@@ -336,7 +336,7 @@ impl Pending {
                 .ok_or(outside)?
                 .fill(0),
             Chunk::Error { error, .. } => self.error = self.error.or(Some(error)),
-            Chunk::Extents(ref extents) => self.extents.clone_from(extents),
+            Chunk::Extents { ref extents, .. } => self.extents.clone_from(extents),
             Chunk::None => {}
         }
         Ok(())

@@ -290,11 +290,14 @@ impl Session {
                 return Step::Bytes;
             };
             let next = handshake.option(header.option, data, &self.exports, &mut self.outbox);
+            if matches!(next, Next::Later) {
+                return Step::Blocked;
+            }
             self.inbox.consume(OptionHeader::BYTES + length);
             next
         };
         match next {
-            Next::Option => {}
+            Next::Option | Next::Later => {}
             Next::Transmission(agreed) => self.phase = Phase::Transmission(agreed),
             Next::Close => self.stop_reading(pool),
         }

@@ -1,7 +1,7 @@
 //! Parts to the shards, and their answers.
 
-use super::super::extents::REPLY_BYTES;
-use super::super::request::{InOrder, Job, PartInFlight, Piece, Ready, WINDOW_PARTS};
+use super::super::extents::{Extents, REPLY_BYTES};
+use super::super::request::{Foreseen, InOrder, Job, PartInFlight, Piece, Ready, Status, WINDOW_PARTS};
 use super::super::wire::ReplyError;
 use super::{End, Phase, Session};
 use stillpoint_processor::host_view::Part;
@@ -153,29 +153,30 @@ impl Session {
     }
 
     fn issue_status(&mut self, slot: u16, pool: &mut impl BufferPool) -> Issue {
-        let request = &mut self.requests[slot];
-        if request.outstanding > 0 {
-            return Issue::Wait;
-        }
-        let Job::Status(status) = &mut request.job else {
-            unreachable!("the job was looked at");
-        };
-        if status.reply.is_none() {
-            if !self.memory.allows(2 * REPLY_BYTES, REPLY_BYTES, 0, pool) {
+        loop {
+            let request = &mut self.requests[slot];
+            if request.outstanding > 0 || request.unissued == 0 {
+                return Issue::Wait;
+            }
+            let (Job::Status(status), Phase::Transmission(agreed)) = (&mut request.job, &self.phase) else {
+                unreachable!("the job was looked at");
+            };
+            if status.reply.is_none() && !start_status(status, &mut self.memory, pool) {
                 return Issue::Later;
             }
-            let Some(first) = self.memory.take_allowed(REPLY_BYTES, pool) else {
-                return Issue::Later;
+            let context = &agreed.contexts[status.context];
+            let part = status.parts.next().expect("something is unissued");
+            let Some(state) = status.foreseen.state(&part) else {
+                status.asked = Some(part);
+                let (kind, buffer) = (context.request_kind(), status.question.take());
+                return self.issue_part(slot, 0, &part, kind, buffer);
             };
-            let Some(second) = self.memory.take_allowed(REPLY_BYTES, pool) else {
-                self.memory.give(first, pool);
-                return Issue::Later;
-            };
-            (status.reply, status.question) = (Some(first), Some(second));
+            request.unissued -= u64::from(part.length_bytes);
+            let mut pair = [0; 8];
+            pair[..4].copy_from_slice(&part.blocks.to_le_bytes());
+            pair[4..].copy_from_slice(&state.to_le_bytes());
+            self.add_extents(slot, &part, &pair, pool);
         }
-        let buffer = status.question.take();
-        let part = status.parts.next().expect("something is unissued");
-        self.issue_part(slot, 0, &part, RequestKind::BlockStatus, buffer)
     }
 
     fn issue_part(
@@ -258,7 +259,7 @@ impl Session {
         match &request.job {
             Job::Chunks { .. } => self.chunk_answered(&part, answer.buffer, error, pool),
             Job::InOrder(_) => self.in_order_answered(&part, answer.buffer, pool),
-            Job::Status(_) => self.status_answered(&part, answer.buffer, answer.valid_bytes),
+            Job::Status(_) => self.status_answered(slot, answer.buffer, answer.valid_bytes, pool),
             Job::Write { .. } | Job::Plain { .. } | Job::Zeroes { .. } | Job::Flush { .. } => {
                 if error.is_some() && !matches!(request.job, Job::Write { .. }) {
                     request.unissued = 0;
@@ -277,6 +278,8 @@ impl Session {
         if request.is_complete() {
             if request.silent {
                 self.requests.remove(slot);
+            } else if matches!(request.job, Job::Status(_)) && request.error.is_none() {
+                // What each context tells was said when it was complete.
             } else {
                 self.ready.push_back(Ready::Reply { request: slot });
             }
@@ -347,29 +350,101 @@ impl Session {
         }
     }
 
-    fn status_answered(&mut self, part: &PartInFlight, buffer: Option<Buffer>, valid_bytes: u32) {
-        let slot = part.request;
+    fn status_answered(
+        &mut self,
+        slot: u16,
+        buffer: Option<Buffer>,
+        valid_bytes: u32,
+        pool: &mut impl BufferPool,
+    ) {
         let request = &mut self.requests[slot];
-        let failed = request.error.is_some();
         let Job::Status(status) = &mut request.job else {
             unreachable!("the job was looked at");
         };
         let buffer = buffer.expect("a block status query brings its buffer back");
-        let goes_on = !failed
-            && status.extents.add(
-                status.reply.as_mut().expect("taken at the start").bytes_mut(),
-                &buffer.bytes()[..valid_bytes as usize],
-                part.skip_bytes,
-                part.length_bytes,
-                status.one,
-            );
-        status.question = Some(buffer);
-        if !goes_on {
-            mark(Mark::NbdStatusFull);
+        let part = status.asked.take().expect("one part is asked about at a time");
+        if request.error.is_some() {
             request.unissued = 0;
+            self.memory.give(buffer, pool);
+            return self.go_on(slot);
+        }
+        let pairs = &buffer.bytes()[..valid_bytes as usize];
+        let word = |pair: &[u8]| u32::from_le_bytes(pair.try_into().expect("four bytes"));
+        let told: u64 = pairs
+            .chunks_exact(8)
+            .map(|pair| u64::from(word(&pair[..4])))
+            .sum();
+        if let Some(last) = pairs.last_chunk::<4>().filter(|_| told > u64::from(part.blocks)) {
+            status
+                .foreseen
+                .note(part.shard, part.first.0 + told, u32::from_le_bytes(*last));
+        }
+        self.add_extents(slot, &part, pairs, pool);
+        // The next context begins anew, and so without memory.
+        match &mut self.requests[slot].job {
+            Job::Status(status) if status.reply.is_some() => status.question = Some(buffer),
+            _ => self.memory.give(buffer, pool),
         }
         self.go_on(slot);
     }
+
+    /// Adds what is known of a part to what the present context tells, and says that when it is all.
+    fn add_extents(&mut self, slot: u16, part: &Part, pairs: &[u8], pool: &mut impl BufferPool) {
+        let request = &mut self.requests[slot];
+        let (Job::Status(status), Phase::Transmission(agreed)) = (&mut request.job, &self.phase) else {
+            unreachable!("the job was looked at");
+        };
+        let context = &agreed.contexts[status.context];
+        let memory = status.reply.as_mut().expect("taken at the start").bytes_mut();
+        let (skip, length) = (part.skip_bytes, part.length_bytes);
+        if !status
+            .extents
+            .add(memory, context, pairs, skip, length, status.one)
+        {
+            mark(Mark::NbdStatusFull);
+            request.unissued = 0;
+        }
+        if request.unissued > 0 {
+            return;
+        }
+        let last = status.context + 1 == agreed.contexts.len();
+        let piece = Piece {
+            buffer: status.reply.take().expect("taken at the start"),
+            start: 0,
+            length: status.extents.payload_bytes() as u32,
+        };
+        if let Some(buffer) = status.question.take() {
+            self.memory.give(buffer, pool);
+        }
+        if !last {
+            status.context += 1;
+            status.parts = status.all.clone();
+            status.foreseen = Foreseen::default();
+            status.extents = Extents::default();
+            request.unissued = u64::from(request.length_bytes);
+        }
+        self.ready.push_back(Ready::Extents {
+            request: slot,
+            piece,
+            last,
+        });
+    }
+}
+
+/// Takes the memory of a reply and of the questions to the shards, both or none.
+fn start_status(status: &mut Status, memory: &mut super::Memory, pool: &mut impl BufferPool) -> bool {
+    if !memory.allows(2 * REPLY_BYTES, REPLY_BYTES, 0, pool) {
+        return false;
+    }
+    let Some(first) = memory.take_allowed(REPLY_BYTES, pool) else {
+        return false;
+    };
+    let Some(second) = memory.take_allowed(REPLY_BYTES, pool) else {
+        memory.give(first, pool);
+        return false;
+    };
+    (status.reply, status.question) = (Some(first), Some(second));
+    true
 }
 
 /// Takes the buffers of the first parts, all or none.

@@ -51,6 +51,10 @@ impl Session {
                 self.say_chunk(pool);
                 true
             }
+            Ready::Extents { .. } => {
+                self.say_extents(pool);
+                true
+            }
             Ready::Reply { request } => self.say_reply(request, pool),
             Ready::Stream { request } => self.say_stream(request, pool),
         }
@@ -76,6 +80,25 @@ impl Session {
             Err(error) => say_error(&mut self.outbox, true, cookie, error, Some((offset_bytes, last))),
         }
         if last {
+            self.requests.remove(request);
+        }
+    }
+
+    /// Says what one context tells.
+    fn say_extents(&mut self, pool: &mut impl BufferPool) {
+        let Some(Ready::Extents { request, piece, last }) = self.ready.pop_front() else {
+            unreachable!("it was looked at");
+        };
+        let header = ChunkHeader {
+            flags: if last { chunk::DONE } else { 0 },
+            kind: chunk::BLOCK_STATUS,
+            cookie: self.requests[request].cookie,
+            length_bytes: piece.length,
+        };
+        self.outbox.put(&header.encode());
+        self.say_data(piece, pool);
+        if last {
+            self.give_buffers(request, pool);
             self.requests.remove(request);
         }
     }
@@ -115,18 +138,6 @@ impl Session {
                     for piece in answered.into_iter().flatten() {
                         self.say_data(piece, pool);
                     }
-                }
-                Job::Status(status) => {
-                    let payload = status.extents.payload_bytes() as u32;
-                    let header = ChunkHeader {
-                        flags: chunk::DONE,
-                        kind: chunk::BLOCK_STATUS,
-                        cookie,
-                        length_bytes: payload,
-                    };
-                    self.outbox.put(&header.encode());
-                    let buffer = status.reply.take().expect("taken at the start");
-                    self.outbox.attach(buffer, 0, payload, None);
                 }
                 _ => say_done(&mut self.outbox, structured, cookie),
             }

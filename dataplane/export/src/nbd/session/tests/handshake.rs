@@ -10,8 +10,13 @@ use std::sync::Arc;
 const SIZE: u64 = 8 << 20;
 
 /// A session that was greeted and has the client's flags.
-fn greeted(flags: u32) -> World {
-    let mut world = World::new(table(SIZE));
+pub(super) fn greeted(flags: u32) -> World {
+    greeted_by(table(SIZE), flags)
+}
+
+/// The same with these exports.
+pub(super) fn greeted_by(exports: Arc<ExportTable>, flags: u32) -> World {
+    let mut world = World::new(exports);
     world.run();
     assert_eq!(world.heard[..16], *b"NBDMAGICIHAVEOPT");
     assert_eq!(world.heard[16..], [0, 3]);
@@ -22,8 +27,13 @@ fn greeted(flags: u32) -> World {
 }
 
 /// Sends an option; its replies as (type, data).
-fn ask(world: &mut World, number: u32, data: &[u8]) -> Vec<(u32, Vec<u8>)> {
+pub(super) fn ask(world: &mut World, number: u32, data: &[u8]) -> Vec<(u32, Vec<u8>)> {
     world.unread.extend(encode_option(number, data));
+    go_on(world, number)
+}
+
+/// What else it says to that option.
+pub(super) fn go_on(world: &mut World, number: u32) -> Vec<(u32, Vec<u8>)> {
     world.run();
     let heard = std::mem::take(&mut world.heard);
     let mut rest = heard.as_slice();
@@ -38,7 +48,7 @@ fn ask(world: &mut World, number: u32, data: &[u8]) -> Vec<(u32, Vec<u8>)> {
     replies
 }
 
-fn kinds(replies: &[(u32, Vec<u8>)]) -> Vec<u32> {
+pub(super) fn kinds(replies: &[(u32, Vec<u8>)]) -> Vec<u32> {
     replies.iter().map(|(kind, _)| *kind).collect()
 }
 

@@ -2,14 +2,17 @@
 
 use crate::nbd::client::{Chunk, ReplyHead, parse_chunk, parse_head};
 use crate::nbd::wire::{self, ReplyError, RequestHeader, chunk, option};
-use crate::nbd::{Limits, Receive, Send, Session, SessionOptions, client, session_tag};
+use crate::nbd::{
+    ALLOCATION_CONTEXT_ID, Limits, Receive, Send, Session, SessionOptions, client, session_tag,
+};
 use crate::{Export, ExportTable, PoolIndex};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use stillpoint_processor::host_view::{HostView, Placement};
 use stillpoint_processor::ports::{Buffer, BufferPool, Room};
 use stillpoint_processor::{
-    BLOCK_BYTES, RequestError, RequestKind, ShardAnswer, ShardRequest, SnapshotId, View, VolumeId,
+    BLOCK_BYTES, CHANGED, CHANGED_TO_HOLE, RequestError, RequestKind, ShardAnswer, ShardRequest, SnapshotId,
+    View, VolumeId,
 };
 
 pub const TAG: u32 = 0xabcd_1234;
@@ -70,13 +73,18 @@ impl Random {
     }
 }
 
+/// Data by shard and block.
+pub type Blocks = BTreeMap<(u16, u64), Vec<u8>>;
+
 /// All shards of a pool, one volume.
 #[derive(Default)]
 pub struct Shards {
-    blocks: BTreeMap<(u16, u64), Vec<u8>>,
+    pub blocks: Blocks,
     pub pending: Vec<ShardRequest>,
     /// Every request that came: kind, blocks, shard.
     pub seen: Vec<(RequestKind, u32, u16)>,
+    /// What was there when a snapshot was taken.
+    pub snapshots: BTreeMap<SnapshotId, Blocks>,
     /// Parts (counted from now) that fail, and how.
     pub fail: BTreeMap<usize, RequestError>,
 }
@@ -133,27 +141,46 @@ impl Shards {
                 }
             }
             RequestKind::BlockStatus => {
-                let mut runs: Vec<(u32, u32)> = Vec::new();
-                for key in keys {
-                    let hole = u32::from(!self.blocks.contains_key(&key));
-                    match runs.last_mut() {
-                        Some((blocks, state)) if *state == hole => *blocks += 1,
-                        _ => runs.push((1, hole)),
-                    }
-                }
-                let memory = request.buffer.as_mut().expect("memory to answer in").bytes_mut();
-                let words = runs.iter().flat_map(|&(blocks, state)| [blocks, state]);
-                let mut valid = 0;
-                for (to, word) in memory.chunks_exact_mut(4).zip(words) {
-                    to.copy_from_slice(&word.to_le_bytes());
-                    valid += 4;
-                }
-                return valid;
+                let states = keys.map(|key| u32::from(!self.blocks.contains_key(&key)));
+                return tell(request.buffer.as_mut(), states);
             }
-            RequestKind::Flush | RequestKind::Cache | RequestKind::Changes { .. } => {}
+            RequestKind::Changes { base } => {
+                let then = &self.snapshots[&base.snapshot];
+                let state = |key| match (self.blocks.get(&key), then.get(&key)) {
+                    (now, then) if now == then => 0,
+                    (Some(_), _) => CHANGED,
+                    (None, _) => CHANGED | CHANGED_TO_HOLE,
+                };
+                // A shard tells the last run to its end where it can.
+                let end = first + u64::from(request.blocks);
+                let last = state((shard, end - 1));
+                let beyond = (end..end + 700).map(|block| state((shard, block)));
+                let states = keys.map(state).chain(beyond.take_while(|&state| state == last));
+                return tell(request.buffer.as_mut(), states);
+            }
+            RequestKind::Flush | RequestKind::Cache => {}
         }
         0
     }
+}
+
+/// Fills a buffer with runs of states, as a shard does; gives how many bytes.
+fn tell(buffer: Option<&mut Buffer>, states: impl Iterator<Item = u32>) -> u32 {
+    let mut runs: Vec<(u32, u32)> = Vec::new();
+    for state in states {
+        match runs.last_mut() {
+            Some((blocks, last)) if *last == state => *blocks += 1,
+            _ => runs.push((1, state)),
+        }
+    }
+    let memory = buffer.expect("memory to answer in").bytes_mut();
+    let words = runs.iter().flat_map(|&(blocks, state)| [blocks, state]);
+    let mut valid = 0;
+    for (to, word) in memory.chunks_exact_mut(4).zip(words) {
+        to.copy_from_slice(&word.to_le_bytes());
+        valid += 4;
+    }
+    valid
 }
 
 /// What the client heard of a request.
@@ -161,7 +188,10 @@ impl Shards {
 pub struct Heard {
     /// Pieces of data by offset.
     pub data: BTreeMap<u64, Vec<u8>>,
+    /// What the first context told.
     pub extents: Vec<(u32, u32)>,
+    /// What each context told.
+    pub contexts: BTreeMap<u32, Vec<(u32, u32)>>,
     pub errors: Vec<(ReplyError, Option<u64>)>,
     pub content_chunks: usize,
     pub done: bool,
@@ -280,7 +310,12 @@ impl World {
     }
 
     pub fn connect(&mut self, name: &str, structured: bool) {
-        self.unread.extend(hello(name, structured));
+        self.connect_with(name, structured, &[b"base:allocation"]);
+    }
+
+    /// The same with these metadata contexts.
+    pub fn connect_with(&mut self, name: &str, structured: bool, contexts: &[&[u8]]) {
+        self.unread.extend(hello_with(name, structured, contexts));
         self.run();
         assert_eq!(self.export_name(), Some(name));
         self.heard.clear();
@@ -447,7 +482,14 @@ impl World {
                             assert_eq!(before, None);
                         }
                         Chunk::Hole { .. } => panic!("holes are not sent"),
-                        Chunk::Extents(extents) => heard.extents = extents,
+                        Chunk::Extents { context, extents } => {
+                            heard.content_chunks += 1;
+                            if context == ALLOCATION_CONTEXT_ID {
+                                heard.extents.clone_from(&extents);
+                            }
+                            let before = heard.contexts.insert(context, extents);
+                            assert_eq!(before, None, "one chunk per context");
+                        }
                         Chunk::Error {
                             error,
                             offset_bytes,
@@ -493,12 +535,17 @@ pub fn take_front(bytes: &mut VecDeque<u8>, to: &mut [u8]) {
 
 /// A client's negotiation, from its flags to `GO`.
 pub fn hello(name: &str, structured: bool) -> Vec<u8> {
+    hello_with(name, structured, &[b"base:allocation"])
+}
+
+/// The same with these metadata contexts.
+pub fn hello_with(name: &str, structured: bool, contexts: &[&[u8]]) -> Vec<u8> {
     let mut bytes = 3u32.to_be_bytes().to_vec();
     if structured {
         bytes.extend(client::encode_option(option::STRUCTURED_REPLY, &[]));
         bytes.extend(client::encode_option(
             option::SET_META_CONTEXT,
-            &queries(name, &[b"base:allocation"]),
+            &queries(name, contexts),
         ));
     }
     bytes.extend(client::encode_option(option::GO, &client::encode_go(name, &[])));
