@@ -11,6 +11,7 @@
 //! | GET, POST `/v1/snapshots` | lists, takes |
 //! | GET, DELETE `/v1/snapshots/{volume@name}` | shows, deletes |
 //! | POST `/v1/snapshots/{volume@name}/lock` | locks: nobody deletes it until then |
+//! | GET `/v1/snapshots/{volume@name}/changes` | what changed since, as lines of JSON while it is found |
 //! | GET, POST `/v1/exports`, DELETE `/v1/exports/{export}` | lists, makes, deletes |
 //! | GET `/v1/events` | what happened; waits for something to happen |
 //! | GET `/v1/status`, GET `/v1/doctor` | figures, findings |
@@ -18,6 +19,7 @@
 //! What is not a success has the body `{"kind", "message", "hint"}` ([`Error`]). A request that changes something is
 //! finished even if its client goes away.
 
+mod changes;
 mod extract;
 mod handlers;
 pub mod model;
@@ -61,6 +63,7 @@ pub fn router(appliance: Arc<Appliance>) -> Router {
             get(handlers::show_snapshot).delete(handlers::delete_snapshot),
         )
         .route("/v1/snapshots/{snapshot}/lock", post(handlers::lock_snapshot))
+        .route("/v1/snapshots/{snapshot}/changes", get(changes::snapshot_changes))
         .route(
             "/v1/exports",
             get(handlers::list_exports).post(handlers::create_export),

@@ -14,7 +14,7 @@ use crate::events::Events;
 use crate::mailbox::{Export, ExportTable, Mailbox, MailboxError, PoolOptions, ToProcessor};
 use crate::pool::{Pool, no_export, no_volume};
 use crate::state::{KnownPool, State};
-use stillpoint_export::Seats;
+use stillpoint_export::{Seats, SnapshotNames};
 use tokio::sync::oneshot;
 
 /// How the appliance does things.
@@ -271,7 +271,8 @@ impl Appliance {
     /// All exports. Where two pools bring the same name, that of the later one is `pool/name`.
     fn export_table(&self) -> ExportTable {
         let mut all: Vec<Export> = Vec::new();
-        for pool in self.pools() {
+        let pools = self.pools();
+        for pool in &pools {
             for mut export in pool.exports() {
                 if all.iter().any(|other| other.name == export.name) {
                     export.name = format!("{}/{}", pool.name(), export.name);
@@ -280,7 +281,11 @@ impl Appliance {
                 all.push(export);
             }
         }
-        ExportTable::new(all)
+        ExportTable::new(all).with_snapshots(|export| {
+            let pool = pools.iter().find(|pool| pool.index == export.pool)?;
+            let names = pool.catalog().snapshot_names(export.host_view.view.volume);
+            Some(Arc::new(names) as Arc<dyn SnapshotNames>)
+        })
     }
 
     /// Gives a volume a new size. A larger one is seen by clients that connect from then on; a smaller one ends the

@@ -3,9 +3,11 @@
 //! The rows are the truth. Every change is first made durable as a row ([`Change`]) and then made here, so
 //! that a crash between two steps leaves something that [`reconcile`] can mend when the pool is opened.
 
+mod index;
 mod reconcile;
 mod rows;
 
+pub use index::VolumeSnapshots;
 pub use reconcile::{Mending, reconcile};
 pub use rows::Change;
 
@@ -94,6 +96,7 @@ pub struct Catalog {
     counters: Counters,
     volumes: BTreeMap<VolumeId, Volume>,
     snapshots: BTreeMap<SnapshotId, OverallSnapshot>,
+    index: index::SnapshotIndex,
     exports: BTreeMap<u32, ExportRow>,
     /// The highest wall time ever seen, nanoseconds since the Unix epoch.
     highest_ns: u64,
@@ -234,6 +237,11 @@ impl Catalog {
         }
     }
 
+    /// The snapshots of a volume by name, for sessions; what comes later shows up in it too.
+    pub fn snapshot_names(&mut self, volume: VolumeId) -> VolumeSnapshots {
+        self.index.of(volume).clone()
+    }
+
     /// What a session of this view sees; `None` if it is not there.
     #[must_use]
     pub fn host_view(&self, view: View, read_only: bool) -> Option<HostView> {
@@ -343,18 +351,22 @@ impl Catalog {
     /// A volume that is gone. Its snapshots and exports have to be gone.
     pub fn remove_volume(&mut self, id: VolumeId) {
         self.volumes.remove(&id);
+        self.index.remove_volume(id);
     }
 
     /// A snapshot that is new, or changed.
     pub fn put_snapshot(&mut self, snapshot: OverallSnapshot) {
         self.highest_ns = self.highest_ns.max(snapshot.time_stamp.0);
         self.lock_end_ns = self.lock_end_ns.max(snapshot.marks.locked_until_ns);
+        self.index.put(&snapshot, self.snapshots.get(&snapshot.snapshot));
         self.snapshots.insert(snapshot.snapshot, snapshot);
     }
 
     /// A snapshot that is gone.
     pub fn remove_snapshot(&mut self, id: SnapshotId) {
-        self.snapshots.remove(&id);
+        if let Some(gone) = self.snapshots.remove(&id) {
+            self.index.remove(&gone);
+        }
     }
 
     /// An export that is new.

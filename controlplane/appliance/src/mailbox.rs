@@ -30,7 +30,7 @@ pub use stillpoint_export::{Export, ExportTable, PoolIndex};
 use stillpoint_hw::device::PoolFiles;
 use stillpoint_ondisk::layout::Layout;
 use stillpoint_processor::command::{EventKind, IntermediateSnapshotStatus, Notice, VolumeShareStatus};
-use stillpoint_processor::{ShardCommand, ShardIndex, TimeStamp};
+use stillpoint_processor::{ShardAnswer, ShardCommand, ShardIndex, ShardRequest, TimeStamp};
 use tokio::sync::{mpsc, oneshot};
 
 /// Messages that may wait in one mailbox.
@@ -75,6 +75,15 @@ pub enum ToProcessor {
         command: ShardCommand,
         /// The event that answers it; never `Notice`.
         reply: oneshot::Sender<EventKind>,
+    },
+    /// A request of the control plane's own, for a shard that this processor owns. Its token is given here.
+    Ask {
+        /// The pool.
+        pool: PoolIndex,
+        /// The request; its buffer is ordinary memory, so it is one without data.
+        request: Box<ShardRequest>,
+        /// The shard's answer.
+        reply: oneshot::Sender<ShardAnswer>,
     },
     /// Take a snapshot. Processor 0 runs the coordinator of every pool.
     CreateSnapshot {

@@ -3,6 +3,7 @@
 //! Changes that concern the shape of things (volumes, deletions) take the gate alone; snapshots share it, so that
 //! a volume does not vanish or change its size while it is being cut.
 
+mod changes;
 mod exports;
 mod info;
 mod locks;
@@ -11,6 +12,7 @@ mod snapshots;
 mod tasks;
 mod volumes;
 
+pub use changes::{ChangedRange, Changes, Comparison};
 pub use exports::no_export;
 pub use volumes::no_volume;
 

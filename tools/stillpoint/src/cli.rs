@@ -358,6 +358,18 @@ pub enum SnapshotCommand {
         #[arg(long)]
         pool: Option<String>,
     },
+    /// List what changed since a snapshot: up to a later one, or up to now
+    Changes {
+        /// The earlier one: `volume@name`.
+        #[arg(value_name = "VOLUME@NAME")]
+        from: String,
+        /// The later one: `volume@name` or `volume` [default: the volume as it is].
+        #[arg(value_name = "VOLUME[@NAME]")]
+        to: Option<String>,
+        /// The pool; not needed if the volume's name is unique
+        #[arg(long)]
+        pool: Option<String>,
+    },
     /// Delete a snapshot, for all the volumes it was taken of
     Delete {
         /// `volume@name`.

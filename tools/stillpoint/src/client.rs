@@ -1,12 +1,13 @@
 //! Talking to the daemon: HTTP and JSON over its control socket.
 
 use http_body_util::{BodyExt, Full};
-use hyper::body::Bytes;
-use hyper::{Method, Request, StatusCode};
+use hyper::body::{Bytes, Incoming};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::PathBuf;
+use tokio::task::JoinHandle;
 
 use crate::cli::Global;
 use crate::exit::Failure;
@@ -42,12 +43,44 @@ impl Client {
         self.call(Method::DELETE, path, Vec::new())
     }
 
+    /// GET of lines: gives each to `each` as it comes.
+    pub fn lines(
+        &self,
+        path: &str,
+        mut each: impl FnMut(&[u8]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        runtime()?.block_on(async {
+            let (response, driver) = self.send(Method::GET, path, Vec::new()).await?;
+            let status = response.status();
+            let mut body = response.into_body();
+            if !status.is_success() {
+                let bytes = body
+                    .collect()
+                    .await
+                    .map_err(|error| self.lost(&error))?
+                    .to_bytes();
+                return Err(refusal(status, &bytes));
+            }
+            let mut rest = Vec::new();
+            while let Some(frame) = body.frame().await {
+                let frame = frame.map_err(|error| self.lost(&error))?;
+                rest.extend_from_slice(frame.data_ref().map_or(&[][..], |bytes| bytes));
+                let whole = rest
+                    .iter()
+                    .rposition(|&byte| byte == b'\n')
+                    .map_or(0, |at| at + 1);
+                for line in rest[..whole].split_inclusive(|&byte| byte == b'\n') {
+                    each(line)?;
+                }
+                rest.drain(..whole);
+            }
+            driver.abort();
+            Ok(())
+        })
+    }
+
     fn call<R: DeserializeOwned>(&self, method: Method, path: &str, body: Vec<u8>) -> Result<R, Failure> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .build()
-            .map_err(|error| Error::failure(format!("cannot start: {error}")))?;
-        let (status, bytes) = runtime.block_on(self.exchange(method, path, body))?;
+        let (status, bytes) = runtime()?.block_on(self.exchange(method, path, body))?;
         // No content reads as null, which is () and nothing else.
         let bytes = if bytes.is_empty() {
             Bytes::from_static(b"null")
@@ -57,9 +90,7 @@ impl Client {
         if status.is_success() {
             return serde_json::from_slice(&bytes).map_err(|error| strange(&error.to_string()));
         }
-        let error: Error = serde_json::from_slice(&bytes)
-            .map_err(|_| strange(&format!("{status}: {}", String::from_utf8_lossy(&bytes))))?;
-        Err(Failure::Refused(error))
+        Err(refusal(status, &bytes))
     }
 
     async fn exchange(
@@ -68,15 +99,28 @@ impl Client {
         path: &str,
         body: Vec<u8>,
     ) -> Result<(StatusCode, Bytes), Failure> {
+        let (response, driver) = self.send(method, path, body).await?;
+        let status = response.status();
+        let collected = response.into_body().collect().await;
+        let bytes = collected.map_err(|error| self.lost(&error))?.to_bytes();
+        driver.abort();
+        Ok((status, bytes))
+    }
+
+    /// Sends a request; what it gives second carries the response and is to be aborted behind it.
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Result<(Response<Incoming>, JoinHandle<hyper::Result<()>>), Failure> {
         let shown = self.socket.display();
         let stream = tokio::net::UnixStream::connect(&self.socket)
             .await
             .map_err(|error| Failure::Unreachable(format!("no daemon answers on {shown}: {error}")))?;
-        let lost =
-            |error: hyper::Error| Failure::Unreachable(format!("the daemon on {shown} broke off: {error}"));
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
-            .map_err(lost)?;
+            .map_err(|error| self.lost(&error))?;
         let driver = tokio::spawn(connection);
         let request = Request::builder()
             .method(method)
@@ -85,15 +129,34 @@ impl Client {
             .header("content-type", "application/json")
             .body(Full::new(Bytes::from(body)))
             .map_err(|error| Error::usage(format!("{path:?}: {error}")))?;
-        let response = sender.send_request(request).await.map_err(lost)?;
-        let status = response.status();
-        let bytes = response.into_body().collect().await.map_err(lost)?.to_bytes();
-        driver.abort();
-        Ok((status, bytes))
+        let response = sender.send_request(request).await;
+        Ok((response.map_err(|error| self.lost(&error))?, driver))
+    }
+
+    fn lost(&self, error: &hyper::Error) -> Failure {
+        Failure::Unreachable(format!(
+            "the daemon on {} broke off: {error}",
+            self.socket.display()
+        ))
     }
 }
 
-fn strange(what: &str) -> Failure {
+fn runtime() -> Result<tokio::runtime::Runtime, Error> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .map_err(|error| Error::failure(format!("cannot start: {error}")))
+}
+
+fn refusal(status: StatusCode, body: &[u8]) -> Failure {
+    match serde_json::from_slice::<Error>(body) {
+        Ok(error) => Failure::Refused(error),
+        Err(_) => strange(&format!("{status}: {}", String::from_utf8_lossy(body))),
+    }
+}
+
+/// An answer that is no answer.
+pub fn strange(what: &str) -> Failure {
     Error::failure(format!("the daemon's answer is not understood: {what}"))
         .hint("are the daemon and this program of the same version?")
         .into()

@@ -19,7 +19,7 @@ use crate::mailbox::ToProcessor;
 use crate::name::ViewName;
 use crate::pool::Pool;
 
-type Shared = State<Arc<Appliance>>;
+pub(super) type Shared = State<Arc<Appliance>>;
 type Created<T> = (StatusCode, Json<T>);
 
 /// Finishes what was begun even if the client goes away.
@@ -217,7 +217,7 @@ pub(super) async fn create_snapshot(
 }
 
 /// `volume@snapshot`, both of them.
-fn snapshot_name(name: &str) -> Result<(String, String)> {
+pub(super) fn snapshot_name(name: &str) -> Result<(String, String)> {
     let view: ViewName = name.parse()?;
     match view.snapshot {
         Some(snapshot) => Ok((view.volume, snapshot)),

@@ -120,6 +120,66 @@ pub struct Query {
     pub with_snapshots: bool,
 }
 
+/// `?to=` of GET `/v1/snapshots/{volume@name}/changes`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangesQuery {
+    /// The pool; not needed if the volume's name is unique.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+    /// What to compare with: `volume@snapshot`, a later one, or `volume`; default: the volume as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+}
+
+/// A line of GET `/v1/snapshots/{volume@name}/changes`: one `Begin`, any number of `Range`, one `End`; or an error in
+/// its place, if it came while lines were being sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum ChangesLine {
+    /// The first.
+    Begin(ChangesBegin),
+    /// A range that changed.
+    Range(ChangedRangeInfo),
+    /// The last.
+    End(ChangesEnd),
+    /// The last, if it went wrong.
+    Failed(crate::error::Error),
+}
+
+/// What is compared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangesBegin {
+    /// The earlier one: `volume@snapshot`.
+    pub from: String,
+    /// The later one: `volume@snapshot`, or `volume` as it is.
+    pub to: String,
+    /// Size of the later one.
+    pub size_bytes: u64,
+}
+
+/// A range that was written or discarded, in units of 4096 bytes; in order, never overlapping.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangedRangeInfo {
+    /// First byte.
+    pub offset_bytes: u64,
+    /// Bytes.
+    pub length_bytes: u64,
+    /// Whether it is a hole now.
+    pub hole: bool,
+}
+
+/// The sums.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangesEnd {
+    /// Ranges.
+    pub ranges: u64,
+    /// Their bytes.
+    pub changed_bytes: u64,
+    /// Those of them that are holes now.
+    pub hole_bytes: u64,
+}
+
 /// A pool.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolInfo {
@@ -304,6 +364,12 @@ pub struct IntermediateSnapshotInfo {
     pub processor: u16,
     /// Objects of the volume in it.
     pub objects: u64,
+    /// The first of them, by its position in the volume; the others follow in steps.
+    #[serde(default)]
+    pub first_object: u64,
+    /// From one of its objects to the next.
+    #[serde(default)]
+    pub object_step: u64,
     /// The frozen map.
     pub point_in_time_copy: PointInTimeCopyInfo,
     /// What was written after it, up to the next snapshot or now.

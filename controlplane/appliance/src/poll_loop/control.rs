@@ -73,6 +73,14 @@ impl Loop {
                     None => drop(reply.send(EventKind::Failed(RequestError::NotFound))),
                 }
             }
+            ToProcessor::Ask {
+                pool,
+                mut request,
+                reply,
+            } => {
+                request.token = self.asked.wait(reply);
+                self.submit_own(pool, *request);
+            }
             ToProcessor::CreateSnapshot {
                 pool,
                 request,

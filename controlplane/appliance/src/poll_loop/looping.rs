@@ -15,6 +15,7 @@ use stillpoint_hw::wake::{Sleeper, Waker};
 use stillpoint_processor::{Now, Outbox};
 use tokio::sync::oneshot;
 
+use super::asked::Asked;
 use super::connections::{LISTENER_KEY, SessionSockets, Socket, ToReceive, ToSend, Wires};
 use super::door::Door;
 use super::links::{Links, Message};
@@ -89,6 +90,7 @@ pub struct Loop {
     pub(super) leaving: Vec<(Vec<usize>, Option<oneshot::Sender<()>>)>,
     pub(super) pools: Vec<Option<OpenPool>>,
     pub(super) opened: (Sender<Opened>, Receiver<Opened>),
+    pub(super) asked: Asked,
     pub(super) links: Links,
     pub(super) mailbox: Receiver<ToProcessor>,
     pub(super) notices: NoticeSender,
@@ -139,6 +141,7 @@ impl Loop {
             leaving: Vec::new(),
             pools: Vec::new(),
             opened: crossbeam_channel::unbounded(),
+            asked: Asked::new(parts.index),
             links: parts.links,
             mailbox: parts.mailbox,
             notices: parts.notices,

@@ -14,6 +14,7 @@
 //! link or a busy shard makes a loop keep requests in a bounded backlog and take no further ones from its
 //! clients until it is gone (I12).
 
+mod asked;
 mod connections;
 mod control;
 mod door;

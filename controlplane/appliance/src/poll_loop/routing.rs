@@ -2,7 +2,7 @@
 //! the shards and their events back.
 
 use stillpoint_coordinator::{Action, Coordinator};
-use stillpoint_export::nbd::processor_of;
+use stillpoint_export::nbd::{is_without_session, processor_of};
 use stillpoint_processor::command::EventKind;
 use stillpoint_processor::{
     RequestError, ShardAnswer, ShardCommand, ShardEvent, ShardIndex, ShardRequest, Ticket,
@@ -72,6 +72,15 @@ impl Loop {
         open.backlog.submit(&mut open.processor, request, self.now);
     }
 
+    /// Gives a request of the control plane to a shard, which should be of this loop.
+    pub(super) fn submit_own(&mut self, pool: PoolIndex, request: ShardRequest) {
+        let open = self.pools.get(usize::from(pool.0)).and_then(Option::as_ref);
+        match open.filter(|open| open.processor.owns(request.shard)) {
+            Some(_) => self.submit(pool, request),
+            None => self.refuse(request),
+        }
+    }
+
     /// Gives the shards what waits for them.
     pub(super) fn submit_backlogs(&mut self) {
         for open in self.pools.iter_mut().flatten() {
@@ -91,6 +100,9 @@ impl Loop {
 
     /// Brings an answer to its session, wherever that is.
     fn deliver(&mut self, answer: ShardAnswer) {
+        if is_without_session(answer.token) {
+            return self.asked.answer(answer);
+        }
         let processor = processor_of(answer.token);
         if processor == self.index {
             self.clients.answer(answer, &mut self.buffers);

@@ -13,7 +13,7 @@ use crate::mailbox::ExportTable;
 use stillpoint_coordinator::OverallSnapshot;
 use stillpoint_hw::device::DeviceKind;
 use stillpoint_processor::command::{EventKind, IntermediateSnapshotStatus, ShardStatus, VolumeShareStatus};
-use stillpoint_processor::{BLOCK_BYTES, ShardCommand, ShardIndex, View, VolumeId};
+use stillpoint_processor::{BLOCK_BYTES, ShardCommand, ShardIndex, ShareBlock, View, VolumeId};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
@@ -213,6 +213,8 @@ impl Pool {
                     shard: shard.0,
                     processor: self.owners[usize::from(shard.0)].0,
                     objects: share_blocks.div_ceil(u64::from(row.object_blocks)),
+                    first_object: placement.block_at(shard, ShareBlock(0)).0 / u64::from(row.object_blocks),
+                    object_step: u64::from(self.shard_count()),
                     point_in_time_copy: PointInTimeCopyInfo {
                         epoch: status.epoch,
                         mapped_bytes: status.mapped_blocks * BLOCK,

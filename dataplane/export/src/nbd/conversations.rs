@@ -25,6 +25,9 @@ const WAIT_NS: u64 = 1_000_000;
 
 /// Low bits of a session's tag: the place of its connection. The bits above are its processor.
 const PLACE_BITS: u32 = 24;
+/// A place that no connection has.
+const NO_PLACE: usize = (1 << PLACE_BITS) - 1;
+const _: () = assert!(CONNECTIONS_MAX <= NO_PLACE);
 
 /// The tag of the session in `place` of `processor`.
 fn tag_of(processor: usize, place: usize) -> u32 {
@@ -36,6 +39,18 @@ fn tag_of(processor: usize, place: usize) -> u32 {
 #[must_use]
 pub fn processor_of(token: Token) -> usize {
     (session_tag(token) >> PLACE_BITS) as usize
+}
+
+/// A token of a request that comes from no session; `processor` is at most 255.
+#[must_use]
+pub fn token_without_session(processor: usize, number: u32) -> Token {
+    Token(u64::from(tag_of(processor, NO_PLACE)) << 32 | u64::from(number))
+}
+
+/// Whether a token is one of [`token_without_session`].
+#[must_use]
+pub fn is_without_session(token: Token) -> bool {
+    place_of(token) == NO_PLACE
 }
 
 fn place_of(token: Token) -> usize {

@@ -38,7 +38,9 @@ mod transmission;
 
 pub use contexts::{ALLOCATION_CONTEXT_ID, CONTEXTS_MAX, SNAPSHOTS_LISTED_MAX};
 pub use conversation::{Line, Transport};
-pub use conversations::{CONNECTIONS_MAX, Conversations, processor_of};
+pub use conversations::{
+    CONNECTIONS_MAX, Conversations, is_without_session, processor_of, token_without_session,
+};
 pub use handshake::{OPTION_BYTES_MAX, OPTION_SKIP_BYTES_MAX, OPTIONS_MAX};
 pub use outbox::{OUTBOX_BYTES, PIECES_MAX, Send};
 pub use session::{INBOX_BYTES, Limits, Receive, Session, SessionOptions, session_tag};

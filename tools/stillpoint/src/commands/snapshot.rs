@@ -7,7 +7,9 @@ use crate::output::{self, pairs, table};
 use crate::size::{Duration, Size};
 use crate::when::Until;
 use stillpoint_appliance::Error;
-use stillpoint_appliance::api::model::{CreateSnapshot, LockSnapshot, SnapshotInfo};
+use stillpoint_appliance::api::model::{
+    CreateSnapshot, IntermediateSnapshotInfo, LockSnapshot, SnapshotInfo,
+};
 
 /// Does what is asked.
 pub fn run(command: SnapshotCommand, global: &Global) -> Result<(), Failure> {
@@ -59,6 +61,11 @@ pub fn run(command: SnapshotCommand, global: &Global) -> Result<(), Failure> {
                     output::time(info.locked_until_ns)
                 )
             })
+        }
+        SnapshotCommand::Changes { from, to, pool } => {
+            let parameters = [("to", to.as_deref()), ("pool", pool.as_deref())];
+            let path = format!("/v1/snapshots/{}/changes", escape(&from));
+            super::changes::run(&client, &with_query(&path, &parameters), global)
         }
         SnapshotCommand::Delete { snapshot, pool } => {
             client.delete(&path(&snapshot, pool.as_deref()))?;
@@ -156,7 +163,7 @@ fn show(info: &SnapshotInfo) -> String {
             found.volume.clone(),
             found.shard.to_string(),
             found.processor.to_string(),
-            found.objects.to_string(),
+            objects(found),
             found.point_in_time_copy.epoch.to_string(),
             Size(found.point_in_time_copy.mapped_bytes).to_string(),
             found.change_log.blocks.to_string(),
@@ -169,7 +176,7 @@ fn show(info: &SnapshotInfo) -> String {
         "VOLUME",
         ">SHARD",
         ">PROCESSOR",
-        ">OBJECTS",
+        "OBJECTS",
         ">EPOCH",
         ">POINT-IN-TIME COPY",
         ">CHANGED BLOCKS",
@@ -178,6 +185,18 @@ fn show(info: &SnapshotInfo) -> String {
         "LAST CHANGE",
     ];
     format!("{text}\n\n{holds}\n\n{}", table(&columns, intermediate))
+}
+
+/// How many objects, and which: "8 (1, 3 ... 15)".
+fn objects(part: &IntermediateSnapshotInfo) -> String {
+    let (first, step) = (part.first_object, part.object_step);
+    let last = first + part.objects.saturating_sub(1) * step;
+    match part.objects {
+        0 => "0".to_owned(),
+        1 => format!("1 ({first})"),
+        2 => format!("2 ({first}, {last})"),
+        count => format!("{count} ({first}, {} ... {last})", first + step),
+    }
 }
 
 #[cfg(test)]
