@@ -54,6 +54,9 @@ pub fn router(appliance: Arc<Appliance>) -> Router {
             get(handlers::show_volume).delete(handlers::delete_volume),
         )
         .route("/v1/volumes/{volume}/resize", post(handlers::resize_volume))
+        .route("/v1/volumes/{volume}/clone", post(handlers::clone_volume))
+        .route("/v1/volumes/{volume}/promote", post(handlers::promote_volume))
+        .route("/v1/volumes/{volume}/rollback", post(handlers::rollback_volume))
         .route(
             "/v1/snapshots",
             get(handlers::list_snapshots).post(handlers::create_snapshot),

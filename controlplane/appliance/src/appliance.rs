@@ -8,13 +8,15 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::api::model::ResizeVolume;
+use crate::api::model::{ResizeVolume, RollbackVolume};
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::mailbox::{Export, ExportTable, Mailbox, MailboxError, PoolOptions, ToProcessor};
 use crate::pool::{Pool, no_export, no_volume};
 use crate::state::{KnownPool, State};
+use stillpoint_coordinator::OverallSnapshot;
 use stillpoint_export::{Seats, SnapshotNames};
+use stillpoint_processor::VolumeId;
 use tokio::sync::oneshot;
 
 /// How the appliance does things.
@@ -283,9 +285,68 @@ impl Appliance {
         }
         ExportTable::new(all).with_snapshots(|export| {
             let pool = pools.iter().find(|pool| pool.index == export.pool)?;
-            let names = pool.catalog().snapshot_names(export.host_view.view.volume);
+            let mut catalog = pool.catalog();
+            let volume = catalog.view_of_shares(export.host_view.view)?.volume;
+            let names = catalog.snapshot_names(volume);
             Some(Arc::new(names) as Arc<dyn SnapshotNames>)
         })
+    }
+
+    /// Makes a volume what it was at a snapshot; gives the snapshot of what it was before. Its clients are disconnected and
+    /// may come back.
+    ///
+    /// # Errors
+    /// Not found, conflict if clients are connected and it is not forced, no space.
+    pub async fn rollback_volume(
+        &self,
+        pool: &Pool,
+        volume: &str,
+        request: &RollbackVolume,
+    ) -> Result<OverallSnapshot> {
+        let _quiet = pool.quiet().await;
+        let id = pool.volume(volume)?.id;
+        pool.snapshot(volume, &request.snapshot)?;
+        if let Some(name) = &request.safety_name {
+            crate::name::check("snapshot", name)?;
+        }
+        if !request.force {
+            self.refuse_connected(pool, volume, id)?;
+        }
+        pool.catalog().withdrawn = Some(id);
+        let withdrawn = self.publish().await;
+        let result = match withdrawn {
+            Ok(()) => {
+                pool.roll_back(volume, &request.snapshot, request.safety_name.as_deref())
+                    .await
+            }
+            Err(error) => Err(error),
+        };
+        pool.catalog().withdrawn = None;
+        let published = self.publish().await;
+        let safety = result?;
+        published.map(|()| safety)
+    }
+
+    fn refuse_connected(&self, pool: &Pool, volume: &str, id: VolumeId) -> Result<()> {
+        let table = self.exports();
+        let catalog = pool.catalog();
+        let of_volume = catalog
+            .exports()
+            .filter(|export| export.view.volume == id && export.view.snapshot.is_none());
+        let connected: Vec<String> = of_volume
+            .filter_map(|export| {
+                let taken = table.seats(&export.name)?.taken();
+                (taken > 0).then(|| format!("{} ({taken})", export.name))
+            })
+            .collect();
+        if connected.is_empty() {
+            return Ok(());
+        }
+        Err(Error::conflict(format!(
+            "clients are connected to volume {volume}, by the exports {}",
+            connected.join(", ")
+        ))
+        .hint("disconnect them, or give --force, which does"))
     }
 
     /// Gives a volume a new size. A larger one is seen by clients that connect from then on; a smaller one ends the

@@ -41,9 +41,28 @@ pub struct Volume {
     pub rotation: u16,
     /// When it was made, nanoseconds since the Unix epoch.
     pub created_ns: u64,
+    /// The shares that have its live map have this number. It is the volume's own, until it is rolled back.
+    pub head: VolumeId,
+    /// What it was cloned from.
+    pub origin: Option<Origin>,
+}
+
+/// The snapshot that a volume was cloned from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Its snapshot; it may have been deleted since.
+    pub snapshot: SnapshotId,
 }
 
 impl Volume {
+    /// Whether there is something about it that programs from before clones do not know.
+    #[must_use]
+    pub fn is_more(&self) -> bool {
+        self.head != self.id || self.origin.is_some()
+    }
+
     /// How its objects are spread over the shards of its pool.
     #[must_use]
     pub fn placement(&self, shard_count: u16) -> Placement {
@@ -104,6 +123,8 @@ pub struct Catalog {
     lock_end_ns: u64,
     /// Names of snapshots that are being taken.
     pending: Vec<(VolumeId, String)>,
+    /// A volume that is offered to nobody for a moment, although it has exports.
+    pub withdrawn: Option<VolumeId>,
 }
 
 impl Catalog {
@@ -212,6 +233,48 @@ impl Catalog {
         self.snapshots.get(&id)
     }
 
+    /// The volumes that were cloned from this snapshot.
+    pub fn clones_of(&self, snapshot: SnapshotId) -> impl Iterator<Item = &Volume> {
+        let is_clone =
+            move |volume: &&Volume| volume.origin.is_some_and(|origin| origin.snapshot == snapshot);
+        self.volumes.values().filter(is_clone)
+    }
+
+    /// Whether the shares of this number have intermediate snapshots of snapshots that are there.
+    #[must_use]
+    pub fn has_snapshots_in(&self, shares: VolumeId) -> bool {
+        let mut all = self.snapshots.values().flat_map(|snapshot| &snapshot.volumes);
+        all.any(|of| of.volume == shares)
+    }
+
+    /// A volume whose objects lie as those of the shares of this number do.
+    #[must_use]
+    pub fn volume_of_shares(&self, shares: VolumeId) -> Option<&Volume> {
+        if let Some(head) = self.volumes.values().find(|volume| volume.head == shares) {
+            return Some(head);
+        }
+        let mut all = self.snapshots.values().flat_map(|snapshot| &snapshot.volumes);
+        self.volumes.get(&all.find(|of| of.volume == shares)?.owner)
+    }
+
+    /// The view of a volume that a view of shares is part of: shards know of their shares only.
+    #[must_use]
+    pub fn view_of_shares(&self, view: View) -> Option<View> {
+        let volume = match view.snapshot {
+            None => {
+                self.volumes
+                    .values()
+                    .find(|volume| volume.head == view.volume)?
+                    .id
+            }
+            Some(snapshot) => {
+                let of = &self.snapshots.get(&snapshot)?.volumes;
+                of.iter().find(|of| of.volume == view.volume)?.owner
+            }
+        };
+        Some(View { volume, ..view })
+    }
+
     /// The export of this name.
     #[must_use]
     pub fn export(&self, name: &str) -> Option<&ExportRow> {
@@ -246,19 +309,19 @@ impl Catalog {
     #[must_use]
     pub fn host_view(&self, view: View, read_only: bool) -> Option<HostView> {
         let volume = self.volumes.get(&view.volume)?;
-        let size_bytes = match view.snapshot {
-            None => volume.size_bytes,
+        let (shares, size_bytes) = match view.snapshot {
+            None => (volume.head, volume.size_bytes),
             Some(id) => {
                 let snapshot = self.snapshots.get(&id)?;
-                snapshot
-                    .volumes
-                    .iter()
-                    .find(|of| of.volume == volume.id)?
-                    .size_bytes
+                let of = snapshot.volumes.iter().find(|of| of.owner == volume.id)?;
+                (of.volume, of.size_bytes)
             }
         };
         Some(HostView {
-            view,
+            view: View {
+                volume: shares,
+                ..view
+            },
             placement: volume.placement(self.shard_count),
             size_bytes,
             block_bytes: volume.block_bytes,
@@ -383,7 +446,7 @@ impl Catalog {
 /// Whether a snapshot has this volume.
 #[must_use]
 pub fn has_volume(snapshot: &OverallSnapshot, volume: VolumeId) -> bool {
-    snapshot.volumes.iter().any(|of| of.volume == volume)
+    snapshot.volumes.iter().any(|of| of.owner == volume)
 }
 
 #[cfg(test)]

@@ -4,12 +4,15 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
-use stillpoint_hw::device::PoolFiles;
+use stillpoint_hw::device::{Opener, PoolFiles};
 use stillpoint_ondisk::label::PoolLabel;
 use stillpoint_ondisk::layout::Layout;
 use stillpoint_ondisk::{BLOCK_BYTES, Damage, PAGE_BYTES};
+use stillpoint_processor::DeviceIndex;
+use stillpoint_processor::ports::{DeviceError, OpenDevice, Transferred};
 
 /// A whole pool, as the labels of its devices describe it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,6 +136,50 @@ pub fn look(path: &Path) -> Result<Found> {
         (None, None) if zeros => Found::Nothing,
         (None, None) => Found::Other,
     })
+}
+
+/// Sets a bit of the features that programs which do not know it must not open the pool with, in both labels of every
+/// device, and flushes them. Does nothing where it is set. A crash in between leaves some labels with it, which count.
+///
+/// # Errors
+/// Failure, naming the device.
+pub fn set_incompatible(devices: &PoolDevices, files: &Arc<PoolFiles>, bit: u64) -> Result<()> {
+    let mut opener = Opener::new(files.clone());
+    for copy in [false, true] {
+        for (number, path) in devices.paths.iter().enumerate() {
+            let device = DeviceIndex(number as u8);
+            let block = if copy {
+                devices.layout.label_copy_block(number)
+            } else {
+                0
+            };
+            let offset_bytes = block * BLOCK_BYTES as u64;
+            let failed = |what: &str, error: DeviceError| {
+                Error::failure(format!("{what} the label of {}: {error}", path.display()))
+            };
+            let mut page = [0; PAGE_BYTES];
+            let mut reads = [Transferred {
+                device,
+                offset_bytes,
+                bytes: &mut page,
+                result: Ok(()),
+            }];
+            opener.read_all(&mut reads);
+            reads[0].result.map_err(|error| failed("reading", error))?;
+            let label = PoolLabel::parse(&page).map_err(|damage| {
+                Error::failure(format!("a label of {} is damaged: {damage}", path.display()))
+                    .hint("close the pool; stillpoint inspect --repair writes it from the other")
+            })?;
+            if label.features.incompatible.get() & bit != 0 {
+                continue;
+            }
+            opener
+                .write(device, offset_bytes, &label.with_incompatible(bit))
+                .and_then(|()| opener.flush(device))
+                .map_err(|error| failed("writing", error))?;
+        }
+    }
+    Ok(())
 }
 
 /// The pool that these devices make, whatever their order.

@@ -4,6 +4,7 @@
 //! a volume does not vanish or change its size while it is being cut.
 
 mod changes;
+mod clones;
 mod exports;
 mod info;
 mod locks;

@@ -404,7 +404,7 @@ impl Cut {
             .iter()
             .map(|volume| SnapshotVolumeRow {
                 volume: volume.volume.0.into(),
-                reserved: [0; 4],
+                owner: volume.owner_row().into(),
                 size_bytes: volume.size_bytes.into(),
             })
             .collect();

@@ -13,10 +13,24 @@ pub const STEP_NS_DEFAULT: u64 = 10_000_000_000;
 /// One volume of a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SnapshotVolume {
-    /// The volume.
+    /// The shares that are cut: those of the volume of this number.
     pub volume: VolumeId,
+    /// The volume whose snapshot it is: the same, unless it was rolled back or the snapshot went to a promoted clone.
+    pub owner: VolumeId,
     /// Its size when the snapshot was asked for; the snapshot keeps it.
     pub size_bytes: u64,
+}
+
+impl SnapshotVolume {
+    /// The owner as the catalog writes it: 0 if it is the volume itself.
+    #[must_use]
+    pub fn owner_row(&self) -> u32 {
+        if self.owner == self.volume {
+            0
+        } else {
+            self.owner.0
+        }
+    }
 }
 
 /// What is known of a snapshot beside its commit record.

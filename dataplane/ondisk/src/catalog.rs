@@ -11,7 +11,7 @@
 //! | `H` | [`HighestTimeRow`]: the highest wall time ever seen |
 //! | `M`, snapshot u64 | [`MarksRow`]: what is known of a snapshot beside its commit record |
 //! | `S`, snapshot u64 | [`SnapshotHead`], [`SnapshotVolumeRow`] per volume, name: the commit record |
-//! | `V`, volume u32 | [`VolumeHead`], name |
+//! | `V`, volume u32 | [`VolumeHead`], [`VolumeMore`] in version 2, name |
 //!
 //! The `F` rows and the `M` row of a snapshot are logged before its `S` row. One without the other is left over from a
 //! snapshot that was never committed and is removed when the pool is opened.
@@ -23,6 +23,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The version of these structures. A higher one is refused.
 pub const VERSION: u16 = 1;
+/// The version of a volume's value with a [`VolumeMore`].
+pub const VERSION_VOLUME_MORE: u16 = 2;
 /// Volumes of one overall snapshot (consistency group) at most.
 pub const GROUP_MAX: usize = 64;
 /// Shards in one `F` row at most.
@@ -48,11 +50,11 @@ pub struct CounterRow {
     pub next_snapshot: U64,
 }
 
-/// A virtual volume; the name follows.
+/// A virtual volume; [`VolumeMore`] follows in version 2, then the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct VolumeHead {
-    /// [`VERSION`].
+    /// [`VERSION`] or [`VERSION_VOLUME_MORE`].
     pub version: U16,
     /// Bytes of the name.
     pub name_bytes: U16,
@@ -68,6 +70,24 @@ pub struct VolumeHead {
     pub size_bytes: U64,
     /// When it was made, nanoseconds since the Unix epoch.
     pub created_ns: U64,
+}
+
+/// What only some volumes have. Its writer sets [`crate::label::FEATURE_CLONES`] first.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
+#[repr(C)]
+pub struct VolumeMore {
+    /// The shares that have the live map: those of the volume of this number.
+    pub head: U32,
+    /// The volume it was cloned from, 0 if none.
+    pub origin_volume: U32,
+    /// The snapshot it was cloned from.
+    pub origin_snapshot: U64,
+    /// Its change log volume, 0 if none.
+    pub change_log: U32,
+    /// Zero.
+    pub reserved: [u8; 12],
 }
 
 /// An overall snapshot; its volumes and its name follow.
@@ -92,10 +112,10 @@ pub struct SnapshotHead {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct SnapshotVolumeRow {
-    /// The volume.
+    /// The shares that have the intermediate snapshots: those of the volume of this number.
     pub volume: U32,
-    /// Zero.
-    pub reserved: [u8; 4],
+    /// The volume, if it is another one (it was rolled back since, or the snapshot went to a promoted clone); 0 if not.
+    pub owner: U32,
     /// Its size in bytes when the snapshot was taken.
     pub size_bytes: U64,
 }
@@ -263,7 +283,7 @@ pub enum Value<'a> {
     /// Under [`Key::Snapshot`].
     Snapshot(SnapshotHead, &'a [SnapshotVolumeRow], &'a str),
     /// Under [`Key::Volume`].
-    Volume(VolumeHead, &'a str),
+    Volume(VolumeHead, Option<VolumeMore>, &'a str),
 }
 
 impl<'a> Value<'a> {
@@ -274,6 +294,7 @@ impl<'a> Value<'a> {
     pub fn decode(key: Key, bytes: &'a [u8]) -> Result<Self, Damage> {
         match bytes.get(..2).map(|v| u16::from_le_bytes([v[0], v[1]])) {
             Some(VERSION) => {}
+            Some(VERSION_VOLUME_MORE) if matches!(key, Key::Volume(_)) => {}
             Some(version) if version > VERSION => return Err(Damage::Version(version)),
             _ => return Err(Damage::Field("catalog value version")),
         }
@@ -305,9 +326,15 @@ impl<'a> Value<'a> {
             }
             Key::Volume(_) => {
                 let (row, rest) = head::<VolumeHead>(bytes)?;
+                let (more, rest) = if row.version.get() == VERSION_VOLUME_MORE {
+                    let (more, rest) = head::<VolumeMore>(rest)?;
+                    (Some(more), rest)
+                } else {
+                    (None, rest)
+                };
                 let name = name(rest, row.name_bytes, NAME_BYTES_MAX)?;
                 check_volume(&row)?;
-                Self::Volume(row, name)
+                Self::Volume(row, more, name)
             }
         })
     }
@@ -351,14 +378,15 @@ impl<'a> Value<'a> {
                 };
                 [row.as_bytes(), volumes.as_bytes(), name.as_bytes()].concat()
             }
-            Self::Volume(row, name) => {
+            Self::Volume(row, more, name) => {
                 let name_bytes = length(name.len());
                 let row = VolumeHead {
-                    version,
+                    version: more.map_or(version, |_| VERSION_VOLUME_MORE.into()),
                     name_bytes,
                     ..row
                 };
-                [row.as_bytes(), name.as_bytes()].concat()
+                let more = more.as_ref().map_or(&[][..], |more| more.as_bytes());
+                [row.as_bytes(), more, name.as_bytes()].concat()
             }
         }
     }

@@ -50,7 +50,7 @@ pub struct PoolLabel {
     pub features: FeatureFlags,
     /// When the pool was made, nanoseconds since the Unix epoch.
     pub created_ns: U64,
-    /// Raised by one each time the labels are rewritten.
+    /// Raised by one each time the devices change; a feature bit that is set does not count.
     pub sequence: U64,
     /// Devices in the pool.
     pub device_count: U16,
@@ -99,6 +99,16 @@ impl PoolLabel {
         }
         crate::layout::Layout::of(&label)?;
         Ok(label)
+    }
+
+    /// The page of this label with one more bit of [`FeatureFlags::incompatible`], sealed.
+    #[must_use]
+    pub fn with_incompatible(&self, bit: u64) -> Vec<u8> {
+        let mut page = self.as_bytes().to_vec();
+        let (label, _) = Self::mut_from_prefix(&mut page).expect("a whole page");
+        label.features.incompatible |= U64::new(bit);
+        page::seal(&mut page);
+        page
     }
 
     /// The pool's name.

@@ -308,6 +308,41 @@ pub enum VolumeCommand {
         #[arg(long)]
         with_snapshots: bool,
     },
+    /// Make a volume that begins as a snapshot is: at once, nothing is copied
+    Clone {
+        /// `volume@name`.
+        #[arg(value_name = "VOLUME@NAME")]
+        snapshot: String,
+        /// The name of the new volume.
+        #[arg(value_name = "NEW")]
+        name: String,
+        /// The pool; not needed if the volume's name is unique
+        #[arg(long)]
+        pool: Option<String>,
+    },
+    /// Give a clone the snapshots that it has in common with what it was cloned from, which can be deleted then
+    Promote {
+        /// The clone.
+        name: String,
+        /// Its pool; not needed if the name is unique
+        #[arg(long)]
+        pool: Option<String>,
+    },
+    /// Make a volume what it was at a snapshot: at once. What it is now is kept in another snapshot
+    Rollback {
+        /// `volume@name`.
+        #[arg(value_name = "VOLUME@NAME")]
+        snapshot: String,
+        /// The pool; not needed if the volume's name is unique
+        #[arg(long)]
+        pool: Option<String>,
+        /// Disconnect its clients
+        #[arg(long)]
+        force: bool,
+        /// The name of the snapshot that keeps what the volume is now [default: before-NAME]
+        #[arg(long, value_name = "NAME")]
+        safety_name: Option<String>,
+    },
 }
 
 /// `stillpoint snapshot`
@@ -375,6 +410,9 @@ pub enum SnapshotCommand {
         /// `volume@name`.
         #[arg(value_name = "VOLUME@NAME")]
         snapshot: String,
+        /// Although it has clones: its space comes free when one of what was made of it is left
+        #[arg(long)]
+        defer: bool,
         /// The pool; not needed if the volume's name is unique
         #[arg(long)]
         pool: Option<String>,

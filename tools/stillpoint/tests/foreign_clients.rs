@@ -102,7 +102,11 @@ fn nbdinfo_lists_the_exports_and_what_they_can_do() {
     assert_eq!(number(disk, "/block_size_minimum"), 512);
     assert_eq!(number(disk, "/block_size_preferred"), 4096);
     assert_eq!(number(disk, "/block_size_maximum"), 32 * MIB);
-    let contexts = ["base:allocation", "stillpoint:changes:noon", "qemu:dirty-bitmap:noon"];
+    let contexts = [
+        "base:allocation",
+        "stillpoint:changes:noon",
+        "qemu:dirty-bitmap:noon",
+    ];
     assert_eq!(member(disk, "/contexts"), &serde_json::json!(contexts));
     for can in [
         "cache",

@@ -184,6 +184,48 @@ pub(super) async fn resize_volume(
     Ok(Json(resized.await?))
 }
 
+pub(super) async fn clone_volume(
+    State(appliance): Shared,
+    Path(name): Path<String>,
+    Query(query): Query<model::Query>,
+    Body(request): Body<model::CloneVolume>,
+) -> Result<Created<model::VolumeInfo>> {
+    let made = finish(async move {
+        let pool = appliance.pool_of_volume(&name, query.pool.as_deref())?;
+        pool.clone_volume(&name, &request).await?;
+        volume_info(&pool, &request.name).await
+    });
+    Ok((StatusCode::CREATED, Json(made.await?)))
+}
+
+pub(super) async fn promote_volume(
+    State(appliance): Shared,
+    Path(name): Path<String>,
+    Query(query): Query<model::Query>,
+) -> Result<Json<model::VolumeInfo>> {
+    let promoted = finish(async move {
+        let pool = appliance.pool_of_volume(&name, query.pool.as_deref())?;
+        pool.promote(&name).await?;
+        appliance.publish().await?;
+        volume_info(&pool, &name).await
+    });
+    Ok(Json(promoted.await?))
+}
+
+pub(super) async fn rollback_volume(
+    State(appliance): Shared,
+    Path(name): Path<String>,
+    Query(query): Query<model::Query>,
+    Body(request): Body<model::RollbackVolume>,
+) -> Result<Json<model::SnapshotInfo>> {
+    let rolled_back = finish(async move {
+        let pool = appliance.pool_of_volume(&name, query.pool.as_deref())?;
+        let safety = appliance.rollback_volume(&pool, &name, &request).await?;
+        pool.snapshot_details(&name, &safety.name).await
+    });
+    Ok(Json(rolled_back.await?))
+}
+
 pub(super) async fn list_snapshots(
     State(appliance): Shared,
     Query(query): Query<model::Query>,
@@ -258,7 +300,7 @@ pub(super) async fn delete_snapshot(
     finish(async move {
         let (volume, snapshot) = snapshot_name(&name)?;
         let pool = appliance.pool_of_volume(&volume, query.pool.as_deref())?;
-        pool.delete_snapshot(&volume, &snapshot).await
+        pool.delete_snapshot(&volume, &snapshot, query.defer).await
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)

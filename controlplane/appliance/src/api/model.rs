@@ -88,6 +88,30 @@ pub struct LockSnapshot {
     pub for_ns: Option<u64>,
 }
 
+/// POST `/v1/volumes/{name}/clone`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloneVolume {
+    /// The snapshot of the volume that the clone begins as.
+    pub snapshot: String,
+    /// The name of the clone.
+    pub name: String,
+}
+
+/// POST `/v1/volumes/{name}/rollback`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RollbackVolume {
+    /// The snapshot of the volume that it is to be again.
+    pub snapshot: String,
+    /// Disconnect its clients.
+    #[serde(default)]
+    pub force: bool,
+    /// The name of the snapshot that is taken before; default: `before-SNAPSHOT` and the time.
+    #[serde(default)]
+    pub safety_name: Option<String>,
+}
+
 /// POST `/v1/exports`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -118,6 +142,9 @@ pub struct Query {
     /// Delete the snapshots too.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub with_snapshots: bool,
+    /// Delete the snapshot although it has clones.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub defer: bool,
 }
 
 /// `?to=` of GET `/v1/snapshots/{volume@name}/changes`
@@ -275,6 +302,9 @@ pub struct VolumeInfo {
     pub mapped_bytes: u64,
     /// When it was made.
     pub created_ns: u64,
+    /// What it was cloned from, as `volume@snapshot`; a `?` for what has been deleted since.
+    #[serde(default)]
+    pub origin: Option<String>,
     /// Its snapshots, oldest first, as `volume@snapshot`.
     pub snapshots: Vec<String>,
     /// Its exports and those of its snapshots.

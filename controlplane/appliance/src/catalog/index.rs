@@ -9,25 +9,17 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Try
 
 use stillpoint_coordinator::OverallSnapshot;
 use stillpoint_export::{Busy, SnapshotNames};
-use stillpoint_processor::{Base, SnapshotId, VolumeId};
+use stillpoint_processor::{Base, VolumeId};
 
-type Names = BTreeMap<String, SnapshotId>;
+type Names = BTreeMap<String, Base>;
 
-/// The snapshots of one volume, as a session sees them.
-#[derive(Clone, Debug)]
+/// The snapshots of one volume, as a session sees them: names, and where shards have them.
+#[derive(Clone, Debug, Default)]
 pub struct VolumeSnapshots {
-    volume: VolumeId,
     names: Arc<RwLock<Names>>,
 }
 
 impl VolumeSnapshots {
-    fn new(volume: VolumeId) -> Self {
-        Self {
-            volume,
-            names: Arc::default(),
-        }
-    }
-
     fn change(&self) -> RwLockWriteGuard<'_, Names> {
         // One entry at a time: nothing is half done after a panic.
         self.names.write().unwrap_or_else(PoisonError::into_inner)
@@ -44,11 +36,7 @@ impl VolumeSnapshots {
 
 impl SnapshotNames for VolumeSnapshots {
     fn find(&self, name: &str) -> Result<Option<Base>, Busy> {
-        let found = self.look()?.get(name).copied();
-        Ok(found.map(|snapshot| Base {
-            volume: self.volume,
-            snapshot,
-        }))
+        Ok(self.look()?.get(name).copied())
     }
 
     fn list(&self, after: Option<&str>, limit: usize) -> Result<Vec<String>, Busy> {
@@ -67,21 +55,23 @@ impl SnapshotIndex {
     /// Takes in a snapshot. If it was there already, as `old`, it stays there all the time.
     pub fn put(&mut self, snapshot: &OverallSnapshot, old: Option<&OverallSnapshot>) {
         for of in old.iter().flat_map(|old| &old.volumes) {
-            if !super::has_volume(snapshot, of.volume) {
-                self.of(of.volume).change().remove(&snapshot.name);
+            if !super::has_volume(snapshot, of.owner) {
+                self.of(of.owner).change().remove(&snapshot.name);
             }
         }
         for of in &snapshot.volumes {
-            let names = self.of(of.volume);
-            names.change().insert(snapshot.name.clone(), snapshot.snapshot);
+            let base = Base {
+                volume: of.volume,
+                snapshot: snapshot.snapshot,
+            };
+            self.of(of.owner).change().insert(snapshot.name.clone(), base);
         }
     }
 
     /// Takes out a snapshot.
     pub fn remove(&mut self, snapshot: &OverallSnapshot) {
         for of in &snapshot.volumes {
-            let names = self.of(of.volume);
-            names.change().remove(&snapshot.name);
+            self.of(of.owner).change().remove(&snapshot.name);
         }
     }
 
@@ -92,9 +82,7 @@ impl SnapshotIndex {
 
     /// The snapshots of a volume; shows what comes later too.
     pub fn of(&mut self, volume: VolumeId) -> &VolumeSnapshots {
-        self.0
-            .entry(volume)
-            .or_insert_with(|| VolumeSnapshots::new(volume))
+        self.0.entry(volume).or_default()
     }
 }
 
@@ -104,7 +92,7 @@ impl Clone for SnapshotIndex {
         let copy = |(&volume, names): (&VolumeId, &VolumeSnapshots)| {
             let names = names.names.read().unwrap_or_else(PoisonError::into_inner).clone();
             let names = Arc::new(RwLock::new(names));
-            (volume, VolumeSnapshots { volume, names })
+            (volume, VolumeSnapshots { names })
         };
         Self(self.0.iter().map(copy).collect())
     }
@@ -122,7 +110,7 @@ impl Eq for SnapshotIndex {}
 mod tests {
     use super::*;
     use stillpoint_coordinator::{Marks, SnapshotVolume};
-    use stillpoint_processor::TimeStamp;
+    use stillpoint_processor::{SnapshotId, TimeStamp};
 
     fn snapshot(number: u64, name: &str, volumes: &[u32]) -> OverallSnapshot {
         OverallSnapshot {
@@ -134,6 +122,7 @@ mod tests {
                 .iter()
                 .map(|&volume| SnapshotVolume {
                     volume: VolumeId(volume),
+                    owner: VolumeId(volume),
                     size_bytes: 4096,
                 })
                 .collect(),

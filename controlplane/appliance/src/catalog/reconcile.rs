@@ -2,7 +2,8 @@
 //!
 //! | found | because | mended by |
 //! |---|---|---|
-//! | a share of a volume that is not in the catalog | crash during delete (or a create that was undone) | deleting it |
+//! | a share that is no volume's head and has no snapshots in the catalog | crash during delete, clone or rollback (or a create that was undone) | deleting it |
+//! | a live map that is no volume's head in a share with snapshots in the catalog | crash during rollback, or during delete after a promotion | deleting the live map |
 //! | no share of a volume that is in the catalog | crash during create | creating it |
 //! | a share of another size | crash during resize | resizing it |
 //! | an intermediate snapshot that is not in the catalog (I8) | crash before the commit record, or during delete | deleting it |
@@ -43,7 +44,7 @@ fn mend_catalog(catalog: &mut Catalog, mending: &mut Mending) {
     let volumes: Vec<VolumeId> = catalog.volumes().map(|volume| volume.id).collect();
     for snapshot in catalog.snapshots().cloned().collect::<Vec<_>>() {
         let mut mended = snapshot.clone();
-        mended.volumes.retain(|of| volumes.contains(&of.volume));
+        mended.volumes.retain(|of| volumes.contains(&of.owner));
         if mended.volumes.is_empty() {
             mending.changes.extend(Change::delete_snapshot(&snapshot));
             catalog.remove_snapshot(snapshot.snapshot);
@@ -68,8 +69,11 @@ fn mend_volumes(catalog: &Catalog, shard: &RecoveredShard, mending: &mut Mending
     let mut give = |command| mending.commands.push((shard.shard, command));
     for share in &shard.volumes {
         let volume = share.volume;
-        match catalog.volume_by_id(volume) {
-            None => give(ShardCommand::DeleteVolume { volume }),
+        let head = catalog.volumes().find(|row| row.head == volume);
+        match head {
+            None if !catalog.has_snapshots_in(volume) => give(ShardCommand::DeleteVolume { volume }),
+            None if !share.headless => give(ShardCommand::DeleteHead { volume }),
+            None => {}
             Some(row) => {
                 let share_blocks = row.share_blocks(shard.shard, catalog.shard_count);
                 if share_blocks != share.share_blocks {
@@ -78,8 +82,15 @@ fn mend_volumes(catalog: &Catalog, shard: &RecoveredShard, mending: &mut Mending
             }
         }
     }
-    let has_share = |volume: &&Volume| shard.volumes.iter().any(|share| share.volume == volume.id);
+    let has_share = |volume: &&Volume| shard.volumes.iter().any(|share| share.volume == volume.head);
     for row in catalog.volumes().filter(|volume| !has_share(volume)) {
+        if row.head != row.id || row.origin.is_some() {
+            mending.damage.push(format!(
+                "volume {} is damaged: shard {} has no share of it; what that shard held of it cannot be read",
+                row.name, shard.shard.0
+            ));
+            continue;
+        }
         let share_blocks = row.share_blocks(shard.shard, catalog.shard_count);
         give(ShardCommand::CreateVolume {
             volume: row.id,
@@ -90,14 +101,13 @@ fn mend_volumes(catalog: &Catalog, shard: &RecoveredShard, mending: &mut Mending
 
 fn mend_snapshots(catalog: &Catalog, shard: &RecoveredShard, mending: &mut Mending) {
     let committed = |volume: VolumeId, id| {
-        catalog
-            .snapshot_by_id(id)
-            .is_some_and(|snapshot| super::has_volume(snapshot, volume))
+        let snapshot = catalog.snapshot_by_id(id);
+        snapshot.is_some_and(|snapshot| snapshot.volumes.iter().any(|of| of.volume == volume))
     };
     for (volume, found) in &shard.snapshots {
         let volume = *volume;
-        if catalog.volume_by_id(volume).is_none() {
-            continue; // goes with its volume
+        if !catalog.volumes().any(|row| row.head == volume) && !catalog.has_snapshots_in(volume) {
+            continue; // goes with its share
         }
         for share in found
             .iter()
@@ -120,7 +130,7 @@ fn mend_snapshots(catalog: &Catalog, shard: &RecoveredShard, mending: &mut Mendi
             });
             if !whole {
                 let name = catalog.view_name(stillpoint_processor::View {
-                    volume: of.volume,
+                    volume: of.owner,
                     snapshot: Some(snapshot.snapshot),
                 });
                 mending.damage.push(format!(

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use super::{Catalog, Counters, ExportRow, Volume};
+use super::{Catalog, Counters, ExportRow, Origin, Volume};
 use crate::error::{Error, Result};
 use stillpoint_coordinator::{Marks, OverallSnapshot, SnapshotVolume};
 use stillpoint_ondisk::catalog::{
     CounterRow, ExportHead, HighestTimeRow, Key, SnapshotHead, SnapshotVolumeRow, VERSION, Value, VolumeHead,
+    VolumeMore,
 };
 use stillpoint_processor::command::HoldFigures;
 use stillpoint_processor::{ShardCommand, SnapshotId, TimeStamp, View, VolumeId};
@@ -64,7 +65,14 @@ impl Change {
             size_bytes: volume.size_bytes.into(),
             created_ns: volume.created_ns.into(),
         };
-        Self::put(Key::Volume(volume.id.0), Value::Volume(head, &volume.name))
+        let more = VolumeMore {
+            head: volume.head.0.into(),
+            origin_volume: volume.origin.map_or(0, |origin| origin.volume.0).into(),
+            origin_snapshot: volume.origin.map_or(0, |origin| origin.snapshot.0).into(),
+            ..VolumeMore::default()
+        };
+        let more = volume.is_more().then_some(more);
+        Self::put(Key::Volume(volume.id.0), Value::Volume(head, more, &volume.name))
     }
 
     /// This volume is not in the catalog.
@@ -81,7 +89,7 @@ impl Change {
             .iter()
             .map(|of| SnapshotVolumeRow {
                 volume: of.volume.0.into(),
-                reserved: [0; 4],
+                owner: of.owner_row().into(),
                 size_bytes: of.size_bytes.into(),
             })
             .collect();
@@ -226,11 +234,11 @@ impl Catalog {
                     };
                     catalog.put_snapshot(snapshot(id, &head, volumes, name));
                 }
-                Value::Volume(head, name) => {
+                Value::Volume(head, more, name) => {
                     let Key::Volume(id) = key else {
                         unreachable!("decoded by its key")
                     };
-                    catalog.put_volume(volume(id, &head, name));
+                    catalog.put_volume(volume(id, &head, more, name));
                 }
             }
         }
@@ -267,9 +275,8 @@ impl Catalog {
     fn check_numbers(&self) -> Result<()> {
         let volume = self
             .volumes
-            .keys()
-            .last()
-            .is_some_and(|id| id.0 >= self.counters.next_volume);
+            .values()
+            .any(|volume| volume.id.max(volume.head).0 >= self.counters.next_volume);
         let snapshot = self
             .snapshots
             .keys()
@@ -302,7 +309,12 @@ fn counters(row: CounterRow) -> Counters {
     }
 }
 
-fn volume(id: u32, head: &VolumeHead, name: &str) -> Volume {
+fn volume(id: u32, head: &VolumeHead, more: Option<VolumeMore>, name: &str) -> Volume {
+    let more = more.unwrap_or(VolumeMore {
+        head: id.into(),
+        ..VolumeMore::default()
+    });
+    let origin_volume = more.origin_volume.get();
     Volume {
         id: VolumeId(id),
         name: name.to_owned(),
@@ -311,6 +323,11 @@ fn volume(id: u32, head: &VolumeHead, name: &str) -> Volume {
         object_blocks: head.object_blocks.get(),
         rotation: head.rotation.get(),
         created_ns: head.created_ns.get(),
+        head: VolumeId(more.head.get()),
+        origin: (origin_volume != 0).then_some(Origin {
+            volume: VolumeId(origin_volume),
+            snapshot: SnapshotId(more.origin_snapshot.get()),
+        }),
     }
 }
 
@@ -337,6 +354,10 @@ fn snapshot(id: u64, head: &SnapshotHead, volumes: &[SnapshotVolumeRow], name: &
             .iter()
             .map(|of| SnapshotVolume {
                 volume: VolumeId(of.volume.get()),
+                owner: VolumeId(match of.owner.get() {
+                    0 => of.volume.get(),
+                    owner => owner,
+                }),
                 size_bytes: of.size_bytes.get(),
             })
             .collect(),

@@ -33,6 +33,8 @@ fn volume(id: u32, name: &str) -> Volume {
         object_blocks: 256,
         rotation: (id % u32::from(SHARDS)) as u16,
         created_ns: 5,
+        head: VolumeId(id),
+        origin: None,
     }
 }
 
@@ -45,6 +47,7 @@ fn snapshot(id: u64, name: &str, volumes: &[u32]) -> OverallSnapshot {
             .iter()
             .map(|&volume| SnapshotVolume {
                 volume: VolumeId(volume),
+                owner: VolumeId(volume),
                 size_bytes: 8 << 20,
             })
             .collect(),

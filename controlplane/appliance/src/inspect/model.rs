@@ -274,7 +274,7 @@ fn volumes(catalog: &Catalog, checked: &CheckedPool) -> Vec<InspectedVolume> {
         size_bytes: volume.size_bytes,
         block_bytes: volume.block_bytes,
         object_bytes: u64::from(volume.object_blocks) * BLOCK,
-        mapped_bytes: mapped(volume.id),
+        mapped_bytes: mapped(volume.head),
         snapshots: catalog
             .snapshots_of(volume.id)
             .map(|snapshot| format!("{}@{}", volume.name, snapshot.name))
@@ -333,14 +333,14 @@ pub(crate) struct FromCatalog<'a>(pub(crate) &'a Catalog);
 
 impl Names for FromCatalog<'_> {
     fn view(&self, view: View) -> String {
-        match self.0.volume_by_id(view.volume) {
-            Some(_) => self.0.view_name(view),
+        match self.0.view_of_shares(view) {
+            Some(view) => self.0.view_name(view),
             None => Numbers.view(view),
         }
     }
 
     fn blocks(&self, shard: ShardIndex, volume: VolumeId, first: ShareBlock, blocks: u64) -> String {
-        let Some(found) = self.0.volume_by_id(volume) else {
+        let Some(found) = self.0.volume_of_shares(volume) else {
             return Numbers.blocks(shard, volume, first, blocks);
         };
         let placement: Placement = found.placement(self.0.shard_count);

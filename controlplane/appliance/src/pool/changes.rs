@@ -63,8 +63,10 @@ impl Pool {
         };
         let to = to.unwrap_or(&live);
         let earlier = self.snapshot(volume, snapshot)?;
+        let id = self.volume(volume)?.id;
+        let of = earlier.volumes.iter().find(|of| of.owner == id);
         let base = Base {
-            volume: self.volume(volume)?.id,
+            volume: of.expect("the snapshot was found by its volume").volume,
             snapshot: earlier.snapshot,
         };
         let later = match &to.snapshot {
@@ -72,7 +74,7 @@ impl Pool {
             None => TimeStamp(u64::MAX),
         };
         let view = self.view(to)?;
-        if view.volume != base.volume {
+        if view.volume != id {
             return Err(Error::usage(format!("{from} and {to} are not of one volume"))
                 .hint("a snapshot is compared with a later one of its volume, or with the volume as it is"));
         }

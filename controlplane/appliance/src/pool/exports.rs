@@ -76,6 +76,7 @@ impl Pool {
         let catalog = self.catalog();
         catalog
             .exports()
+            .filter(|export| export.view.snapshot.is_some() || catalog.withdrawn != Some(export.view.volume))
             .filter_map(|export| {
                 Some(Export {
                     name: export.name.clone(),

@@ -94,6 +94,12 @@ impl Pool {
             object_bytes: u64::from(volume.object_blocks) * BLOCK,
             mapped_bytes: shares.iter().map(|share| share.mapped_bytes).sum(),
             created_ns: volume.created_ns,
+            origin: volume.origin.map(|origin| {
+                catalog.view_name(View {
+                    volume: origin.volume,
+                    snapshot: Some(origin.snapshot),
+                })
+            }),
             snapshots: catalog
                 .snapshots_of(volume.id)
                 .map(|snapshot| format!("{}@{}", volume.name, snapshot.name))
@@ -112,7 +118,7 @@ impl Pool {
         shards
             .zip(figures)
             .map(|(shard, status)| {
-                let is_it = |share: &&VolumeShareStatus| share.volume == volume.id;
+                let is_it = |share: &&VolumeShareStatus| share.volume == volume.head;
                 let found = status.volumes.iter().find(is_it);
                 let share_blocks = volume.share_blocks(shard, self.shard_count());
                 ShareInfo {
@@ -144,7 +150,7 @@ impl Pool {
         snapshot: &OverallSnapshot,
         asked: Option<VolumeId>,
     ) -> SnapshotInfo {
-        let volume = asked.unwrap_or(snapshot.volumes[0].volume);
+        let volume = asked.unwrap_or(snapshot.volumes[0].owner);
         let holds = snapshot.holds.iter().enumerate().map(|(shard, hold)| HoldInfo {
             shard: shard as u16,
             hold_ns: hold.hold_ns,
@@ -153,7 +159,7 @@ impl Pool {
         });
         let volumes = snapshot.volumes.iter().map(|of| SnapshotVolumeInfo {
             name: catalog.view_name(View {
-                volume: of.volume,
+                volume: of.owner,
                 snapshot: None,
             }),
             size_bytes: of.size_bytes,
@@ -199,7 +205,7 @@ impl Pool {
                 .collect();
             let size_blocks = of.size_bytes.div_ceil(BLOCK);
             let catalog = self.catalog();
-            let Some(row) = catalog.volume_by_id(volume) else {
+            let Some(row) = catalog.volume_by_id(of.owner) else {
                 continue;
             };
             let placement = row.placement(self.shard_count());

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Pool;
+use super::volumes::refuse_clones;
 use crate::api::model::CreateSnapshot;
 use crate::catalog::{Catalog, Change};
 use crate::error::{Error, ErrorKind, Result};
@@ -29,6 +30,12 @@ impl Pool {
     /// # Errors
     /// Usage, not found, conflict if the name is taken; what the coordinator says.
     pub async fn create_snapshot(&self, request: &CreateSnapshot) -> Result<OverallSnapshot> {
+        let _gate = self.gate.read().await;
+        self.take_snapshot(request).await
+    }
+
+    /// The same, for one who keeps volumes from being deleted and resized meanwhile.
+    pub(super) async fn take_snapshot(&self, request: &CreateSnapshot) -> Result<OverallSnapshot> {
         name::check("snapshot", &request.name)?;
         let hold_limit_ns = request.hold_limit_ns.unwrap_or(HOLD_NS_DEFAULT);
         if hold_limit_ns == 0 || hold_limit_ns > HOLD_NS_MAX {
@@ -36,9 +43,8 @@ impl Pool {
                 "a hold limit of {hold_limit_ns} ns: from 1 to {HOLD_NS_MAX} are possible"
             )));
         }
-        let _gate = self.gate.read().await;
         let volumes = self.group(&request.volumes)?;
-        let ids: Vec<VolumeId> = volumes.iter().map(|of| of.volume).collect();
+        let ids: Vec<VolumeId> = volumes.iter().map(|of| of.owner).collect();
         self.catalog().reserve_snapshot_name(&ids, &request.name)?;
         let result = self.cut_patiently(request, &volumes, hold_limit_ns).await;
         let result = self.taken(request, &ids, result);
@@ -95,11 +101,12 @@ impl Pool {
         let mut volumes: Vec<SnapshotVolume> = Vec::with_capacity(names.len());
         for name in names {
             let volume = self.volume(name)?;
-            if volumes.iter().any(|of| of.volume == volume.id) {
+            if volumes.iter().any(|of| of.owner == volume.id) {
                 return Err(Error::usage(format!("volume {name} is named twice")));
             }
             volumes.push(SnapshotVolume {
-                volume: volume.id,
+                volume: volume.head,
+                owner: volume.id,
                 size_bytes: volume.size_bytes,
             });
         }
@@ -168,15 +175,31 @@ impl Pool {
             .map_err(Refusal::Coordinator)
     }
 
-    /// Deletes an overall snapshot, for all its volumes; its space comes free in the background.
+    /// Deletes an overall snapshot, for all its volumes; its space comes free in the background. If it has clones, only
+    /// with `defer`: the snapshot is gone at once, and its space comes free when one of what was made of it is left.
     ///
     /// # Errors
-    /// Not found, conflict if it is locked or exported.
-    pub async fn delete_snapshot(&self, volume: &str, snapshot: &str) -> Result<OverallSnapshot> {
+    /// Not found, conflict if it is locked or exported or has clones.
+    pub async fn delete_snapshot(
+        &self,
+        volume: &str,
+        snapshot: &str,
+        defer: bool,
+    ) -> Result<OverallSnapshot> {
         let _gate = self.gate.write().await;
         let found = self.snapshot(volume, snapshot)?;
         let now = self.time_of_locks();
         self.catalog().check_removal(&found, None, now)?;
+        if !defer {
+            let catalog = self.catalog();
+            refuse_clones(&format!("{volume}@{snapshot}"), catalog.clones_of(found.snapshot)).map_err(
+                |error| {
+                    error.hint(
+                        "delete them first, or promote one (stillpoint volume promote NAME), or give --defer",
+                    )
+                },
+            )?;
+        }
         self.change(Change::delete_snapshot(&found)).await?;
         self.catalog().remove_snapshot(found.snapshot);
         let snapshot = found.snapshot;

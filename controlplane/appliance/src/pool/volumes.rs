@@ -7,7 +7,9 @@ use crate::catalog::{Catalog, Change, Volume, has_volume};
 use crate::error::{Error, Result};
 use crate::events::EventKind;
 use crate::name;
-use stillpoint_processor::{BLOCK_BYTES, ShardCommand, VolumeId};
+use std::collections::BTreeMap;
+use stillpoint_coordinator::OverallSnapshot;
+use stillpoint_processor::{BLOCK_BYTES, ShardCommand, SnapshotId, VolumeId};
 
 /// A volume's size in bytes at most: 1 PiB.
 pub const VOLUME_BYTES_MAX: u64 = 1 << 50;
@@ -46,6 +48,8 @@ impl Pool {
             object_blocks,
             rotation: (id.0 % u32::from(self.shard_count())) as u16,
             created_ns: wall_ns(),
+            head: id,
+            origin: None,
         };
         self.change([Change::put_volume(&volume)]).await?;
         let made = self.run_all(self.every_shard(|shard| ShardCommand::CreateVolume {
@@ -92,7 +96,7 @@ impl Pool {
         self.change([Change::put_volume(volume)]).await?;
         self.catalog().put_volume(volume.clone());
         self.run_all(self.every_shard(|shard| ShardCommand::ResizeVolume {
-            volume: volume.id,
+            volume: volume.head,
             share_blocks: volume.share_blocks(shard, self.shard_count()),
         }))
         .await?;
@@ -109,7 +113,7 @@ impl Pool {
         let _gate = self.gate.write().await;
         let id = self.volume(volume)?.id;
         let now = self.time_of_locks();
-        let (changes, snapshots) = {
+        let (changes, snapshots, rest) = {
             let catalog = self.catalog();
             let exports: Vec<&str> = catalog
                 .exports()
@@ -132,26 +136,35 @@ impl Pool {
             }
             for snapshot in &snapshots {
                 catalog.check_removal(snapshot, Some(id), now)?;
+                let others = |clone: &&Volume| clone.id != id;
+                refuse_clones(
+                    &format!("{volume}@{}", snapshot.name),
+                    catalog.clones_of(snapshot.snapshot).filter(others),
+                )
+                .map_err(|error| {
+                    error.hint("delete them first, or promote one: stillpoint volume promote NAME")
+                })?;
             }
             let mut changes = Vec::new();
             let mut mended = Vec::new();
-            for snapshot in snapshots {
+            for snapshot in &snapshots {
                 let mut rest = snapshot.clone();
-                rest.volumes.retain(|of| of.volume != id);
+                rest.volumes.retain(|of| of.owner != id);
                 if rest.volumes.is_empty() {
-                    changes.extend(Change::delete_snapshot(&snapshot));
+                    changes.extend(Change::delete_snapshot(snapshot));
                 } else {
                     changes.push(Change::put_snapshot(&rest));
                 }
                 mended.push(rest);
             }
             changes.push(Change::delete_volume(id));
-            (changes, mended)
+            (changes, snapshots, mended)
         };
+        let head = self.volume(volume)?.head;
         self.change(changes).await?;
         {
             let mut catalog = self.catalog();
-            for snapshot in snapshots {
+            for snapshot in rest {
                 if snapshot.volumes.is_empty() {
                     catalog.remove_snapshot(snapshot.snapshot);
                 } else {
@@ -161,9 +174,12 @@ impl Pool {
             assert!(catalog.snapshots().all(|snapshot| !has_volume(snapshot, id)));
             catalog.remove_volume(id);
         }
-        self.free(self.every_shard(|_| ShardCommand::DeleteVolume { volume: id }))
-            .await;
-        self.tell(EventKind::VolumeDeleted, volume, "deleted");
+        let gone = gone_from_shards(&self.catalog(), id, head, &snapshots);
+        let commands: Vec<_> = gone
+            .into_iter()
+            .flat_map(|command| self.every_shard(move |_| command.clone()).collect::<Vec<_>>())
+            .collect();
+        self.free(commands).await;
         Ok(())
     }
 
@@ -196,6 +212,57 @@ impl Pool {
     pub fn has_volume(&self, volume: &str) -> Option<VolumeId> {
         self.catalog().volume(volume).map(|volume| volume.id)
     }
+}
+
+/// What every shard has to free when a volume and these snapshots of it are no longer in the catalog. Shares that have
+/// nothing else go as a whole.
+fn gone_from_shards(
+    catalog: &Catalog,
+    volume: VolumeId,
+    head: VolumeId,
+    snapshots: &[OverallSnapshot],
+) -> Vec<ShardCommand> {
+    let mut gone: BTreeMap<VolumeId, Vec<SnapshotId>> = BTreeMap::from([(head, Vec::new())]);
+    for snapshot in snapshots {
+        for of in snapshot.volumes.iter().filter(|of| of.owner == volume) {
+            gone.entry(of.volume).or_default().push(snapshot.snapshot);
+        }
+    }
+    let mut commands = Vec::new();
+    for (shares, snapshots) in gone {
+        let is_head = catalog.volumes().any(|other| other.head == shares);
+        if !is_head && !catalog.has_snapshots_in(shares) {
+            commands.push(ShardCommand::DeleteVolume { volume: shares });
+            continue;
+        }
+        if shares == head {
+            commands.push(ShardCommand::DeleteHead { volume: shares });
+        }
+        commands.extend(
+            snapshots
+                .into_iter()
+                .map(|snapshot| ShardCommand::DeleteSnapshot {
+                    volume: shares,
+                    snapshot,
+                }),
+        );
+    }
+    commands
+}
+
+/// Refuses to delete a snapshot that has clones.
+///
+/// # Errors
+/// Conflict, naming them.
+pub(super) fn refuse_clones<'a>(snapshot: &str, clones: impl Iterator<Item = &'a Volume>) -> Result<()> {
+    let names: Vec<&str> = clones.map(|clone| clone.name.as_str()).collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    Err(Error::conflict(format!(
+        "snapshot {snapshot} has clones: {}",
+        names.join(", ")
+    )))
 }
 
 /// There is no such volume.

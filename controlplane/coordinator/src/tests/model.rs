@@ -195,6 +195,7 @@ pub fn request(snapshot: u64, volumes: &[u32], shards: u16) -> SnapshotRequest {
             .iter()
             .map(|&volume| SnapshotVolume {
                 volume: VolumeId(volume),
+                owner: VolumeId(volume),
                 size_bytes: 1 << 20,
             })
             .collect(),

@@ -30,7 +30,7 @@ fn snapshot() -> SnapshotHead {
 fn group() -> [SnapshotVolumeRow; 2] {
     [1u32, 2].map(|volume| SnapshotVolumeRow {
         volume: volume.into(),
-        reserved: [0; 4],
+        owner: 0.into(),
         size_bytes: (u64::from(volume) << 20).into(),
     })
 }
@@ -84,7 +84,7 @@ fn samples() -> Vec<(Key, Vec<u8>)> {
             Key::Snapshot(6),
             Value::Snapshot(snapshot(), &group(), "abc").encode(),
         ),
-        (Key::Volume(1), Value::Volume(volume(), "vol-a").encode()),
+        (Key::Volume(1), Value::Volume(volume(), None, "vol-a").encode()),
         (Key::HighestTime, Value::HighestTime(highest).encode()),
         (Key::Marks(6), Value::Marks(marks).encode()),
     ]
@@ -159,8 +159,8 @@ fn a_value_cut_short_or_too_long_is_refused() {
 #[test]
 fn a_newer_version_is_refused_as_newer() {
     for (key, mut bytes) in samples() {
-        bytes[0] = 2;
-        assert_eq!(Value::decode(key, &bytes), Err(Damage::Version(2)));
+        bytes[0] = 3;
+        assert_eq!(Value::decode(key, &bytes), Err(Damage::Version(3)));
     }
 }
 
@@ -169,7 +169,7 @@ fn a_volume_that_cannot_be_is_refused() {
     let bad = |change: fn(&mut VolumeHead)| {
         let mut row = volume();
         change(&mut row);
-        let bytes = Value::Volume(row, "a").encode();
+        let bytes = Value::Volume(row, None, "a").encode();
         assert!(Value::decode(Key::Volume(1), &bytes).is_err());
     };
     bad(|row| row.block_bytes = 1024.into());

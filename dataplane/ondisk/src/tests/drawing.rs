@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use crate::bitmap::{BLOCKS_PER_PAGE, BitmapPage};
 use crate::catalog::{
     CounterRow, ExportHead, FiguresHead, HighestTimeRow, HoldRow, MarksRow, SnapshotHead, SnapshotVolumeRow,
-    VolumeHead,
+    VolumeHead, VolumeMore,
 };
 use crate::directory::{DirectoryPage, OriginRow, ROW_HEADER_BYTES, SnapshotRow, VolumeRow};
 use crate::header::ShardHeader;
@@ -229,9 +229,16 @@ fn structures() -> Vec<(&'static str, usize, Vec<Field>)> {
             time_stamp_ns,
             durable_ns,
         }),
+        structure!(VolumeMore {
+            head,
+            origin_volume,
+            origin_snapshot,
+            change_log,
+            reserved,
+        }),
         structure!(SnapshotVolumeRow {
             volume,
-            reserved,
+            owner,
             size_bytes
         }),
         structure!(FiguresHead {

@@ -26,7 +26,11 @@ fn todays_code_writes_exactly_the_golden_bytes() {
         .chain(samples::pages_of_clones())
         .map(|sample| (sample.name, sample.bytes));
     let segment = ("segment", samples::segment_header().as_bytes().to_vec());
-    for (name, bytes) in pages.chain([segment, ("catalog", samples::catalog_rows())]) {
+    let catalogs = [
+        ("catalog", samples::catalog_rows()),
+        ("catalog-clones", samples::catalog_rows_of_clones()),
+    ];
+    for (name, bytes) in pages.chain([segment]).chain(catalogs) {
         if std::env::var_os("STILLPOINT_WRITE_GOLDEN").is_some() {
             let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("golden/{name}.bin"));
             std::fs::write(&path, &bytes).expect("the source tree is writable");
@@ -109,8 +113,13 @@ fn the_golden_directory_page_holds_every_kind_of_row_with_its_values() {
 }
 
 #[test]
-fn the_golden_catalog_holds_every_kind_of_row() {
-    let bytes = golden("catalog");
+fn the_golden_catalogs_hold_every_kind_of_row() {
+    assert_eq!(kinds_in("catalog"), *b"CEFSVHM");
+    assert_eq!(kinds_in("catalog-clones"), *b"SV");
+}
+
+fn kinds_in(name: &str) -> Vec<u8> {
+    let bytes = golden(name);
     let mut rest = &bytes[..];
     let mut next = || {
         let (length, after) = rest.split_at_checked(2)?;
@@ -126,5 +135,5 @@ fn the_golden_catalog_holds_every_kind_of_row() {
         assert_eq!(row.encode(), value);
         kinds.push(key[0]);
     }
-    assert_eq!(kinds, *b"CEFSVHM");
+    kinds
 }

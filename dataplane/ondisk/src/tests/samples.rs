@@ -6,7 +6,7 @@ use zerocopy::little_endian::U32;
 use crate::bitmap::{BLOCKS_PER_PAGE, BitmapPage, WORDS_PER_PAGE};
 use crate::catalog::{
     self, CounterRow, ExportHead, HighestTimeRow, HoldRow, Key, MarksRow, SnapshotHead, SnapshotVolumeRow,
-    Value, VolumeHead,
+    Value, VolumeHead, VolumeMore,
 };
 use crate::directory::{self, DirectoryPage, OriginRow, Row, RowKind, SnapshotRow, VolumeRow};
 use crate::header::{DIRECTORY_INDEX_MAX, ShardHeader};
@@ -111,7 +111,7 @@ pub fn catalog_rows() -> Vec<u8> {
     };
     let volumes = [9u32, 10].map(|volume| SnapshotVolumeRow {
         volume: volume.into(),
-        reserved: [0; 4],
+        owner: 0.into(),
         size_bytes: (u64::from(volume) << 20).into(),
     });
     let volume = VolumeHead {
@@ -140,20 +140,61 @@ pub fn catalog_rows() -> Vec<u8> {
         locked_until_ns: 20.into(),
         reserved_b: [0; 24],
     };
-    [
+    encoded([
         (Key::Counters, Value::Counters(counters)),
         (Key::Export(3), Value::Export(export, "data@monday")),
         (figures, Value::Figures(&holds)),
         (Key::Snapshot(50), Value::Snapshot(snapshot, &volumes, "monday")),
-        (Key::Volume(10), Value::Volume(volume, "data")),
+        (Key::Volume(10), Value::Volume(volume, None, "data")),
         // Kinds that came later are put behind: what was there does not change.
         (Key::HighestTime, Value::HighestTime(highest)),
         (Key::Marks(50), Value::Marks(marks)),
-    ]
-    .into_iter()
-    .flat_map(|(key, value)| [key.encode(), value.encode()])
-    .flat_map(|bytes| [&(bytes.len() as u16).to_le_bytes()[..], &bytes].concat())
-    .collect()
+    ])
+}
+
+/// Catalog rows with what came with clones, as in [`catalog_rows`].
+pub fn catalog_rows_of_clones() -> Vec<u8> {
+    let volumes = [SnapshotVolumeRow {
+        volume: 9.into(),
+        owner: 12.into(),
+        size_bytes: (9 << 20).into(),
+    }];
+    let snapshot = SnapshotHead {
+        version: catalog::VERSION.into(),
+        name_bytes: 0.into(),
+        volume_count: 0.into(),
+        shard_count: 2.into(),
+        time_stamp_ns: 15.into(),
+        durable_ns: 16.into(),
+    };
+    let volume = VolumeHead {
+        version: catalog::VERSION_VOLUME_MORE.into(),
+        name_bytes: 0.into(),
+        rotation: 1.into(),
+        reserved: [0; 2],
+        block_bytes: 512.into(),
+        object_blocks: 16_384.into(),
+        size_bytes: (10 << 20).into(),
+        created_ns: 17.into(),
+    };
+    let more = VolumeMore {
+        head: 13.into(),
+        origin_volume: 10.into(),
+        origin_snapshot: 50.into(),
+        change_log: 18.into(),
+        reserved: [0; 12],
+    };
+    encoded([
+        (Key::Snapshot(51), Value::Snapshot(snapshot, &volumes, "tuesday")),
+        (Key::Volume(12), Value::Volume(volume, Some(more), "copy")),
+    ])
+}
+
+fn encoded<'a>(rows: impl IntoIterator<Item = (Key, Value<'a>)>) -> Vec<u8> {
+    rows.into_iter()
+        .flat_map(|(key, value)| [key.encode(), value.encode()])
+        .flat_map(|bytes| [&(bytes.len() as u16).to_le_bytes()[..], &bytes].concat())
+        .collect()
 }
 
 /// The start of a segment of the log tail.

@@ -138,7 +138,7 @@ impl Rig {
             created_ns: 0.into(),
         };
         let key = Key::Volume(volume.id).encode();
-        let value = Value::Volume(head, &format!("volume-{}", volume.id)).encode();
+        let value = Value::Volume(head, None, &format!("volume-{}", volume.id)).encode();
         vec![(ShardIndex(0), ShardCommand::CatalogPut { key, value })]
     }
 
@@ -256,6 +256,7 @@ impl Rig {
                 .iter()
                 .map(|(volume, frozen)| SnapshotVolume {
                     volume: VolumeId(*volume),
+                    owner: VolumeId(*volume),
                     size_bytes: frozen.size * BLOCK_BYTES as u64,
                 })
                 .collect(),

@@ -130,7 +130,7 @@ impl Rig {
         for (key, value) in self.shards()[0].catalog() {
             let decoded = Key::decode(&key).and_then(|key| Ok((key, Value::decode(key, &value)?)));
             match decoded.map_err(|damage| Broken(format!("a catalog row is damaged: {damage}")))? {
-                (Key::Volume(id), Value::Volume(head, _)) => {
+                (Key::Volume(id), Value::Volume(head, _, _)) => {
                     volumes.insert(id, head.size_bytes.get() / BLOCK_BYTES as u64);
                 }
                 (Key::Snapshot(id), _) => drop(snapshots.insert(id)),

@@ -361,6 +361,7 @@ impl Clients {
                 .iter()
                 .map(|&volume| SnapshotVolume {
                     volume: self.volumes[volume].view.view.volume,
+                    owner: self.volumes[volume].view.view.volume,
                     size_bytes: self.volumes[volume].view.size_bytes,
                 })
                 .collect(),

@@ -202,6 +202,7 @@ impl Small {
             name: "s".to_string(),
             volumes: vec![SnapshotVolume {
                 volume: VOLUME,
+                owner: VOLUME,
                 size_bytes: 1 << 20,
             }],
             marks: Marks::default(),

@@ -255,7 +255,7 @@ impl World {
             created_ns: 0.into(),
         };
         let key = Key::Volume(volume).encode();
-        let value = Value::Volume(head, &format!("volume-{volume}")).encode();
+        let value = Value::Volume(head, None, &format!("volume-{volume}")).encode();
         vec![(ShardIndex(0), ShardCommand::CatalogPut { key, value })]
     }
 
@@ -369,6 +369,7 @@ impl World {
                 .iter()
                 .map(|&(volume, size_bytes)| SnapshotVolume {
                     volume: VolumeId(volume),
+                    owner: VolumeId(volume),
                     size_bytes,
                 })
                 .collect(),

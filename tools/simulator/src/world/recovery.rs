@@ -259,7 +259,7 @@ impl World {
         for (key, value) in opened[0].0.catalog() {
             let decoded = Key::decode(&key).and_then(|key| Ok((key, Value::decode(key, &value)?)));
             match decoded.map_err(|damage| Broken(format!("a catalog row is damaged: {damage}")))? {
-                (Key::Volume(id), Value::Volume(head, _)) => {
+                (Key::Volume(id), Value::Volume(head, _, _)) => {
                     volume_rows.insert(id, head.size_bytes.get());
                 }
                 (Key::Snapshot(id), _) => drop(snapshot_rows.insert(id)),

@@ -67,8 +67,16 @@ pub fn run(command: SnapshotCommand, global: &Global) -> Result<(), Failure> {
             let path = format!("/v1/snapshots/{}/changes", escape(&from));
             super::changes::run(&client, &with_query(&path, &parameters), global)
         }
-        SnapshotCommand::Delete { snapshot, pool } => {
-            client.delete(&path(&snapshot, pool.as_deref()))?;
+        SnapshotCommand::Delete {
+            snapshot,
+            defer,
+            pool,
+        } => {
+            let query = [("pool", pool.as_deref()), ("defer", defer.then_some("true"))];
+            client.delete(&with_query(
+                &format!("/v1/snapshots/{}", escape(&snapshot)),
+                &query,
+            ))?;
             output::say(
                 global,
                 &format!("snapshot {snapshot} is deleted; its space comes free in the background"),

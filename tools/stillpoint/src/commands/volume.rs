@@ -6,7 +6,9 @@ use crate::exit::Failure;
 use crate::output::{self, pairs, table};
 use crate::size::Size;
 use stillpoint_appliance::Error;
-use stillpoint_appliance::api::model::{CreateVolume, ResizeVolume, VolumeInfo};
+use stillpoint_appliance::api::model::{
+    CloneVolume, CreateVolume, ResizeVolume, RollbackVolume, SnapshotInfo, VolumeInfo,
+};
 
 /// Does what is asked.
 pub fn run(command: VolumeCommand, global: &Global) -> Result<(), Failure> {
@@ -53,6 +55,36 @@ pub fn run(command: VolumeCommand, global: &Global) -> Result<(), Failure> {
             let info: VolumeInfo = client.post(&path(&name, "/resize", pool.as_deref()), &request)?;
             output::print(global, &info, show)
         }
+        VolumeCommand::Clone { snapshot, name, pool } => {
+            let (volume, snapshot) = split(&snapshot)?;
+            let request = CloneVolume { snapshot, name };
+            let info: VolumeInfo = client.post(&path(&volume, "/clone", pool.as_deref()), &request)?;
+            output::print(global, &info, show)
+        }
+        VolumeCommand::Promote { name, pool } => {
+            let info: VolumeInfo = client.post(&path(&name, "/promote", pool.as_deref()), &())?;
+            output::print(global, &info, show)
+        }
+        VolumeCommand::Rollback {
+            snapshot,
+            pool,
+            force,
+            safety_name,
+        } => {
+            let (volume, name) = split(&snapshot)?;
+            let request = RollbackVolume {
+                snapshot: name,
+                force,
+                safety_name,
+            };
+            let safety: SnapshotInfo = client.post(&path(&volume, "/rollback", pool.as_deref()), &request)?;
+            output::print(global, &safety, |safety| {
+                format!(
+                    "volume {volume} is what it was at {snapshot}; what it was before is {}\n",
+                    safety.name
+                )
+            })
+        }
         VolumeCommand::Delete {
             name,
             pool,
@@ -79,6 +111,16 @@ fn path(name: &str, action: &str, pool: Option<&str>) -> String {
         &format!("/v1/volumes/{}{action}", escape(name)),
         &[("pool", pool)],
     )
+}
+
+/// The volume and the name of `volume@name`.
+fn split(snapshot: &str) -> Result<(String, String), Error> {
+    match snapshot.split_once('@') {
+        Some((volume, name)) => Ok((volume.to_owned(), name.to_owned())),
+        None => {
+            Err(Error::usage(format!("{snapshot} is a volume")).hint("a snapshot is written volume@name"))
+        }
+    }
 }
 
 fn block_bytes(size: Size) -> Result<u32, Error> {
@@ -112,6 +154,10 @@ fn show(info: &VolumeInfo) -> String {
         ("block size", Size(u64::from(info.block_bytes)).to_string()),
         ("object size", Size(info.object_bytes).to_string()),
         ("created", output::time(info.created_ns)),
+        (
+            "clone of",
+            info.origin.clone().unwrap_or_else(|| String::from("-")),
+        ),
         ("snapshots", output::list(&info.snapshots)),
         ("exports", output::list(&info.exports)),
     ]);

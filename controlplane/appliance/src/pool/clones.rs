@@ -1,0 +1,292 @@
+//! Clones, promotion, rollback: volumes whose first map is a snapshot's. Nothing is copied: shards keep a tree of maps, and
+//! the catalog says which volume each part of it belongs to.
+//!
+//! | change | order | after a crash in between, opening the pool |
+//! |---|---|---|
+//! | clone | shares on all shards, then the row | deletes shares that are no volume's head |
+//! | promote | rows of the snapshots, then of the volumes | nothing: part of the snapshots has gone over; promoting again ends it |
+//! | roll back | safety snapshot, new shares on all shards, then the row, then the old live map | deletes whichever is no head |
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::{Pool, wall_ns};
+use crate::api::model::{CloneVolume, CreateSnapshot};
+use crate::catalog::{Catalog, Change, Origin, Volume};
+use crate::error::{Error, Result};
+use crate::{label, name};
+use stillpoint_coordinator::OverallSnapshot;
+use stillpoint_ondisk::label::FEATURE_CLONES;
+use stillpoint_processor::command::EventKind;
+use stillpoint_processor::{ShardCommand, ShardIndex, SnapshotId, View, VolumeId};
+
+/// The shares and the number of an intermediate snapshot.
+type Knot = (VolumeId, SnapshotId);
+
+impl Pool {
+    /// Makes a volume that begins as a snapshot is.
+    ///
+    /// # Errors
+    /// Usage for a bad name, not found, conflict if the name is taken, no space.
+    pub async fn clone_volume(&self, volume: &str, request: &CloneVolume) -> Result<()> {
+        name::check("volume", &request.name)?;
+        let _gate = self.gate.write().await;
+        let origin = self.volume(volume)?;
+        let snapshot = self.snapshot(volume, &request.snapshot)?;
+        if self.catalog().volume(&request.name).is_some() {
+            return Err(Error::conflict(format!("volume {} exists already", request.name)));
+        }
+        let (id, size_bytes) = self.make_shares(&origin, &snapshot).await?;
+        let clone = Volume {
+            id,
+            name: request.name.clone(),
+            size_bytes,
+            created_ns: wall_ns(),
+            head: id,
+            origin: Some(Origin {
+                volume: origin.id,
+                snapshot: snapshot.snapshot,
+            }),
+            ..origin
+        };
+        self.change([Change::put_volume(&clone)]).await?;
+        self.catalog().put_volume(clone);
+        Ok(())
+    }
+
+    /// Shares on all shards that begin as a snapshot is; their number, and the size of the volume that they make.
+    async fn make_shares(&self, volume: &Volume, snapshot: &OverallSnapshot) -> Result<(VolumeId, u64)> {
+        let of = snapshot.volumes.iter().find(|of| of.owner == volume.id);
+        let of = *of.expect("the snapshot was found by its volume");
+        self.set_feature(FEATURE_CLONES).await?;
+        let id = self.number(Catalog::next_volume).await?;
+        let made = self.run_all(self.every_shard(|_| ShardCommand::CloneVolume {
+            volume: id,
+            origin: of.volume,
+            snapshot: snapshot.snapshot,
+        }));
+        if let Err(error) = made.await {
+            self.free(self.every_shard(|_| ShardCommand::DeleteVolume { volume: id }))
+                .await;
+            return Err(error.while_doing(format_args!("cloning {}@{}", volume.name, snapshot.name)));
+        }
+        Ok((id, of.size_bytes))
+    }
+
+    /// Sees to it that the labels of all devices have this bit before anything is written that needs it.
+    async fn set_feature(&self, bit: u64) -> Result<()> {
+        let (devices, files) = (self.devices.clone(), Arc::clone(&self.files));
+        let written = tokio::task::spawn_blocking(move || label::set_incompatible(&devices, &files, bit));
+        match written.await {
+            Ok(result) => result,
+            Err(error) => Err(Error::failure(format!("writing the labels: {error}"))),
+        }
+    }
+
+    /// Makes a volume what it was at a snapshot. What it is now stays in a snapshot that is taken first. Nobody writes to it
+    /// meanwhile: the caller has withdrawn its exports and keeps the pool quiet.
+    ///
+    /// # Errors
+    /// Not found, conflict, no space; the volume is as it was then.
+    pub(crate) async fn roll_back(
+        &self,
+        volume: &str,
+        snapshot: &str,
+        safety_name: Option<&str>,
+    ) -> Result<OverallSnapshot> {
+        let old = self.volume(volume)?;
+        let target = self.snapshot(volume, snapshot)?;
+        let safety = CreateSnapshot {
+            volumes: vec![volume.to_owned()],
+            name: match safety_name {
+                Some(name) => name.to_owned(),
+                None => self.safety_name(old.id, snapshot),
+            },
+            pool: None,
+            hold_limit_ns: None,
+        };
+        let safety = self.take_snapshot(&safety).await?;
+        let (head, size_bytes) = self.make_shares(&old, &target).await?;
+        let rolled_back = Volume {
+            head,
+            size_bytes,
+            ..old.clone()
+        };
+        self.change([Change::put_volume(&rolled_back)]).await?;
+        self.catalog().put_volume(rolled_back);
+        self.free(self.every_shard(|_| ShardCommand::DeleteHead { volume: old.head }))
+            .await;
+        Ok(safety)
+    }
+
+    /// A name for the snapshot before a rollback that the volume does not have yet.
+    fn safety_name(&self, volume: VolumeId, snapshot: &str) -> String {
+        let catalog = self.catalog();
+        let names = (1..).map(|number| match number {
+            1 => format!("before-{snapshot}"),
+            _ => format!("before-{snapshot}-{number}"),
+        });
+        let mut free = names.filter(|name| catalog.snapshot(volume, name).is_none());
+        free.next().expect("names do not end")
+    }
+
+    /// Gives a clone the snapshots that it and its origin have in common: the origin is the clone from then on, and can be
+    /// deleted. Gives how many snapshots went over.
+    ///
+    /// # Errors
+    /// Not found, usage if it is no clone, conflict if it has a snapshot of the same name already.
+    pub async fn promote(&self, volume: &str) -> Result<usize> {
+        let _gate = self.gate.write().await;
+        let clone = self.volume(volume)?;
+        let Some(origin) = clone.origin else {
+            return Err(Error::usage(format!("volume {volume} is not a clone"))
+                .hint("stillpoint volume show says what a volume was cloned from"));
+        };
+        let path = self.path_to(clone.head).await?;
+        let source = self.catalog().volume_by_id(origin.volume).cloned();
+        let path_of_source = match &source {
+            Some(source) => self.path_to(source.head).await?,
+            None => BTreeSet::new(),
+        };
+        let plan = Promotion::plan(&self.catalog(), &clone, source.as_ref(), &path, &path_of_source)?;
+        self.change(plan.changes()).await?;
+        let moved = plan.snapshots.len();
+        plan.apply(&mut self.catalog());
+        Ok(moved)
+    }
+
+    /// The intermediate snapshots that the live map of these shares descends from.
+    async fn path_to(&self, head: VolumeId) -> Result<BTreeSet<Knot>> {
+        let shard = ShardIndex(0);
+        let ask = |command| async move {
+            let mut events = self.ask_all([(shard, command)]).await?;
+            Ok::<_, Error>(events.pop().expect("one was asked").1)
+        };
+        let EventKind::Status(status) = ask(ShardCommand::Status).await? else {
+            return Err(Error::failure("shard 0 does not tell its figures").hint("try again"));
+        };
+        let mut path = BTreeSet::new();
+        let mut next = Some((head, None));
+        while let Some((shares, until)) = next {
+            let EventKind::Snapshots(chain) = ask(ShardCommand::ListSnapshots { volume: shares }).await?
+            else {
+                return Err(Error::failure("shard 0 does not tell its snapshots").hint("try again"));
+            };
+            let end = match until {
+                Some(snapshot) => chain
+                    .iter()
+                    .position(|found| found.snapshot == snapshot)
+                    .map_or(0, |at| at + 1),
+                None => chain.len(),
+            };
+            path.extend(chain[..end].iter().map(|found| (shares, found.snapshot)));
+            let share = status.volumes.iter().find(|share| share.volume == shares);
+            next = share
+                .and_then(|share| share.origin)
+                .map(|(shares, snapshot)| (shares, Some(snapshot)));
+        }
+        Ok(path)
+    }
+}
+
+/// What a promotion changes.
+struct Promotion {
+    snapshots: Vec<OverallSnapshot>,
+    volumes: Vec<Volume>,
+    exports: Vec<crate::catalog::ExportRow>,
+}
+
+impl Promotion {
+    fn plan(
+        catalog: &Catalog,
+        clone: &Volume,
+        source: Option<&Volume>,
+        path: &BTreeSet<Knot>,
+        path_of_source: &BTreeSet<Knot>,
+    ) -> Result<Self> {
+        let origin = clone.origin.expect("only clones are promoted");
+        let mut snapshots = Vec::new();
+        let mut last_common = None;
+        for snapshot in catalog.snapshots_of(origin.volume) {
+            let mut row = snapshot.clone();
+            let moves = row.volumes.iter_mut().find(|of| of.owner == origin.volume);
+            let Some(of) = moves.filter(|of| path.contains(&(of.volume, snapshot.snapshot))) else {
+                continue;
+            };
+            if catalog.snapshot(clone.id, &snapshot.name).is_some() {
+                return Err(Error::conflict(format!(
+                    "{}@{} exists already, and the snapshot of that name would go over to it",
+                    clone.name, snapshot.name
+                ))
+                .hint("delete one of the two"));
+            }
+            if path_of_source.contains(&(of.volume, snapshot.snapshot)) {
+                last_common = Some(snapshot.snapshot);
+            }
+            of.owner = clone.id;
+            snapshots.push(row);
+        }
+        let went = |id: SnapshotId| {
+            snapshots
+                .iter()
+                .any(|snapshot: &OverallSnapshot| snapshot.snapshot == id)
+        };
+        let mut volumes = vec![Volume {
+            origin: source.and_then(|source| source.origin),
+            ..clone.clone()
+        }];
+        for volume in catalog.volumes().filter(|volume| volume.id != clone.id) {
+            let of_what_went = volume
+                .origin
+                .filter(|of| of.volume == origin.volume && went(of.snapshot));
+            let becomes = match (volume.id == origin.volume, last_common) {
+                (true, Some(snapshot)) => Some(snapshot),
+                _ => of_what_went.map(|of| of.snapshot),
+            };
+            if let Some(snapshot) = becomes {
+                volumes.push(Volume {
+                    origin: Some(Origin {
+                        volume: clone.id,
+                        snapshot,
+                    }),
+                    ..volume.clone()
+                });
+            }
+        }
+        let shown = |view: View| view.volume == origin.volume && view.snapshot.is_some_and(went);
+        let exports = catalog.exports().filter(|export| shown(export.view)).cloned();
+        let exports = exports.map(|mut export| {
+            export.view.volume = clone.id;
+            export
+        });
+        Ok(Self {
+            exports: exports.collect(),
+            snapshots,
+            volumes,
+        })
+    }
+
+    /// An export without its view would be removed when the pool is opened: the exports go with their snapshots.
+    fn changes(&self) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for snapshot in &self.snapshots {
+            changes.push(Change::put_snapshot(snapshot));
+            let of_it = |export: &&crate::catalog::ExportRow| export.view.snapshot == Some(snapshot.snapshot);
+            changes.extend(self.exports.iter().filter(of_it).map(Change::put_export));
+        }
+        changes.extend(self.volumes.iter().map(Change::put_volume));
+        changes
+    }
+
+    fn apply(self, catalog: &mut Catalog) {
+        self.snapshots
+            .into_iter()
+            .for_each(|snapshot| catalog.put_snapshot(snapshot));
+        self.exports
+            .into_iter()
+            .for_each(|export| catalog.put_export(export));
+        self.volumes
+            .into_iter()
+            .for_each(|volume| catalog.put_volume(volume));
+    }
+}
