@@ -91,6 +91,12 @@ kinds! {
     VolumeCreated = "volume_created", Info;
     /// A volume has another size.
     VolumeResized = "volume_resized", Info;
+    /// A volume was made of a snapshot.
+    VolumeCloned = "volume_cloned", Info;
+    /// A clone took over the snapshots that it has in common with its origin.
+    VolumePromoted = "volume_promoted", Info;
+    /// A volume is what it was at a snapshot.
+    VolumeRolledBack = "volume_rolled_back", Info;
     /// A volume was deleted.
     VolumeDeleted = "volume_deleted", Info;
     /// A snapshot was taken.

@@ -14,6 +14,7 @@ use super::{Pool, wall_ns};
 use crate::api::model::{CloneVolume, CreateSnapshot};
 use crate::catalog::{Catalog, Change, Origin, Volume};
 use crate::error::{Error, Result};
+use crate::events::EventKind as Told;
 use crate::{label, name};
 use stillpoint_coordinator::OverallSnapshot;
 use stillpoint_ondisk::label::FEATURE_CLONES;
@@ -51,6 +52,8 @@ impl Pool {
         };
         self.change([Change::put_volume(&clone)]).await?;
         self.catalog().put_volume(clone);
+        let text = format!("cloned from {volume}@{}", request.snapshot);
+        self.tell(Told::VolumeCloned, &request.name, text);
         Ok(())
     }
 
@@ -116,6 +119,11 @@ impl Pool {
         self.catalog().put_volume(rolled_back);
         self.free(self.every_shard(|_| ShardCommand::DeleteHead { volume: old.head }))
             .await;
+        let text = format!(
+            "is what it was at {snapshot}; what it was before is {}",
+            safety.name
+        );
+        self.tell(Told::VolumeRolledBack, volume, text);
         Ok(safety)
     }
 
@@ -152,6 +160,11 @@ impl Pool {
         self.change(plan.changes()).await?;
         let moved = plan.snapshots.len();
         plan.apply(&mut self.catalog());
+        self.tell(
+            Told::VolumePromoted,
+            volume,
+            format!("{moved} snapshots went over to it"),
+        );
         Ok(moved)
     }
 

@@ -180,6 +180,7 @@ impl Pool {
             .flat_map(|command| self.every_shard(move |_| command.clone()).collect::<Vec<_>>())
             .collect();
         self.free(commands).await;
+        self.tell(EventKind::VolumeDeleted, volume, "deleted");
         Ok(())
     }
 
