@@ -12,6 +12,9 @@
 //! | GET, DELETE `/v1/snapshots/{volume@name}` | shows, deletes |
 //! | POST `/v1/snapshots/{volume@name}/lock` | locks: nobody deletes it until then |
 //! | GET `/v1/snapshots/{volume@name}/changes` | what changed since, as lines of JSON while it is found |
+//! | GET, POST `/v1/schedules` | lists, makes |
+//! | GET, DELETE `/v1/schedules/{schedule}` | shows (with what is kept, and why), deletes |
+//! | POST `/v1/schedules/{schedule}/pause`, `/resume`, `/run` | stops it for a while, lets it go on, runs it now |
 //! | GET, POST `/v1/exports`, DELETE `/v1/exports/{export}` | lists, makes, deletes |
 //! | GET `/v1/events` | what happened; waits for something to happen |
 //! | GET `/v1/status`, GET `/v1/doctor` | figures, findings |
@@ -23,6 +26,7 @@ mod changes;
 mod extract;
 mod handlers;
 pub mod model;
+mod schedules;
 
 use std::sync::Arc;
 
@@ -67,6 +71,14 @@ pub fn router(appliance: Arc<Appliance>) -> Router {
         )
         .route("/v1/snapshots/{snapshot}/lock", post(handlers::lock_snapshot))
         .route("/v1/snapshots/{snapshot}/changes", get(changes::snapshot_changes))
+        .route("/v1/schedules", get(schedules::list).post(schedules::create))
+        .route(
+            "/v1/schedules/{schedule}",
+            get(schedules::show).delete(schedules::delete),
+        )
+        .route("/v1/schedules/{schedule}/pause", post(schedules::pause))
+        .route("/v1/schedules/{schedule}/resume", post(schedules::resume))
+        .route("/v1/schedules/{schedule}/run", post(schedules::run))
         .route(
             "/v1/exports",
             get(handlers::list_exports).post(handlers::create_export),

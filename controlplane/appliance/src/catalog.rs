@@ -6,12 +6,14 @@
 mod index;
 mod reconcile;
 mod rows;
+mod schedules;
 
 pub use index::VolumeSnapshots;
 pub use reconcile::{Mending, reconcile};
 pub use rows::Change;
+pub use schedules::Schedule;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::{Error, Result};
 use crate::pool::time_text;
@@ -117,6 +119,11 @@ pub struct Catalog {
     snapshots: BTreeMap<SnapshotId, OverallSnapshot>,
     index: index::SnapshotIndex,
     exports: BTreeMap<u32, ExportRow>,
+    schedules: BTreeMap<u64, Schedule>,
+    /// The snapshots that each schedule took, also those of schedules that are gone.
+    scheduled: BTreeMap<u64, BTreeSet<SnapshotId>>,
+    /// The newest time stamp of a snapshot.
+    newest_ns: u64,
     /// The highest wall time ever seen, nanoseconds since the Unix epoch.
     highest_ns: u64,
     /// When the last lock ends, or ended.
@@ -138,11 +145,10 @@ impl Catalog {
         self.snapshots.values()
     }
 
-    /// The newest time stamp of a snapshot; 0 if there is none.
+    /// The newest time stamp that a snapshot has or had; 0 if there was none.
     #[must_use]
     pub fn newest_time_stamp(&self) -> TimeStamp {
-        let all = self.snapshots.values().map(|snapshot| snapshot.time_stamp.0);
-        TimeStamp(all.max().unwrap_or(0))
+        TimeStamp(self.newest_ns)
     }
 
     /// Takes note of the wall time; gives the highest ever seen.
@@ -168,7 +174,7 @@ impl Catalog {
         now_ns: u64,
     ) -> Result<()> {
         let view = View {
-            volume: volume.unwrap_or(snapshot.volumes[0].volume),
+            volume: volume.unwrap_or(snapshot.volumes[0].owner),
             snapshot: Some(snapshot.snapshot),
         };
         let until = snapshot.marks.locked_until_ns;
@@ -421,6 +427,8 @@ impl Catalog {
     pub fn put_snapshot(&mut self, snapshot: OverallSnapshot) {
         self.highest_ns = self.highest_ns.max(snapshot.time_stamp.0);
         self.lock_end_ns = self.lock_end_ns.max(snapshot.marks.locked_until_ns);
+        self.newest_ns = self.newest_ns.max(snapshot.time_stamp.0);
+        self.index_schedule(snapshot.marks.schedule, snapshot.snapshot);
         self.index.put(&snapshot, self.snapshots.get(&snapshot.snapshot));
         self.snapshots.insert(snapshot.snapshot, snapshot);
     }
@@ -429,6 +437,7 @@ impl Catalog {
     pub fn remove_snapshot(&mut self, id: SnapshotId) {
         if let Some(gone) = self.snapshots.remove(&id) {
             self.index.remove(&gone);
+            self.unindex_schedule(gone.marks.schedule, id);
         }
     }
 

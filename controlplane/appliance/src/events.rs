@@ -107,6 +107,24 @@ kinds! {
     SnapshotDeleted = "snapshot_deleted", Info;
     /// A snapshot was locked, or locked for longer.
     SnapshotLocked = "snapshot_locked", Info;
+    /// A schedule was made.
+    ScheduleCreated = "schedule_created", Info;
+    /// A schedule was paused.
+    SchedulePaused = "schedule_paused", Info;
+    /// A schedule that was paused goes on.
+    ScheduleResumed = "schedule_resumed", Info;
+    /// A schedule was deleted.
+    ScheduleDeleted = "schedule_deleted", Info;
+    /// A schedule took a snapshot.
+    ScheduleRan = "schedule_ran", Info;
+    /// A schedule was due and no snapshot was taken.
+    ScheduleMissed = "schedule_missed", Warning;
+    /// A schedule could not take a snapshot.
+    ScheduleFailed = "schedule_failed", Warning;
+    /// A schedule deleted a snapshot that its rules no longer keep.
+    SnapshotPruned = "snapshot_pruned", Info;
+    /// A schedule would have deleted a snapshot, but something needs it.
+    SnapshotKept = "snapshot_kept", Warning;
     /// An export was made.
     ExportCreated = "export_created", Info;
     /// An export was withdrawn.
@@ -123,7 +141,10 @@ impl EventKind {
     /// Whether there may be some each second: the log has it only at the level debug.
     #[must_use]
     pub fn is_routine(self) -> bool {
-        matches!(self, Self::SnapshotTaken | Self::SnapshotDeleted)
+        matches!(
+            self,
+            Self::SnapshotTaken | Self::SnapshotDeleted | Self::ScheduleRan | Self::SnapshotPruned
+        )
     }
 }
 

@@ -8,6 +8,8 @@ mod clones;
 mod exports;
 mod info;
 mod locks;
+mod schedule_runs;
+mod schedules;
 mod scrub;
 mod snapshots;
 mod tasks;
@@ -15,9 +17,11 @@ mod volumes;
 
 pub use changes::{ChangedRange, Changes, Comparison};
 pub use exports::no_export;
+pub use schedules::no_schedule;
 pub use volumes::no_volume;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use tokio::sync::oneshot;
 
@@ -54,6 +58,9 @@ pub struct Pool {
     /// A snapshot was locked.
     locked: tokio::sync::Notify,
     tasks: tasks::Tasks,
+    runners: Mutex<BTreeMap<u64, Arc<schedule_runs::Runner>>>,
+    /// For its tasks; set when they start.
+    itself: OnceLock<Weak<Self>>,
 }
 
 /// What a pool is made of when its shards are open.
@@ -123,6 +130,8 @@ impl Pool {
             numbers: tokio::sync::Mutex::new(()),
             locked: tokio::sync::Notify::new(),
             tasks: tasks::Tasks::default(),
+            runners: Mutex::default(),
+            itself: OnceLock::new(),
         };
         let now = pool.time_of_locks();
         let time = (pool.catalog().lock_end() > 0).then(|| Change::put_highest_time(now));

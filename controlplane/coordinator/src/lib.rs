@@ -16,6 +16,8 @@
 //! Anything else that happens (a shard refuses, fails, stalls or released by itself at the deadline) leads to
 //! *abort* on every shard, and to an error that names the shard and the reason.
 //!
+//! [`timing`] and [`retention`] say when a schedule is due, and which of its snapshots are kept.
+//!
 //! Everything here is pure: time comes in as [`Now`](stillpoint_processor::Now), commands to shards go out as
 //! [`Action`]s, what shards tell comes in as events. The poll loop of processor 0 drives it, and the
 //! simulator drives the very same types.
@@ -23,6 +25,8 @@
 mod coordinator;
 mod cut;
 mod overall_snapshot;
+pub mod retention;
+pub mod timing;
 
 pub use coordinator::{ACTIVE_MAX, Action, Coordinator, QUEUE_MAX};
 pub use overall_snapshot::{

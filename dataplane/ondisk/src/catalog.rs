@@ -8,6 +8,7 @@
 //! | `C` | [`CounterRow`]: numbers not used yet |
 //! | `E`, export u32 | [`ExportHead`], name |
 //! | `F`, snapshot u64, first shard u16 | [`FiguresHead`], [`HoldRow`] per shard: what a snapshot cost |
+//! | `G`, schedule u64 | [`ScheduleHead`], volume u32 for each, name, cron line, time zone |
 //! | `H` | [`HighestTimeRow`]: the highest wall time ever seen |
 //! | `M`, snapshot u64 | [`MarksRow`]: what is known of a snapshot beside its commit record |
 //! | `S`, snapshot u64 | [`SnapshotHead`], [`SnapshotVolumeRow`] per volume, name: the commit record |
@@ -29,6 +30,10 @@ pub const VERSION_VOLUME_MORE: u16 = 2;
 pub const GROUP_MAX: usize = 64;
 /// Shards in one `F` row at most.
 pub const FIGURES_MAX: usize = 64;
+/// Bytes of a cron line at most.
+pub const CRON_BYTES_MAX: usize = 256;
+/// Bytes of the name of a time zone at most.
+pub const ZONE_BYTES_MAX: usize = 64;
 /// Bytes of the name of a volume or of a snapshot at most.
 pub const NAME_BYTES_MAX: usize = 128;
 /// Bytes of the name of an export at most: `volume@snapshot` always fits.
@@ -146,6 +151,53 @@ pub struct HoldRow {
     pub answer_held_ns_max: U64,
 }
 
+/// The number of a volume in the table of a schedule.
+pub type VolumeNumber = U32;
+
+/// A schedule; its volumes (u32 each), its name, its cron line and the name of its time zone follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct ScheduleHead {
+    /// [`VERSION`].
+    pub version: U16,
+    /// Bytes of the name.
+    pub name_bytes: U16,
+    /// Bytes of the cron line, 0 if it has a period.
+    pub cron_bytes: U16,
+    /// Bytes of the name of the time zone.
+    pub zone_bytes: U16,
+    /// Volumes.
+    pub volume_count: U16,
+    /// 1 if it does nothing at present.
+    pub paused: u8,
+    /// Zero.
+    pub reserved_a: u8,
+    /// How many snapshots are kept: the newest,
+    pub keep_last: U32,
+    /// one for each hour,
+    pub keep_hourly: U32,
+    /// day,
+    pub keep_daily: U32,
+    /// week,
+    pub keep_weekly: U32,
+    /// month,
+    pub keep_monthly: U32,
+    /// year.
+    pub keep_yearly: U32,
+    /// Zero.
+    pub reserved_b: [u8; 4],
+    /// Its period, 0 if it has a cron line.
+    pub period_ns: U64,
+    /// How long answers may be held, 0 for the default.
+    pub hold_limit_ns: U64,
+    /// When it was made, nanoseconds since the Unix epoch.
+    pub created_ns: U64,
+    /// What was due up to then was dealt with when this was written.
+    pub done_ns: U64,
+    /// Zero.
+    pub reserved_c: [u8; 8],
+}
+
 /// The highest wall time that was ever seen: locks end by it, also if the clock was set back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -198,6 +250,10 @@ const _: () = assert!(
     size_of::<SnapshotHead>() + GROUP_MAX * size_of::<SnapshotVolumeRow>() + NAME_BYTES_MAX
         <= CATALOG_VALUE_BYTES_MAX
 );
+const _: () = assert!(
+    size_of::<ScheduleHead>() + GROUP_MAX * 4 + NAME_BYTES_MAX + CRON_BYTES_MAX + ZONE_BYTES_MAX
+        <= CATALOG_VALUE_BYTES_MAX
+);
 const _: () =
     assert!(size_of::<FiguresHead>() + FIGURES_MAX * size_of::<HoldRow>() <= CATALOG_VALUE_BYTES_MAX);
 
@@ -219,6 +275,8 @@ pub enum Key {
     HighestTime,
     /// Marks of a snapshot.
     Marks(u64),
+    /// A schedule.
+    Schedule(u64),
     /// A snapshot.
     Snapshot(u64),
     /// A volume.
@@ -236,6 +294,7 @@ impl Key {
                 snapshot,
                 first_shard,
             } => [&b"F"[..], &snapshot.to_be_bytes(), &first_shard.to_be_bytes()].concat(),
+            Self::Schedule(schedule) => [&b"G"[..], &schedule.to_be_bytes()].concat(),
             Self::HighestTime => vec![b'H'],
             Self::Marks(snapshot) => [&b"M"[..], &snapshot.to_be_bytes()].concat(),
             Self::Snapshot(snapshot) => [&b"S"[..], &snapshot.to_be_bytes()].concat(),
@@ -257,6 +316,7 @@ impl Key {
                 snapshot: u64::from_be_bytes(rest[..8].try_into().map_err(|_| BAD)?),
                 first_shard: u16::from_be_bytes(rest[8..].try_into().map_err(|_| BAD)?),
             },
+            (b'G', 8) => Self::Schedule(u64::from_be_bytes(rest.try_into().map_err(|_| BAD)?)),
             (b'H', 0) => Self::HighestTime,
             (b'M', 8) => Self::Marks(u64::from_be_bytes(rest.try_into().map_err(|_| BAD)?)),
             (b'S', 8) => Self::Snapshot(u64::from_be_bytes(rest.try_into().map_err(|_| BAD)?)),
@@ -280,6 +340,8 @@ pub enum Value<'a> {
     HighestTime(HighestTimeRow),
     /// Under [`Key::Marks`].
     Marks(MarksRow),
+    /// Under [`Key::Schedule`]: its volumes; its name, cron line and time zone.
+    Schedule(ScheduleHead, &'a [VolumeNumber], [&'a str; 3]),
     /// Under [`Key::Snapshot`].
     Snapshot(SnapshotHead, &'a [SnapshotVolumeRow], &'a str),
     /// Under [`Key::Volume`].
@@ -317,6 +379,7 @@ impl<'a> Value<'a> {
                 Self::Figures(rows)
             }
             Key::HighestTime => Self::HighestTime(whole::<HighestTimeRow>(bytes)?),
+            Key::Schedule(_) => schedule(bytes)?,
             Key::Marks(_) => Self::Marks(whole::<MarksRow>(bytes)?),
             Key::Snapshot(_) => {
                 let (row, rest) = head::<SnapshotHead>(bytes)?;
@@ -366,6 +429,19 @@ impl<'a> Value<'a> {
                 [row.as_bytes(), rows.as_bytes()].concat()
             }
             Self::HighestTime(row) => HighestTimeRow { version, ..row }.as_bytes().to_vec(),
+            Self::Schedule(row, volumes, [name, cron, zone]) => {
+                assert!(!volumes.is_empty() && volumes.len() <= GROUP_MAX);
+                let row = ScheduleHead {
+                    version,
+                    name_bytes: length(name.len()),
+                    cron_bytes: length(cron.len()),
+                    zone_bytes: length(zone.len()),
+                    volume_count: length(volumes.len()),
+                    ..row
+                };
+                let texts = [name.as_bytes(), cron.as_bytes(), zone.as_bytes()].concat();
+                [row.as_bytes(), volumes.as_bytes(), &texts].concat()
+            }
             Self::Marks(row) => MarksRow { version, ..row }.as_bytes().to_vec(),
             Self::Snapshot(row, volumes, name) => {
                 assert!(!volumes.is_empty() && volumes.len() <= GROUP_MAX);
@@ -390,6 +466,29 @@ impl<'a> Value<'a> {
             }
         }
     }
+}
+
+fn schedule(bytes: &[u8]) -> Result<Value<'_>, Damage> {
+    let (row, rest) = head::<ScheduleHead>(bytes)?;
+    let (volumes, rest) = table::<U32>(rest, row.volume_count, GROUP_MAX)?;
+    let at = |length: U16, bytes: &[u8]| usize::from(length.get()).min(bytes.len());
+    let (name_bytes, rest) = rest.split_at(at(row.name_bytes, rest));
+    let (cron_bytes, rest) = rest.split_at(at(row.cron_bytes, rest));
+    let texts = [
+        name(name_bytes, row.name_bytes, NAME_BYTES_MAX)?,
+        match row.cron_bytes.get() {
+            0 => "",
+            _ => name(cron_bytes, row.cron_bytes, CRON_BYTES_MAX)?,
+        },
+        name(rest, row.zone_bytes, ZONE_BYTES_MAX)?,
+    ];
+    if row.paused > 1 {
+        return Err(Damage::Field("paused"));
+    }
+    if (row.period_ns.get() == 0) == (row.cron_bytes.get() == 0) {
+        return Err(Damage::Field("period_ns"));
+    }
+    Ok(Value::Schedule(row, volumes, texts))
 }
 
 fn check_volume(row: &VolumeHead) -> Result<(), Damage> {

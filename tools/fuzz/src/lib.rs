@@ -13,6 +13,9 @@ mod cli;
 #[path = "../../stillpoint/src/config.rs"]
 #[allow(dead_code)]
 mod config;
+#[path = "../../stillpoint/src/keep.rs"]
+#[allow(dead_code)]
+mod keep;
 pub mod mutate;
 #[path = "../../stillpoint/src/size.rs"]
 #[allow(dead_code)]

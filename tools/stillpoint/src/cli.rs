@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::Poll;
 use crate::size::{Duration, Size};
-use crate::when::Until;
+use crate::when::{Period, Until};
 
 /// Block storage whose snapshots span all cores and stop nothing.
 #[derive(Debug, Parser)]
@@ -59,6 +59,9 @@ pub enum Command {
     /// Take, show and delete snapshots
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
+    /// Take snapshots by themselves, and prune them
+    #[command(subcommand)]
+    Schedule(ScheduleCommand),
     /// Offer volumes and snapshots to NBD clients
     #[command(subcommand)]
     Export(ExportCommand),
@@ -414,6 +417,92 @@ pub enum SnapshotCommand {
         #[arg(long)]
         defer: bool,
         /// The pool; not needed if the volume's name is unique
+        #[arg(long)]
+        pool: Option<String>,
+    },
+}
+
+/// `stillpoint schedule`
+#[derive(Debug, Subcommand)]
+pub enum ScheduleCommand {
+    /// Take snapshots of one or more volumes, at one instant, whenever it is due
+    Create {
+        /// Its name; its snapshots are called by it and the time.
+        name: String,
+        /// The volumes, separated by commas
+        #[arg(long, value_name = "VOLUME,...", value_delimiter = ',', required = true)]
+        volumes: Vec<String>,
+        /// Due every so often, in phase with the clock: 1s to 30d
+        #[arg(
+            long,
+            value_name = "PERIOD",
+            required_unless_present = "cron",
+            conflicts_with = "cron"
+        )]
+        every: Option<Period>,
+        /// Due by a cron line: minute, hour, day of month, month, day of week
+        #[arg(long, value_name = "LINE")]
+        cron: Option<String>,
+        /// Time zone of the cron line and of the days that are kept, as Europe/Berlin [default: UTC]
+        #[arg(long, value_name = "ZONE")]
+        time_zone: Option<String>,
+        /// How many of its snapshots are kept: last=60,hourly=24,daily=7,weekly=4,monthly=12,yearly=10, or some of these
+        #[arg(long, value_name = "RULES", value_parser = crate::keep::keep_rules)]
+        keep: stillpoint_appliance::api::model::KeepRules,
+        /// How long answers may be held before a run is given up [default: 10ms]
+        #[arg(long, value_name = "DURATION")]
+        hold_limit: Option<Duration>,
+        /// The pool; not needed if the volumes' names are unique
+        #[arg(long)]
+        pool: Option<String>,
+    },
+    /// List the schedules
+    #[command(visible_alias = "ls")]
+    List {
+        /// Only this pool
+        #[arg(long)]
+        pool: Option<String>,
+    },
+    /// Show a schedule: its next runs, and what the next one prunes
+    Show {
+        /// Its name.
+        name: String,
+        /// Each of its snapshots, and why it is kept
+        #[arg(short, long)]
+        verbose: bool,
+        /// The pool; not needed if the name is unique
+        #[arg(long)]
+        pool: Option<String>,
+    },
+    /// Stop a schedule for a while
+    Pause {
+        /// Its name.
+        name: String,
+        /// The pool; not needed if the name is unique
+        #[arg(long)]
+        pool: Option<String>,
+    },
+    /// Let a schedule go on that was paused; what was due meanwhile is not made up for
+    Resume {
+        /// Its name.
+        name: String,
+        /// The pool; not needed if the name is unique
+        #[arg(long)]
+        pool: Option<String>,
+    },
+    /// Run a schedule now
+    Run {
+        /// Its name.
+        name: String,
+        /// The pool; not needed if the name is unique
+        #[arg(long)]
+        pool: Option<String>,
+    },
+    /// Delete a schedule; its snapshots stay
+    Delete {
+        /// Its name.
+        name: String,
+        /// The pool; not needed if the name is unique
         #[arg(long)]
         pool: Option<String>,
     },

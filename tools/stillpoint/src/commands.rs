@@ -7,6 +7,7 @@ pub mod events;
 pub mod export;
 pub mod inspect;
 pub mod pool;
+pub mod schedule;
 pub mod serve;
 pub mod snapshot;
 pub mod status;

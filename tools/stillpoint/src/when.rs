@@ -1,5 +1,6 @@
 //! Periods and points in time as people write them.
 
+use std::fmt;
 use std::str::FromStr;
 
 const S: u64 = 1_000_000_000;
@@ -29,6 +30,17 @@ impl FromStr for Period {
             .checked_mul(factor)
             .map(Self)
             .ok_or_else(|| format!("{text:?} is longer than this program can count"))
+    }
+}
+
+impl fmt::Display for Period {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [(86_400, "d"), (3600, "h"), (60, "m"), (1, "s")];
+        let (factor, unit) = units
+            .into_iter()
+            .find(|(factor, _)| self.0.is_multiple_of(factor * S))
+            .unwrap_or((1, "s"));
+        write!(f, "{}{unit}", self.0 / (factor * S))
     }
 }
 

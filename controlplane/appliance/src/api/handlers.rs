@@ -20,10 +20,12 @@ use crate::name::ViewName;
 use crate::pool::Pool;
 
 pub(super) type Shared = State<Arc<Appliance>>;
-type Created<T> = (StatusCode, Json<T>);
+pub(super) type Created<T> = (StatusCode, Json<T>);
 
 /// Finishes what was begun even if the client goes away.
-async fn finish<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+pub(super) async fn finish<T: Send + 'static>(
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
     match tokio::spawn(work).await {
         Ok(result) => result,
         Err(error) => Err(Error::failure(format!(
@@ -109,7 +111,7 @@ pub(super) async fn stop_scrub(State(appliance): Shared, Path(name): Path<String
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn pools_of(appliance: &Appliance, name: Option<&str>) -> Result<Vec<Arc<Pool>>> {
+pub(super) fn pools_of(appliance: &Appliance, name: Option<&str>) -> Result<Vec<Arc<Pool>>> {
     match name {
         Some(name) => Ok(vec![appliance.pool(name)?]),
         None => Ok(appliance.pools()),

@@ -30,14 +30,14 @@ pub enum Change {
 }
 
 impl Change {
-    fn put(key: Key, value: Value<'_>) -> Self {
+    pub(super) fn put(key: Key, value: Value<'_>) -> Self {
         Self::Put {
             key: key.encode(),
             value: value.encode(),
         }
     }
 
-    fn delete(key: Key) -> Self {
+    pub(super) fn delete(key: Key) -> Self {
         Self::Delete { key: key.encode() }
     }
 
@@ -218,6 +218,12 @@ impl Catalog {
                 Value::HighestTime(row) => {
                     catalog.saw_time(row.time_ns.get());
                 }
+                Value::Schedule(head, volumes, texts) => {
+                    let Key::Schedule(id) = key else {
+                        unreachable!("decoded by its key")
+                    };
+                    catalog.put_schedule(super::schedules::from_row(id, &head, volumes, texts));
+                }
                 Value::Marks(row) => {
                     let Key::Marks(id) = key else {
                         unreachable!("decoded by its key")
@@ -268,6 +274,7 @@ impl Catalog {
                 None => left_over.push(Change::delete(Key::Marks(id.0))),
             }
         }
+        catalog.learn_last_runs();
         Ok((catalog, left_over))
     }
 
@@ -287,7 +294,12 @@ impl Catalog {
             .keys()
             .last()
             .is_some_and(|&id| id >= self.counters.next_export);
-        if volume || snapshot || export {
+        let schedule = self
+            .schedules
+            .keys()
+            .last()
+            .is_some_and(|&id| id >= self.counters.next_snapshot);
+        if volume || snapshot || export || schedule {
             return Err(Error::failure(
                 "the catalog uses numbers that its counters have not given out",
             ));

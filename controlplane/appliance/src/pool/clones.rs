@@ -16,7 +16,7 @@ use crate::catalog::{Catalog, Change, Origin, Volume};
 use crate::error::{Error, Result};
 use crate::events::EventKind as Told;
 use crate::{label, name};
-use stillpoint_coordinator::OverallSnapshot;
+use stillpoint_coordinator::{Marks, OverallSnapshot};
 use stillpoint_ondisk::label::FEATURE_CLONES;
 use stillpoint_processor::command::EventKind;
 use stillpoint_processor::{ShardCommand, ShardIndex, SnapshotId, View, VolumeId};
@@ -108,7 +108,7 @@ impl Pool {
             pool: None,
             hold_limit_ns: None,
         };
-        let safety = self.take_snapshot(&safety).await?;
+        let safety = self.take_snapshot(&safety, Marks::default()).await?;
         let (head, size_bytes) = self.make_shares(&old, &target).await?;
         let rolled_back = Volume {
             head,

@@ -174,6 +174,9 @@ impl Pool {
             volumes: volumes.collect(),
             time_stamp_ns: snapshot.time_stamp.0,
             locked_until_ns: snapshot.marks.locked_until_ns,
+            schedule: catalog
+                .schedule_by_id(snapshot.marks.schedule)
+                .map(|schedule| schedule.name.clone()),
             durable_ns: snapshot.durable_ns,
             hold_ns_max: snapshot.hold_ns_max(),
             answers_held: snapshot.answers_held(),

@@ -31,11 +31,16 @@ impl Pool {
     /// Usage, not found, conflict if the name is taken; what the coordinator says.
     pub async fn create_snapshot(&self, request: &CreateSnapshot) -> Result<OverallSnapshot> {
         let _gate = self.gate.read().await;
-        self.take_snapshot(request).await
+        self.take_snapshot(request, Marks::default()).await
     }
 
-    /// The same, for one who keeps volumes from being deleted and resized meanwhile.
-    pub(super) async fn take_snapshot(&self, request: &CreateSnapshot) -> Result<OverallSnapshot> {
+    /// The same, for one who keeps volumes from being deleted and resized meanwhile; with what is to be known of it from
+    /// its first moment on.
+    pub(super) async fn take_snapshot(
+        &self,
+        request: &CreateSnapshot,
+        marks: Marks,
+    ) -> Result<OverallSnapshot> {
         name::check("snapshot", &request.name)?;
         let hold_limit_ns = request.hold_limit_ns.unwrap_or(HOLD_NS_DEFAULT);
         if hold_limit_ns == 0 || hold_limit_ns > HOLD_NS_MAX {
@@ -46,7 +51,7 @@ impl Pool {
         let volumes = self.group(&request.volumes)?;
         let ids: Vec<VolumeId> = volumes.iter().map(|of| of.owner).collect();
         self.catalog().reserve_snapshot_name(&ids, &request.name)?;
-        let result = self.cut_patiently(request, &volumes, hold_limit_ns).await;
+        let result = self.cut_patiently(request, &volumes, marks, hold_limit_ns).await;
         let result = self.taken(request, &ids, result);
         match &result {
             Ok(overall) => {
@@ -91,7 +96,7 @@ impl Pool {
     }
 
     /// The volumes of a group, each once.
-    fn group(&self, names: &[String]) -> Result<Vec<SnapshotVolume>> {
+    pub(super) fn group(&self, names: &[String]) -> Result<Vec<SnapshotVolume>> {
         if names.is_empty() || names.len() > GROUP_MAX {
             return Err(Error::usage(format!(
                 "{} volumes: from 1 to {GROUP_MAX} are possible",
@@ -119,11 +124,12 @@ impl Pool {
         &self,
         request: &CreateSnapshot,
         volumes: &[SnapshotVolume],
+        marks: Marks,
         hold_limit_ns: u64,
     ) -> Result<OverallSnapshot, Refusal> {
         let mut pause = RETRY_PAUSE;
         for _ in 1..HOLD_TRIES {
-            match self.cut(request, volumes.to_vec(), hold_limit_ns).await {
+            match self.cut(request, volumes.to_vec(), marks, hold_limit_ns).await {
                 Err(Refusal::Coordinator(SnapshotError::HoldExpired { shard, .. })) => {
                     tracing::info!(
                         pool = self.name(),
@@ -137,13 +143,14 @@ impl Pool {
                 result => return result,
             }
         }
-        self.cut(request, volumes.to_vec(), hold_limit_ns).await
+        self.cut(request, volumes.to_vec(), marks, hold_limit_ns).await
     }
 
     async fn cut(
         &self,
         request: &CreateSnapshot,
         volumes: Vec<SnapshotVolume>,
+        marks: Marks,
         hold_limit_ns: u64,
     ) -> Result<OverallSnapshot, Refusal> {
         let snapshot = self
@@ -154,7 +161,7 @@ impl Pool {
             snapshot,
             name: request.name.clone(),
             volumes,
-            marks: Marks::default(),
+            marks,
             shard_count: self.shard_count(),
             hold_limit_ns,
             step_limit_ns: STEP_NS_DEFAULT,
@@ -200,7 +207,16 @@ impl Pool {
                 },
             )?;
         }
-        self.change(Change::delete_snapshot(&found)).await?;
+        self.remove_snapshot(&found).await?;
+        let name = format!("{volume}@{}", found.name);
+        self.tell(EventKind::SnapshotDeleted, &name, "deleted");
+        Ok(found)
+    }
+
+    /// Takes a snapshot out of the catalog; its space comes free in the background. The caller holds the gate alone, and
+    /// has asked [`Catalog::check_removal`].
+    pub(super) async fn remove_snapshot(&self, found: &OverallSnapshot) -> Result<()> {
+        self.change(Change::delete_snapshot(found)).await?;
         self.catalog().remove_snapshot(found.snapshot);
         let snapshot = found.snapshot;
         let commands = found.volumes.iter().flat_map(|of| {
@@ -208,12 +224,7 @@ impl Pool {
             self.every_shard(move |_| ShardCommand::DeleteSnapshot { volume, snapshot })
         });
         self.free(commands.collect::<Vec<_>>()).await;
-        self.tell(
-            EventKind::SnapshotDeleted,
-            &format!("{volume}@{}", found.name),
-            "deleted",
-        );
-        Ok(found)
+        Ok(())
     }
 
     /// The snapshot of a volume by its name.

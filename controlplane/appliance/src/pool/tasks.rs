@@ -1,7 +1,7 @@
 //! Tasks of the control plane that belong to an open pool: they begin when it is open and have ended before it closes.
 
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -25,8 +25,11 @@ impl Default for Tasks {
 }
 
 impl Tasks {
-    /// Starts a task that ends by itself soon after [`Self::end`].
+    /// Starts a task that ends by itself soon after [`Self::end`]; after that none is started.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        if self.are_ending() {
+            return;
+        }
         let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
         handles.retain(|handle| !handle.is_finished());
         handles.push(tokio::spawn(task));
@@ -40,6 +43,11 @@ impl Tasks {
             _ = ending.wait_for(|&ending| ending) => None,
             done = work => Some(done),
         }
+    }
+
+    /// Whether the tasks are to end.
+    pub(super) fn are_ending(&self) -> bool {
+        *self.ending.borrow()
     }
 
     /// Ends the tasks, and waits for what they are in the middle of.
@@ -57,10 +65,21 @@ impl Tasks {
 impl Pool {
     /// Starts what the control plane does for an open pool by itself.
     pub fn start_tasks(self: &Arc<Self>) {
+        let first = self.itself.set(Arc::downgrade(self)).is_ok();
+        assert!(first, "tasks start once");
         let pool = self.clone();
         self.tasks.spawn(async move {
             pool.tasks.until_the_end(pool.keep_time()).await;
         });
+        let schedules: Vec<u64> = self.catalog().schedules().map(|schedule| schedule.id).collect();
+        for id in schedules {
+            self.start_schedule(id);
+        }
+    }
+
+    /// For a task.
+    pub(super) fn itself(&self) -> Option<Arc<Self>> {
+        self.itself.get().and_then(Weak::upgrade)
     }
 
     /// Ends that. Before the pool is closed.

@@ -9,7 +9,7 @@ use crate::events::EventKind;
 use crate::name;
 use std::collections::BTreeMap;
 use stillpoint_coordinator::OverallSnapshot;
-use stillpoint_processor::{BLOCK_BYTES, ShardCommand, SnapshotId, VolumeId};
+use stillpoint_processor::{BLOCK_BYTES, ShardCommand, SnapshotId, View, VolumeId};
 
 /// A volume's size in bytes at most: 1 PiB.
 pub const VOLUME_BYTES_MAX: u64 = 1 << 50;
@@ -108,13 +108,25 @@ impl Pool {
     /// Deletes a volume; its space comes free in the background.
     ///
     /// # Errors
-    /// Not found, conflict if it has exports, or snapshots that are locked, or any and `with_snapshots` is not given.
+    /// Not found, conflict if it is in a schedule or has exports, or snapshots that are locked, or any and `with_snapshots` is not given.
     pub async fn delete_volume(&self, volume: &str, with_snapshots: bool) -> Result<()> {
         let _gate = self.gate.write().await;
         let id = self.volume(volume)?.id;
         let now = self.time_of_locks();
         let (changes, snapshots, rest) = {
             let catalog = self.catalog();
+            let schedules: Vec<&str> = catalog
+                .schedules()
+                .filter(|schedule| schedule.volumes.contains(&id))
+                .map(|schedule| schedule.name.as_str())
+                .collect();
+            if !schedules.is_empty() {
+                return Err(Error::conflict(format!(
+                    "volume {volume} is in schedule {}",
+                    schedules.join(", ")
+                ))
+                .hint("delete the schedule first: stillpoint schedule delete NAME; its snapshots stay"));
+            }
             let exports: Vec<&str> = catalog
                 .exports()
                 .filter(|export| export.view.volume == id)
@@ -206,6 +218,15 @@ impl Pool {
             .volume(volume)
             .cloned()
             .ok_or_else(|| no_volume(volume))
+    }
+
+    /// The name of the volume of this number; `?` if there is none.
+    #[must_use]
+    pub fn volume_name(&self, volume: VolumeId) -> String {
+        self.catalog().view_name(View {
+            volume,
+            snapshot: None,
+        })
     }
 
     /// The number of the volume of this name, if there is one.

@@ -43,6 +43,30 @@ fn hold() -> HoldRow {
     }
 }
 
+fn schedule() -> ScheduleHead {
+    ScheduleHead {
+        version: VERSION.into(),
+        name_bytes: 5.into(),
+        cron_bytes: 9.into(),
+        zone_bytes: 3.into(),
+        volume_count: 2.into(),
+        paused: 1,
+        reserved_a: 0,
+        keep_last: 21.into(),
+        keep_hourly: 22.into(),
+        keep_daily: 23.into(),
+        keep_weekly: 24.into(),
+        keep_monthly: 25.into(),
+        keep_yearly: 26.into(),
+        reserved_b: [0; 4],
+        period_ns: 0u64.into(),
+        hold_limit_ns: 28u64.into(),
+        created_ns: 29u64.into(),
+        done_ns: 30u64.into(),
+        reserved_c: [0; 8],
+    }
+}
+
 fn samples() -> Vec<(Key, Vec<u8>)> {
     let counters = CounterRow {
         version: VERSION.into(),
@@ -87,6 +111,10 @@ fn samples() -> Vec<(Key, Vec<u8>)> {
         (Key::Volume(1), Value::Volume(volume(), None, "vol-a").encode()),
         (Key::HighestTime, Value::HighestTime(highest).encode()),
         (Key::Marks(6), Value::Marks(marks).encode()),
+        (
+            Key::Schedule(8),
+            Value::Schedule(schedule(), &[1.into(), 2.into()], ["night", "0 2 * * *", "UTC"]).encode(),
+        ),
     ]
 }
 
@@ -118,6 +146,10 @@ fn these_bytes_are_version_1() {
         (
             "4d0000000000000006",
             "010000000000000004000000000000000500000000000000000000000000000000000000000000000000000000000000",
+        ),
+        (
+            "470000000000000008",
+            "01000500090003000200010015000000160000001700000018000000190000001a0000000000000000000000000000001c000000000000001d000000000000001e00000000000000000000000000000001000000020000006e69676874302032202a202a202a555443",
         ),
     ];
     for ((key, value), (key_hex, value_hex)) in samples().iter().zip(expected) {
@@ -177,6 +209,32 @@ fn a_volume_that_cannot_be_is_refused() {
     bad(|row| row.object_blocks = 300.into());
     bad(|row| row.size_bytes = 0u64.into());
     bad(|row| row.size_bytes = 513u64.into());
+}
+
+#[test]
+fn a_schedule_that_cannot_be_is_refused() {
+    let decoded = |change: fn(&mut ScheduleHead), texts: [&str; 3]| {
+        let mut row = schedule();
+        change(&mut row);
+        let bytes = Value::Schedule(row, &[1.into()], texts).encode();
+        Value::decode(Key::Schedule(1), &bytes).map(|_| ())
+    };
+    assert_eq!(decoded(|_| (), ["a", "* * * * *", "UTC"]), Ok(()));
+    assert_eq!(
+        decoded(|row| row.period_ns = 5u64.into(), ["a", "", "UTC"]),
+        Ok(())
+    );
+    assert!(
+        decoded(|_| (), ["a", "", "UTC"]).is_err(),
+        "neither period nor line"
+    );
+    assert!(decoded(|row| row.period_ns = 5u64.into(), ["a", "* * * * *", "UTC"]).is_err());
+    assert!(decoded(|row| row.paused = 2, ["a", "* * * * *", "UTC"]).is_err());
+    for texts in [["", "* * * * *", "UTC"], ["a", "* * * * *", ""]] {
+        assert!(decoded(|_| (), texts).is_err());
+    }
+    let long = "x".repeat(CRON_BYTES_MAX + 1);
+    assert!(decoded(|_| (), ["a", &long, "UTC"]).is_err());
 }
 
 proptest! {

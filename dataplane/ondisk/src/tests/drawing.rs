@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use crate::bitmap::{BLOCKS_PER_PAGE, BitmapPage};
 use crate::catalog::{
-    CounterRow, ExportHead, FiguresHead, HighestTimeRow, HoldRow, MarksRow, SnapshotHead, SnapshotVolumeRow,
-    VolumeHead, VolumeMore,
+    CounterRow, ExportHead, FiguresHead, HighestTimeRow, HoldRow, MarksRow, ScheduleHead, SnapshotHead,
+    SnapshotVolumeRow, VolumeHead, VolumeMore,
 };
 use crate::directory::{DirectoryPage, OriginRow, ROW_HEADER_BYTES, SnapshotRow, VolumeRow};
 use crate::header::ShardHeader;
@@ -250,6 +250,27 @@ fn structures() -> Vec<(&'static str, usize, Vec<Field>)> {
             hold_ns,
             answers_held,
             answer_held_ns_max
+        }),
+        structure!(ScheduleHead {
+            version,
+            name_bytes,
+            cron_bytes,
+            zone_bytes,
+            volume_count,
+            paused,
+            reserved_a,
+            keep_last,
+            keep_hourly,
+            keep_daily,
+            keep_weekly,
+            keep_monthly,
+            keep_yearly,
+            reserved_b,
+            period_ns,
+            hold_limit_ns,
+            created_ns,
+            done_ns,
+            reserved_c
         }),
         structure!(HighestTimeRow {
             version,

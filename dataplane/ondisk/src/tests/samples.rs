@@ -5,8 +5,8 @@ use zerocopy::little_endian::U32;
 
 use crate::bitmap::{BLOCKS_PER_PAGE, BitmapPage, WORDS_PER_PAGE};
 use crate::catalog::{
-    self, CounterRow, ExportHead, HighestTimeRow, HoldRow, Key, MarksRow, SnapshotHead, SnapshotVolumeRow,
-    Value, VolumeHead, VolumeMore,
+    self, CounterRow, ExportHead, HighestTimeRow, HoldRow, Key, MarksRow, ScheduleHead, SnapshotHead,
+    SnapshotVolumeRow, Value, VolumeHead, VolumeMore,
 };
 use crate::directory::{self, DirectoryPage, OriginRow, Row, RowKind, SnapshotRow, VolumeRow};
 use crate::header::{DIRECTORY_INDEX_MAX, ShardHeader};
@@ -128,10 +128,32 @@ pub fn catalog_rows() -> Vec<u8> {
         snapshot: 50,
         first_shard: 0,
     };
+    let volumes_of_schedule = [9u32, 10].map(U32::from);
     let highest = HighestTimeRow {
         version,
         reserved: [0; 6],
         time_ns: 18.into(),
+    };
+    let schedule = ScheduleHead {
+        version,
+        name_bytes: 0.into(),
+        cron_bytes: 0.into(),
+        zone_bytes: 0.into(),
+        volume_count: 0.into(),
+        paused: 1,
+        reserved_a: 0,
+        keep_last: 21.into(),
+        keep_hourly: 22.into(),
+        keep_daily: 23.into(),
+        keep_weekly: 24.into(),
+        keep_monthly: 25.into(),
+        keep_yearly: 26.into(),
+        reserved_b: [0; 4],
+        period_ns: 0.into(),
+        hold_limit_ns: 28u64.into(),
+        created_ns: 29u64.into(),
+        done_ns: 30u64.into(),
+        reserved_c: [0; 8],
     };
     let marks = MarksRow {
         version,
@@ -149,6 +171,14 @@ pub fn catalog_rows() -> Vec<u8> {
         // Kinds that came later are put behind: what was there does not change.
         (Key::HighestTime, Value::HighestTime(highest)),
         (Key::Marks(50), Value::Marks(marks)),
+        (
+            Key::Schedule(31),
+            Value::Schedule(
+                schedule,
+                &volumes_of_schedule,
+                ["nightly", "30 2 * * *", "Europe/Berlin"],
+            ),
+        ),
     ])
 }
 

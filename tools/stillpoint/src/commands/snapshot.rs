@@ -150,6 +150,10 @@ fn show(info: &SnapshotInfo) -> String {
         ("volumes", output::list(&volumes)),
         ("time stamp", output::time(info.time_stamp_ns)),
         ("locked until", output::time(info.locked_until_ns)),
+        (
+            "schedule",
+            info.schedule.clone().unwrap_or_else(|| "-".to_owned()),
+        ),
         ("command to durable", Duration(info.durable_ns).to_string()),
         ("answers held", info.answers_held.to_string()),
         (
