@@ -230,7 +230,7 @@ impl Catalog {
     /// The snapshot of a volume by its name.
     #[must_use]
     pub fn snapshot(&self, volume: VolumeId, name: &str) -> Option<&OverallSnapshot> {
-        self.snapshots_of(volume).find(|snapshot| snapshot.name == name)
+        self.snapshots.get(&self.index.find(volume, name)?)
     }
 
     /// The snapshot of this number.

@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Try
 
 use stillpoint_coordinator::OverallSnapshot;
 use stillpoint_export::{Busy, SnapshotNames};
-use stillpoint_processor::{Base, VolumeId};
+use stillpoint_processor::{Base, SnapshotId, VolumeId};
 
 type Names = BTreeMap<String, Base>;
 
@@ -80,6 +80,13 @@ impl SnapshotIndex {
         self.0.remove(&volume);
     }
 
+    /// The snapshot of a volume by its name.
+    pub fn find(&self, volume: VolumeId, name: &str) -> Option<SnapshotId> {
+        let names = self.0.get(&volume)?.names.read();
+        let names = names.unwrap_or_else(PoisonError::into_inner);
+        names.get(name).map(|base| base.snapshot)
+    }
+
     /// The snapshots of a volume; shows what comes later too.
     pub fn of(&mut self, volume: VolumeId) -> &VolumeSnapshots {
         self.0.entry(volume).or_default()
@@ -110,7 +117,7 @@ impl Eq for SnapshotIndex {}
 mod tests {
     use super::*;
     use stillpoint_coordinator::{Marks, SnapshotVolume};
-    use stillpoint_processor::{SnapshotId, TimeStamp};
+    use stillpoint_processor::TimeStamp;
 
     fn snapshot(number: u64, name: &str, volumes: &[u32]) -> OverallSnapshot {
         OverallSnapshot {

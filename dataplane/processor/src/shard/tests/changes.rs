@@ -214,6 +214,37 @@ fn without_a_snapshot_of_the_family_there_is_nothing_to_compare_with() {
 }
 
 #[test]
+fn a_clone_is_compared_with_the_snapshot_it_was_made_of_and_with_older_ones() {
+    let mut rig = Rig::new(64 << 20);
+    rig.write(0, &[1; 4 * BLOCK]);
+    let older = rig.snapshot(1);
+    rig.write(BLOCK, &[2; BLOCK]);
+    let origin = rig.snapshot(2);
+    let clone = ShardCommand::CloneVolume {
+        volume: VolumeId(2),
+        origin: VOLUME,
+        snapshot: SnapshotId(2),
+    };
+    assert_eq!(rig.command(clone), EventKind::Done);
+    let live = View {
+        volume: VolumeId(2),
+        snapshot: None,
+    };
+    let write = RequestKind::Write { fua: false };
+    let written = rig.ask(live, write, 2 * BLOCK, BLOCK, Some(&[3; BLOCK]));
+    assert_eq!(written.result, Ok(()));
+    rig.write(3 * BLOCK, &[4; BLOCK]);
+    rig = rig.kill();
+    let told = |states: [u32; 4]| Ok(states.to_vec());
+    assert_eq!(rig.changes(live, origin, 0, 4, 4096), told([0, 0, CHANGED, 0]));
+    assert_eq!(
+        rig.changes(live, older, 0, 4, 4096),
+        told([0, CHANGED, CHANGED, 0])
+    );
+    assert_eq!(rig.changes(LIVE, origin, 0, 4, 4096), told([0, 0, 0, CHANGED]));
+}
+
+#[test]
 fn an_answer_that_saw_something_newer_than_a_cut_is_held() {
     let mut rig = Rig::new(64 << 20);
     rig.write(0, &[1; 3 * BLOCK]);
