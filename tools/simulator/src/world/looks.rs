@@ -1,9 +1,12 @@
 //! Whole volumes and snapshots, read and compared.
 
+use std::ops::Range;
+
 use super::operations::Does;
 use super::{Checked, State, World, broken};
 use crate::model::{Broken, Crash, Tick};
-use crate::stamp::SECTOR_BYTES;
+use crate::stamp::{SECTOR_BYTES, SECTORS_PER_BLOCK, Shown};
+use stillpoint_processor::{CHANGED, CHANGED_TO_HOLE};
 
 /// Why something is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,6 +133,73 @@ impl World {
                 );
             }
         }
+    }
+
+    /// Asks what changed between snapshots whose content is known, in both directions.
+    pub(super) fn send_change_looks(&mut self) {
+        let mut known: Vec<(u32, u64, u64)> = Vec::new();
+        for snapshot in self.snapshots.values().filter(|s| s.state == State::There) {
+            for &(volume, size_bytes) in &snapshot.volumes {
+                let content = snapshot.content.get(&volume);
+                let sectors = size_bytes as usize / SECTOR_BYTES;
+                if content.is_some_and(|content| content.len() == sectors) {
+                    known.push((volume, snapshot.id, size_bytes));
+                }
+            }
+        }
+        known.sort_unstable();
+        for pair in known.windows(2).filter(|pair| pair[0].0 == pair[1].0) {
+            for ((volume, id, size_bytes), (_, base, _)) in [(pair[1], pair[0]), (pair[0], pair[1])] {
+                let does = Does::Changes(base);
+                self.send(None, does, volume, Some((id, size_bytes)), 0, size_bytes);
+            }
+        }
+    }
+
+    /// Compares what a shard told of some blocks of snapshot `view`, as to what changed since `base`, with what both
+    /// show.
+    pub(super) fn check_changes(
+        &self,
+        volume: u32,
+        view: u64,
+        base: u64,
+        blocks: Range<u64>,
+        told: &[u8],
+    ) -> Checked {
+        let words = told.chunks_exact(4);
+        let words: Vec<u32> = words
+            .map(|word| u32::from_le_bytes(word.try_into().expect("four bytes")))
+            .collect();
+        let states = words
+            .chunks_exact(2)
+            .flat_map(|pair| std::iter::repeat_n(pair[1], pair[0] as usize));
+        let mut states = states.fuse();
+        let shown = |snapshot: u64, sector: u64| {
+            let content = &self.snapshots[&snapshot].content[&volume];
+            content.get(sector as usize).copied().unwrap_or_default()
+        };
+        for block in blocks {
+            let Some(state) = states.next() else {
+                return broken(format!("of block {block} nothing is told"));
+            };
+            let sectors = block * SECTORS_PER_BLOCK..(block + 1) * SECTORS_PER_BLOCK;
+            let mut sectors = sectors.map(|sector| (shown(view, sector), shown(base, sector)));
+            let differs = sectors.clone().any(|(now, then)| now != then);
+            let zeros = sectors.clone().any(|(now, _)| now == Shown::default());
+            let only_zeros = sectors.all(|(now, _)| now == Shown::default());
+            // Zeros that were written over zeros look as before.
+            let fits = match state {
+                0 => !differs,
+                CHANGED => differs || zeros,
+                _ => state == (CHANGED | CHANGED_TO_HOLE) && only_zeros,
+            };
+            if !fits {
+                return broken(format!(
+                    "block {block} is told to be in state {state} since snapshot {base}, and differs: {differs}"
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Reads all volumes from end to end.

@@ -5,7 +5,7 @@ use std::fmt;
 use stillpoint_processor::host_view::{HostView, Part};
 use stillpoint_processor::ports::Buffer;
 use stillpoint_processor::{
-    BLOCK_BYTES, RequestError, RequestKind, ShardAnswer, ShardRequest, ShareBlock, Token,
+    BLOCK_BYTES, Base, RequestError, RequestKind, ShardAnswer, ShardRequest, ShareBlock, SnapshotId, Token,
 };
 
 use super::looks::Look;
@@ -43,6 +43,8 @@ pub enum Does {
     Flush,
     /// Asks what is mapped.
     BlockStatus,
+    /// Asks what changed since the snapshot of this number.
+    Changes(u64),
     /// Reads ahead.
     Cache,
 }
@@ -223,6 +225,25 @@ impl World {
                 Ok(())
             }
             Does::BlockStatus => self.check_status(operation, ended),
+            Does::Changes(base) => {
+                let first = operation.offset_bytes / BLOCK_BYTES as u64;
+                let view = operation
+                    .view
+                    .view
+                    .snapshot
+                    .expect("two snapshots are compared")
+                    .0;
+                for (part, buffer, valid_bytes) in &operation.parts {
+                    let bytes = buffer.as_ref().expect("the buffer comes back").bytes();
+                    let first = first + part.offset_bytes / BLOCK_BYTES as u64;
+                    let blocks = first..first + u64::from(part.blocks);
+                    let told = &bytes[..*valid_bytes as usize];
+                    self.check_changes(operation.volume, view, base, blocks, told)?;
+                }
+                self.coverage
+                    .count("pairs of snapshots whose differences were compared");
+                Ok(())
+            }
             Does::Read(look) => {
                 for (part, buffer, _) in &operation.parts {
                     let bytes = buffer.as_ref().expect("a read gives its buffer back").bytes();
@@ -331,6 +352,13 @@ fn request(
         }
         Does::Discard { fua, .. } => (RequestKind::Discard { fua }, None),
         Does::BlockStatus => (RequestKind::BlockStatus, Some(Buffer::owned(BLOCK_BYTES))),
+        Does::Changes(base) => {
+            let base = Base {
+                volume: view.view.volume,
+                snapshot: SnapshotId(base),
+            };
+            (RequestKind::Changes { base }, Some(Buffer::owned(memory_bytes)))
+        }
         Does::Cache => (RequestKind::Cache, None),
         Does::Flush => unreachable!("a flush has no parts"),
     };

@@ -314,6 +314,8 @@ impl World {
     pub fn compare_everything(&mut self) -> Checked {
         self.send_volume_looks(Look::Live);
         self.send_snapshot_looks();
+        self.settle()?;
+        self.send_change_looks();
         self.settle()
     }
 
