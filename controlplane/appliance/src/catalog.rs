@@ -246,6 +246,20 @@ impl Catalog {
         self.volumes.values().filter(is_clone)
     }
 
+    /// Whether one volume was cloned from the other, or both from a third one, over any number of steps.
+    #[must_use]
+    pub fn are_related(&self, one: VolumeId, other: VolumeId) -> bool {
+        let first = |mut id: VolumeId| {
+            // A volume that was deleted is still where its clones came from. There are no more steps than volumes.
+            for _ in 0..self.volumes.len() {
+                let origin = self.volumes.get(&id).and_then(|volume| volume.origin);
+                id = origin.map_or(id, |origin| origin.volume);
+            }
+            id
+        };
+        first(one) == first(other)
+    }
+
     /// Whether the shares of this number have intermediate snapshots of snapshots that are there.
     #[must_use]
     pub fn has_snapshots_in(&self, shares: VolumeId) -> bool {

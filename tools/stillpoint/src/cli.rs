@@ -401,7 +401,7 @@ pub enum SnapshotCommand {
         /// The earlier one: `volume@name`.
         #[arg(value_name = "VOLUME@NAME")]
         from: String,
-        /// The later one: `volume@name` or `volume` [default: the volume as it is].
+        /// The later one: `volume@name` or `volume`, also of a clone [default: the volume as it is].
         #[arg(value_name = "VOLUME[@NAME]")]
         to: Option<String>,
         /// The pool; not needed if the volume's name is unique

@@ -255,6 +255,59 @@ fn a_thousand_changes_of_ten_tebibytes_are_told_in_no_time() {
 }
 
 #[test]
+fn clones_and_volumes_that_were_rolled_back_are_compared_too() {
+    let appliance = appliance("16MiB");
+    let write = |export: &str, block: u64| {
+        let mut connection = appliance.connect(export);
+        let written = connection.write(block * BLOCK as u64, &[block as u8; BLOCK], true);
+        written.unwrap_or_else(|error| panic!("{export}: {error}"));
+    };
+    let told = |from: &str, to: &str| -> Vec<u64> {
+        let told = appliance.run(&["snapshot", "changes", from, to]);
+        assert_eq!(member(&told, "/to"), to);
+        let ranges = list(&told, "/changes").iter();
+        let blocks = ranges.flat_map(|range| {
+            let (first, length) = (number(range, "/offset_bytes"), number(range, "/length_bytes"));
+            first / BLOCK as u64..(first + length) / BLOCK as u64
+        });
+        blocks.collect()
+    };
+    write("disk", 1);
+    appliance.run(&["snapshot", "create", "disk@a"]);
+    write("disk", 2);
+    appliance.run(&["snapshot", "create", "disk@b"]);
+    write("disk", 300);
+    appliance.run(&["volume", "clone", "disk@a", "copy"]);
+    appliance.run(&["export", "create", "copy"]);
+    assert!(told("disk@a", "copy").is_empty());
+    write("copy", 4);
+    appliance.run(&["snapshot", "create", "copy@c"]);
+    write("copy", 5);
+    assert_eq!(told("disk@a", "copy"), [4, 5]);
+    assert_eq!(told("disk@a", "copy@c"), [4]);
+    assert_eq!(told("disk@b", "copy@c"), [2, 4], "both sides of the fork");
+    assert_eq!(told("copy@c", "copy"), [5]);
+    assert_eq!(told("disk@a", "disk"), [2, 300]);
+    let of_copy = mapped(&appliance, "copy", "stillpoint:changes:c", 4096);
+    assert_eq!(of_copy.iter().position(|&state| state == 1), Some(5));
+
+    appliance.run(&["volume", "rollback", "disk@a", "--force"]);
+    assert!(told("disk@a", "disk").is_empty());
+    assert_eq!(told("disk@b", "disk"), [2], "what was undone");
+    write("disk", 6);
+    assert_eq!(told("disk@a", "disk"), [6]);
+    assert_eq!(told("disk@before-a", "disk"), [2, 6, 300]);
+    let of_disk = mapped(&appliance, "disk", "qemu:dirty-bitmap:before-a", 4096);
+    let dirty = (0..4096).filter(|&block| of_disk[block] == 1);
+    assert_eq!(dirty.collect::<Vec<_>>(), [2, 6, 300]);
+    appliance.kill();
+    appliance.start(&["--processors", "2"]);
+    assert_eq!(told("disk@before-a", "disk"), [2, 6, 300]);
+    assert_eq!(told("disk@a", "copy"), [4, 5]);
+    appliance.stop();
+}
+
+#[test]
 fn what_cannot_be_compared_is_refused_with_what_to_do() {
     let appliance = appliance("16MiB");
     appliance.run(&["volume", "create", "other", "--size", "16MiB"]);

@@ -74,9 +74,9 @@ impl Pool {
             None => TimeStamp(u64::MAX),
         };
         let view = self.view(to)?;
-        if view.volume != id {
+        if !self.catalog().are_related(view.volume, id) {
             return Err(Error::usage(format!("{from} and {to} are not of one volume"))
-                .hint("a snapshot is compared with a later one of its volume, or with the volume as it is"));
+                .hint("a snapshot is compared with a later one of its volume or of a clone, or with these as they are"));
         }
         if later < earlier.time_stamp {
             return Err(
