@@ -5,6 +5,8 @@
 //! processor), each only after the one before was acknowledged, or, in chains of the other kind, after a read on
 //! the next connection has shown it. Had a shard answered a write after its own cut while another shard was still to
 //! cut, the chain's next write would be inside the snapshot and the one before outside.
+//!
+//! The same over two volumes: consecutive objects lie in different volumes, and one snapshot is of both.
 
 mod support;
 
@@ -17,7 +19,7 @@ use stillpoint_simulator::stamp::{self, SECTOR_BYTES};
 use support::Appliance;
 use support::nbd::{Connection, Failure};
 
-/// Objects of the volume, of 1 MiB each; so many counters of a chain are in the volume at a time.
+/// Objects of all volumes together, of 1 MiB each; so many counters of a chain are there at a time.
 const OBJECTS: u64 = 12;
 const OBJECT_BYTES: u64 = 1 << 20;
 const BLOCK_BYTES: u64 = 4096;
@@ -50,23 +52,41 @@ struct Progress {
     done: AtomicU64,
 }
 
-/// Where counter `counter` of chain `chain` is written.
-fn place(chain: usize, counter: u64) -> u64 {
-    counter % OBJECTS * OBJECT_BYTES + chain as u64 * BLOCK_BYTES
+/// Over how many volumes the objects are dealt out.
+#[derive(Clone, Copy, Debug)]
+struct Volumes(usize);
+
+impl Volumes {
+    fn names(self) -> Vec<String> {
+        (0..self.0).map(|volume| format!("v{volume}")).collect()
+    }
+
+    fn size_bytes(self) -> u64 {
+        OBJECTS / self.0 as u64 * OBJECT_BYTES
+    }
+
+    /// Where counter `counter` of chain `chain` is written: the volume, the offset.
+    fn place(self, chain: usize, counter: u64) -> (usize, u64) {
+        let object = counter % OBJECTS;
+        let within = object / self.0 as u64 * OBJECT_BYTES + chain as u64 * BLOCK_BYTES;
+        (object as usize % self.0, within)
+    }
 }
 
-fn sector(chain: usize, counter: u64) -> u64 {
-    place(chain, counter) / SECTOR_BYTES as u64
+fn sector(offset: u64) -> u64 {
+    offset / SECTOR_BYTES as u64
 }
 
-/// Writes the chain until told to stop.
+/// Writes the chain until told to stop. Each turn has a connection to every volume.
 fn run_chain(
     chain: usize,
-    mut connections: Vec<Connection>,
+    volumes: Volumes,
+    mut connections: Vec<Vec<Connection>>,
     progress: &Progress,
     stop: &AtomicBool,
 ) -> Result<(), Failure> {
-    let mut unanswered = vec![false; connections.len()];
+    // Of each turn, the volume on whose connection an answer is still to come.
+    let mut unanswered: Vec<Option<usize>> = vec![None; connections.len()];
     for counter in 1.. {
         if stop.load(Ordering::SeqCst) {
             return Ok(());
@@ -77,27 +97,27 @@ fn run_chain(
             Link::Seen => BLOCK_BYTES as usize,
         };
         let mut bytes = vec![0; length];
-        stamp::fill(counter as u32, chain as u32, sector(chain, counter), &mut bytes);
-        let connection = &mut connections[turn];
-        if unanswered[turn] {
-            connection.await_answer()?;
+        let (volume, offset) = volumes.place(chain, counter);
+        stamp::fill(counter as u32, chain as u32, sector(offset), &mut bytes);
+        if let Some(waiting) = unanswered[turn].take() {
+            connections[turn][waiting].await_answer()?;
         }
+        let connection = &mut connections[turn][volume];
         progress.sent.store(counter, Ordering::SeqCst);
         match CHAINS[chain] {
             Link::Acknowledged { .. } => {
-                connection.write(place(chain, counter), &bytes, counter % 64 == 0)?;
+                connection.write(offset, &bytes, counter % 64 == 0)?;
             }
             Link::Seen => {
-                connection.send_write(place(chain, counter), &bytes)?;
-                unanswered[turn] = true;
+                connection.send_write(offset, &bytes)?;
+                unanswered[turn] = Some(volume);
                 // Whoever writes next has to see this one first.
                 let next = (turn + 1) % connections.len();
-                let reader = &mut connections[next];
-                if std::mem::take(&mut unanswered[next]) {
-                    reader.await_answer()?;
+                if let Some(waiting) = unanswered[next].take() {
+                    connections[next][waiting].await_answer()?;
                 }
-                while shown(chain, counter, &reader.read(place(chain, counter), SECTOR_BYTES)?) != Ok(counter)
-                {
+                let reader = &mut connections[next][volume];
+                while shown(chain, offset, &reader.read(offset, SECTOR_BYTES)?) != Ok(counter) {
                     thread::yield_now();
                 }
             }
@@ -107,9 +127,9 @@ fn run_chain(
     Ok(())
 }
 
-/// The counter that the place of `counter` shows.
-fn shown(chain: usize, counter: u64, bytes: &[u8]) -> Result<u64, String> {
-    stamp::read(chain as u32, sector(chain, counter), &bytes[..SECTOR_BYTES])
+/// The counter that this place shows.
+fn shown(chain: usize, offset: u64, bytes: &[u8]) -> Result<u64, String> {
+    stamp::read(chain as u32, sector(offset), &bytes[..SECTOR_BYTES])
         .map(u64::from)
         .map_err(|foreign| foreign.to_string())
 }
@@ -123,12 +143,25 @@ struct Taken {
     sent_after: Vec<u64>,
 }
 
+impl Taken {
+    /// The snapshot as each of its volumes shows it.
+    fn views(&self, volumes: Volumes) -> Vec<String> {
+        let names = volumes.names();
+        names
+            .iter()
+            .map(|volume| format!("{volume}@{}", self.name))
+            .collect()
+    }
+}
+
 /// Looks at a snapshot. Gives every broken law.
-fn judge(socket: &Path, taken: &Taken) -> Vec<String> {
-    let mut connection = Connection::open(socket, &taken.name).expect("the snapshot is exported");
+fn judge(socket: &Path, volumes: Volumes, taken: &Taken) -> Vec<String> {
+    let open = |view: &String| Connection::open(socket, view).expect("the snapshot is exported");
+    let mut connections: Vec<Connection> = taken.views(volumes).iter().map(open).collect();
     let mut objects = Vec::new();
     for object in 0..OBJECTS {
-        let bytes = connection.read(object * OBJECT_BYTES, CHAINS.len() * BLOCK_BYTES as usize);
+        let (volume, offset) = volumes.place(0, object);
+        let bytes = connections[volume].read(offset, CHAINS.len() * BLOCK_BYTES as usize);
         objects.push(bytes.unwrap_or_else(|error| panic!("{}: {error}", taken.name)));
     }
     let mut broken = Vec::new();
@@ -137,7 +170,7 @@ fn judge(socket: &Path, taken: &Taken) -> Vec<String> {
             .map(|object| {
                 shown(
                     chain,
-                    object,
+                    volumes.place(chain, object).1,
                     &objects[object as usize][chain * BLOCK_BYTES as usize..],
                 )
             })
@@ -187,14 +220,16 @@ struct Found {
 }
 
 /// Takes so many snapshots of running chains and looks at them.
-fn look_at_snapshots(snapshots: usize, environment: &[(&str, &str)]) -> Found {
+fn look_at_snapshots(volumes: Volumes, snapshots: usize, environment: &[(&str, &str)]) -> Found {
     let appliance = Appliance::new();
     appliance.start_with(&["--processors", PROCESSORS], environment);
     appliance.create_pool("p", 2, "256MiB", &["--shards", PROCESSORS]);
-    let size = format!("{OBJECTS}MiB");
-    let volume = ["volume", "create", "v", "--size", &size];
-    appliance.run(&[&volume[..], &["--block-size", "512", "--object-size", "1MiB"]].concat());
-    appliance.run(&["export", "create", "v"]);
+    for name in volumes.names() {
+        let size = volumes.size_bytes().to_string();
+        let volume = ["volume", "create", &name, "--size", &size];
+        appliance.run(&[&volume[..], &["--block-size", "512", "--object-size", "1MiB"]].concat());
+        appliance.run(&["export", "create", &name]);
+    }
 
     let progress: Vec<Progress> = CHAINS.iter().map(|_| Progress::default()).collect();
     let stop = AtomicBool::new(false);
@@ -202,22 +237,26 @@ fn look_at_snapshots(snapshots: usize, environment: &[(&str, &str)]) -> Found {
     thread::scope(|scope| {
         let mut chains = Vec::new();
         for (chain, progress) in progress.iter().enumerate() {
-            let connections = (0..CONNECTIONS).map(|_| appliance.connect("v")).collect();
+            let of_turn = |_| -> Vec<Connection> {
+                let names = volumes.names();
+                names.iter().map(|name| appliance.connect(name)).collect()
+            };
+            let connections = (0..CONNECTIONS).map(of_turn).collect();
             let stop = &stop;
-            chains.push(scope.spawn(move || run_chain(chain, connections, progress, stop)));
+            chains.push(scope.spawn(move || run_chain(chain, volumes, connections, progress, stop)));
         }
         let (sender, to_judge) = mpsc::sync_channel(8);
         let appliance = &appliance;
         let judging = scope.spawn(move || {
             let mut broken = Vec::new();
             for taken in to_judge {
-                broken.extend(look_and_delete(appliance, &taken));
+                broken.extend(look_and_delete(appliance, volumes, &taken));
             }
             broken
         });
         let stopper = StopAtTheEnd(&stop);
         for number in 0..snapshots {
-            let (taken, answers_held) = take(appliance, number, &progress);
+            let (taken, answers_held) = take(appliance, volumes, number, &progress);
             found.answers_held += answers_held;
             if sender.send(taken).is_err() {
                 // The judge has panicked; joining it tells.
@@ -234,7 +273,7 @@ fn look_at_snapshots(snapshots: usize, environment: &[(&str, &str)]) -> Found {
     });
     let counters: Vec<u64> = progress.iter().map(|of| of.done.load(Ordering::SeqCst)).collect();
     eprintln!(
-        "{snapshots} snapshots, {} answers held; the chains came to {counters:?}; {} laws broken",
+        "{snapshots} snapshots over {volumes:?}, {} answers held; the chains came to {counters:?}; {} laws broken",
         found.answers_held,
         found.broken.len()
     );
@@ -252,16 +291,17 @@ impl Drop for StopAtTheEnd<'_> {
 }
 
 /// Takes a snapshot; gives it and how many answers it held.
-fn take(appliance: &Appliance, number: usize, progress: &[Progress]) -> (Taken, u64) {
+fn take(appliance: &Appliance, volumes: Volumes, number: usize, progress: &[Progress]) -> (Taken, u64) {
     let all = |of: fn(&Progress) -> &AtomicU64| -> Vec<u64> {
         progress
             .iter()
             .map(|progress| of(progress).load(Ordering::SeqCst))
             .collect()
     };
-    let name = format!("v@s{number}");
+    let name = format!("s{number}");
+    let of = volumes.names().join(",");
     let done_before = all(|progress| &progress.done);
-    let told = appliance.run(&["snapshot", "create", &name, "--hold-limit", "2s"]);
+    let told = appliance.run(&["snapshot", "create", &of, "--name", &name, "--hold-limit", "2s"]);
     let sent_after = all(|progress| &progress.sent);
     let taken = Taken {
         name,
@@ -271,11 +311,16 @@ fn take(appliance: &Appliance, number: usize, progress: &[Progress]) -> (Taken, 
     (taken, support::number(&told, "/answers_held"))
 }
 
-fn look_and_delete(appliance: &Appliance, taken: &Taken) -> Vec<String> {
-    appliance.run(&["export", "create", &taken.name]);
-    let broken = judge(&appliance.nbd_socket(), taken);
-    appliance.run(&["export", "delete", &taken.name]);
-    appliance.run(&["snapshot", "delete", &taken.name]);
+fn look_and_delete(appliance: &Appliance, volumes: Volumes, taken: &Taken) -> Vec<String> {
+    let views = taken.views(volumes);
+    for view in &views {
+        appliance.run(&["export", "create", view]);
+    }
+    let broken = judge(&appliance.nbd_socket(), volumes, taken);
+    for view in &views {
+        appliance.run(&["export", "delete", view]);
+    }
+    appliance.run(&["snapshot", "delete", &views[0]]);
     broken
 }
 
@@ -298,7 +343,16 @@ fn a_chain_with_a_gap_or_out_of_its_bounds_is_found() {
 #[test]
 #[cfg(not(feature = "planted-bugs"))]
 fn counters_form_a_prefix_in_a_thousand_snapshots() {
-    let found = look_at_snapshots(1000, &[]);
+    found_nothing(&look_at_snapshots(Volumes(1), 1000, &[]));
+}
+
+#[test]
+#[cfg(not(feature = "planted-bugs"))]
+fn counters_form_a_prefix_over_two_volumes_in_one_snapshot() {
+    found_nothing(&look_at_snapshots(Volumes(2), 300, &[]));
+}
+
+fn found_nothing(found: &Found) {
     assert!(found.broken.is_empty(), "{}", found.broken.join("\n"));
     assert!(
         found.answers_held > 0,
@@ -310,21 +364,22 @@ fn counters_form_a_prefix_in_a_thousand_snapshots() {
 #[test]
 #[cfg(feature = "planted-bugs")]
 fn counters_form_a_prefix_even_if_the_cuts_are_far_apart() {
-    let found = look_at_snapshots(100, &[("STILLPOINT_PLANTED_BUG", "late-cuts")]);
-    assert!(found.broken.is_empty(), "{}", found.broken.join("\n"));
-    assert!(
-        found.answers_held > 0,
-        "no snapshot had to hold an answer: nothing was tested"
-    );
+    for volumes in [Volumes(1), Volumes(2)] {
+        let found = look_at_snapshots(volumes, 100, &[("STILLPOINT_PLANTED_BUG", "late-cuts")]);
+        found_nothing(&found);
+    }
 }
 
 /// The same, over a program that does not hold answers. It must not pass.
 #[test]
 #[cfg(feature = "planted-bugs")]
 fn answers_that_are_not_held_are_found_out() {
-    let found = look_at_snapshots(100, &[("STILLPOINT_PLANTED_BUG", "late-cuts,answers-not-held")]);
-    assert!(
-        !found.broken.is_empty(),
-        "answers were not held, and nobody noticed"
-    );
+    for volumes in [Volumes(1), Volumes(2)] {
+        let bugs = [("STILLPOINT_PLANTED_BUG", "late-cuts,answers-not-held")];
+        let found = look_at_snapshots(volumes, 100, &bugs);
+        assert!(
+            !found.broken.is_empty(),
+            "{volumes:?}: answers were not held, and nobody noticed"
+        );
+    }
 }
