@@ -12,6 +12,7 @@
 //! | GET, DELETE `/v1/snapshots/{volume@name}` | shows, deletes |
 //! | POST `/v1/snapshots/{volume@name}/lock` | locks: nobody deletes it until then |
 //! | GET `/v1/snapshots/{volume@name}/changes` | what changed since, as lines of JSON while it is found |
+//! | GET, POST `/v1/groups`, DELETE `/v1/groups/{group}` | lists, makes, deletes named groups of volumes |
 //! | GET, POST `/v1/schedules` | lists, makes |
 //! | GET, DELETE `/v1/schedules/{schedule}` | shows (with what is kept, and why), deletes |
 //! | POST `/v1/schedules/{schedule}/pause`, `/resume`, `/run` | stops it for a while, lets it go on, runs it now |
@@ -24,6 +25,7 @@
 
 mod changes;
 mod extract;
+mod groups;
 mod handlers;
 pub mod model;
 mod schedules;
@@ -71,6 +73,8 @@ pub fn router(appliance: Arc<Appliance>) -> Router {
         )
         .route("/v1/snapshots/{snapshot}/lock", post(handlers::lock_snapshot))
         .route("/v1/snapshots/{snapshot}/changes", get(changes::snapshot_changes))
+        .route("/v1/groups", get(groups::list).post(groups::create))
+        .route("/v1/groups/{group}", delete(groups::delete))
         .route("/v1/schedules", get(schedules::list).post(schedules::create))
         .route(
             "/v1/schedules/{schedule}",

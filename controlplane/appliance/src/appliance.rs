@@ -12,7 +12,7 @@ use crate::api::model::{ResizeVolume, RollbackVolume};
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::mailbox::{Export, ExportTable, Mailbox, MailboxError, PoolOptions, ToProcessor};
-use crate::pool::{Pool, no_export, no_volume};
+use crate::pool::{GROUP_PREFIX, Pool, no_export, no_group, no_volume};
 use crate::state::{KnownPool, State};
 use stillpoint_coordinator::OverallSnapshot;
 use stillpoint_export::{Seats, SnapshotNames};
@@ -230,6 +230,29 @@ impl Appliance {
                         .hint("give --pool NAME"),
                 )
             }
+        }
+    }
+
+    /// The pool that has this volume, or this group after `group:`.
+    ///
+    /// # Errors
+    /// Not found, or conflict if several pools have one of this name.
+    pub fn pool_of_members(&self, name: &str, pool: Option<&str>) -> Result<Arc<Pool>> {
+        let Some(group) = name.strip_prefix(GROUP_PREFIX) else {
+            return self.pool_of_volume(name, pool);
+        };
+        let mut found: Vec<Arc<Pool>> = match pool {
+            Some(name) => vec![self.pool(name)?],
+            None => self.pools(),
+        };
+        found.retain(|pool| pool.has_members(name));
+        match found.len() {
+            0 => Err(no_group(group)),
+            1 => Ok(found.remove(0)),
+            _ => Err(
+                Error::conflict(format!("{} pools each have a group {group}", found.len()))
+                    .hint("give --pool NAME"),
+            ),
         }
     }
 

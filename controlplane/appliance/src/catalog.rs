@@ -3,11 +3,13 @@
 //! The rows are the truth. Every change is first made durable as a row ([`Change`]) and then made here, so
 //! that a crash between two steps leaves something that [`reconcile`] can mend when the pool is opened.
 
+mod groups;
 mod index;
 mod reconcile;
 mod rows;
 mod schedules;
 
+pub use groups::Group;
 pub use index::VolumeSnapshots;
 pub use reconcile::{Mending, reconcile};
 pub use rows::Change;
@@ -120,6 +122,7 @@ pub struct Catalog {
     index: index::SnapshotIndex,
     exports: BTreeMap<u32, ExportRow>,
     schedules: BTreeMap<u64, Schedule>,
+    groups: BTreeMap<u64, Group>,
     /// The snapshots that each schedule took, also those of schedules that are gone.
     scheduled: BTreeMap<u64, BTreeSet<SnapshotId>>,
     /// The newest time stamp of a snapshot.

@@ -107,6 +107,10 @@ kinds! {
     SnapshotDeleted = "snapshot_deleted", Info;
     /// A snapshot was locked, or locked for longer.
     SnapshotLocked = "snapshot_locked", Info;
+    /// A named group of volumes was made.
+    GroupCreated = "group_created", Info;
+    /// A named group was deleted.
+    GroupDeleted = "group_deleted", Info;
     /// A schedule was made.
     ScheduleCreated = "schedule_created", Info;
     /// A schedule was paused.

@@ -6,6 +6,7 @@
 mod changes;
 mod clones;
 mod exports;
+mod groups;
 mod info;
 mod locks;
 mod schedule_runs;
@@ -17,6 +18,7 @@ mod volumes;
 
 pub use changes::{ChangedRange, Changes, Comparison};
 pub use exports::no_export;
+pub use groups::{PREFIX as GROUP_PREFIX, no_group};
 pub use schedules::no_schedule;
 pub use volumes::no_volume;
 

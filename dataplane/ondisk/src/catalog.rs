@@ -11,6 +11,7 @@
 //! | `G`, schedule u64 | [`ScheduleHead`], volume u32 for each, name, cron line, time zone |
 //! | `H` | [`HighestTimeRow`]: the highest wall time ever seen |
 //! | `M`, snapshot u64 | [`MarksRow`]: what is known of a snapshot beside its commit record |
+//! | `N`, group u64 | [`GroupHead`], volume u32 for each, name |
 //! | `S`, snapshot u64 | [`SnapshotHead`], [`SnapshotVolumeRow`] per volume, name: the commit record |
 //! | `V`, volume u32 | [`VolumeHead`], [`VolumeMore`] in version 2, name |
 //!
@@ -151,8 +152,24 @@ pub struct HoldRow {
     pub answer_held_ns_max: U64,
 }
 
-/// The number of a volume in the table of a schedule.
+/// The number of a volume in the table of a schedule or group.
 pub type VolumeNumber = U32;
+
+/// A named group of volumes; its volumes (u32 each) and its name follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct GroupHead {
+    /// [`VERSION`].
+    pub version: U16,
+    /// Bytes of the name.
+    pub name_bytes: U16,
+    /// Volumes.
+    pub volume_count: U16,
+    /// Zero.
+    pub reserved: [u8; 2],
+    /// When it was made, nanoseconds since the Unix epoch.
+    pub created_ns: U64,
+}
 
 /// A schedule; its volumes (u32 each), its name, its cron line and the name of its time zone follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -277,6 +294,8 @@ pub enum Key {
     Marks(u64),
     /// A schedule.
     Schedule(u64),
+    /// A named group of volumes.
+    Group(u64),
     /// A snapshot.
     Snapshot(u64),
     /// A volume.
@@ -296,6 +315,7 @@ impl Key {
             } => [&b"F"[..], &snapshot.to_be_bytes(), &first_shard.to_be_bytes()].concat(),
             Self::Schedule(schedule) => [&b"G"[..], &schedule.to_be_bytes()].concat(),
             Self::HighestTime => vec![b'H'],
+            Self::Group(group) => [&b"N"[..], &group.to_be_bytes()].concat(),
             Self::Marks(snapshot) => [&b"M"[..], &snapshot.to_be_bytes()].concat(),
             Self::Snapshot(snapshot) => [&b"S"[..], &snapshot.to_be_bytes()].concat(),
             Self::Volume(volume) => [&b"V"[..], &volume.to_be_bytes()].concat(),
@@ -317,6 +337,7 @@ impl Key {
                 first_shard: u16::from_be_bytes(rest[8..].try_into().map_err(|_| BAD)?),
             },
             (b'G', 8) => Self::Schedule(u64::from_be_bytes(rest.try_into().map_err(|_| BAD)?)),
+            (b'N', 8) => Self::Group(u64::from_be_bytes(rest.try_into().map_err(|_| BAD)?)),
             (b'H', 0) => Self::HighestTime,
             (b'M', 8) => Self::Marks(u64::from_be_bytes(rest.try_into().map_err(|_| BAD)?)),
             (b'S', 8) => Self::Snapshot(u64::from_be_bytes(rest.try_into().map_err(|_| BAD)?)),
@@ -340,6 +361,8 @@ pub enum Value<'a> {
     HighestTime(HighestTimeRow),
     /// Under [`Key::Marks`].
     Marks(MarksRow),
+    /// Under [`Key::Group`].
+    Group(GroupHead, &'a [VolumeNumber], &'a str),
     /// Under [`Key::Schedule`]: its volumes; its name, cron line and time zone.
     Schedule(ScheduleHead, &'a [VolumeNumber], [&'a str; 3]),
     /// Under [`Key::Snapshot`].
@@ -380,6 +403,11 @@ impl<'a> Value<'a> {
             }
             Key::HighestTime => Self::HighestTime(whole::<HighestTimeRow>(bytes)?),
             Key::Schedule(_) => schedule(bytes)?,
+            Key::Group(_) => {
+                let (row, rest) = head::<GroupHead>(bytes)?;
+                let (volumes, rest) = table::<U32>(rest, row.volume_count, GROUP_MAX)?;
+                Self::Group(row, volumes, name(rest, row.name_bytes, NAME_BYTES_MAX)?)
+            }
             Key::Marks(_) => Self::Marks(whole::<MarksRow>(bytes)?),
             Key::Snapshot(_) => {
                 let (row, rest) = head::<SnapshotHead>(bytes)?;
@@ -429,6 +457,16 @@ impl<'a> Value<'a> {
                 [row.as_bytes(), rows.as_bytes()].concat()
             }
             Self::HighestTime(row) => HighestTimeRow { version, ..row }.as_bytes().to_vec(),
+            Self::Group(row, volumes, name) => {
+                assert!(!volumes.is_empty() && volumes.len() <= GROUP_MAX);
+                let row = GroupHead {
+                    version,
+                    name_bytes: length(name.len()),
+                    volume_count: length(volumes.len()),
+                    ..row
+                };
+                [row.as_bytes(), volumes.as_bytes(), name.as_bytes()].concat()
+            }
             Self::Schedule(row, volumes, [name, cron, zone]) => {
                 assert!(!volumes.is_empty() && volumes.len() <= GROUP_MAX);
                 let row = ScheduleHead {

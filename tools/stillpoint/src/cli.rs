@@ -59,6 +59,9 @@ pub enum Command {
     /// Take, show and delete snapshots
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
+    /// Name volumes that are cut together
+    #[command(subcommand)]
+    Group(GroupCommand),
     /// Take snapshots by themselves, and prune them
     #[command(subcommand)]
     Schedule(ScheduleCommand),
@@ -353,7 +356,7 @@ pub enum VolumeCommand {
 pub enum SnapshotCommand {
     /// Take a snapshot of a volume, or of several volumes at one instant
     Create {
-        /// `volume@name`, or `volume1,volume2` with --name.
+        /// `volume@name`, or `volume1,volume2` or `group:name` with --name.
         #[arg(value_name = "VOLUME@NAME")]
         snapshot: String,
         /// The name of the snapshot, if it is not in the argument
@@ -417,6 +420,37 @@ pub enum SnapshotCommand {
         #[arg(long)]
         defer: bool,
         /// The pool; not needed if the volume's name is unique
+        #[arg(long)]
+        pool: Option<String>,
+    },
+}
+
+/// `stillpoint group`
+#[derive(Debug, Subcommand)]
+pub enum GroupCommand {
+    /// Name some volumes: `snapshot create group:NAME@...` cuts them at one instant, and so does a schedule of `group:NAME`
+    Create {
+        /// Its name.
+        name: String,
+        /// The volumes, separated by commas
+        #[arg(long, value_name = "VOLUME,...", value_delimiter = ',', required = true)]
+        volumes: Vec<String>,
+        /// The pool; not needed if the volumes' names are unique
+        #[arg(long)]
+        pool: Option<String>,
+    },
+    /// List the groups
+    #[command(visible_alias = "ls")]
+    List {
+        /// Only this pool
+        #[arg(long)]
+        pool: Option<String>,
+    },
+    /// Delete a group; its volumes stay
+    Delete {
+        /// Its name.
+        name: String,
+        /// The pool; not needed if the name is unique
         #[arg(long)]
         pool: Option<String>,
     },

@@ -5,6 +5,7 @@ pub mod completions;
 pub mod doctor;
 pub mod events;
 pub mod export;
+pub mod group;
 pub mod inspect;
 pub mod pool;
 pub mod schedule;

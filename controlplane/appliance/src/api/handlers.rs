@@ -253,9 +253,10 @@ pub(super) async fn create_snapshot(
         let Some(first) = request.volumes.first() else {
             return Err(Error::usage("a snapshot has at least one volume"));
         };
-        let pool = appliance.pool_of_volume(first, request.pool.as_deref())?;
-        pool.create_snapshot(&request).await?;
-        pool.snapshot_details(first, &request.name).await
+        let pool = appliance.pool_of_members(first, request.pool.as_deref())?;
+        let overall = pool.create_snapshot(&request).await?;
+        let first = pool.volume_name(overall.volumes[0].owner);
+        pool.snapshot_details(&first, &request.name).await
     });
     Ok((StatusCode::CREATED, Json(taken.await?)))
 }

@@ -64,7 +64,7 @@ pub struct ResizeVolume {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CreateSnapshot {
-    /// The volumes, all of one pool: one, or several that are to be cut at one instant.
+    /// The volumes, all of one pool: one, or several that are to be cut at one instant; `group:NAME` for those of a group.
     pub volumes: Vec<String>,
     /// The name after the `@`.
     pub name: String,
@@ -110,6 +110,32 @@ pub struct RollbackVolume {
     /// The name of the snapshot that is taken before; default: `before-SNAPSHOT` and the time.
     #[serde(default)]
     pub safety_name: Option<String>,
+}
+
+/// POST `/v1/groups`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateGroup {
+    /// Its name; `group:NAME` stands for its volumes where snapshots and schedules are made.
+    pub name: String,
+    /// The volumes, all of one pool.
+    pub volumes: Vec<String>,
+    /// The pool; not needed if the volumes' names are unique.
+    #[serde(default)]
+    pub pool: Option<String>,
+}
+
+/// A named group of volumes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupInfo {
+    /// Its name.
+    pub name: String,
+    /// Its pool.
+    pub pool: String,
+    /// Its volumes.
+    pub volumes: Vec<String>,
+    /// When it was made.
+    pub created_ns: u64,
 }
 
 /// How many of a schedule's snapshots are kept: the newest ones, and one for each of the last hours, days and so on that

@@ -50,7 +50,7 @@ pub(super) async fn create(
         let Some(first) = request.volumes.first() else {
             return Err(Error::usage("a schedule has at least one volume"));
         };
-        let pool = appliance.pool_of_volume(first, request.pool.as_deref())?;
+        let pool = appliance.pool_of_members(first, request.pool.as_deref())?;
         pool.create_schedule(&request).await?;
         pool.schedule_details(&request.name)
     });

@@ -218,6 +218,12 @@ impl Catalog {
                 Value::HighestTime(row) => {
                     catalog.saw_time(row.time_ns.get());
                 }
+                Value::Group(head, volumes, name) => {
+                    let Key::Group(id) = key else {
+                        unreachable!("decoded by its key")
+                    };
+                    catalog.put_group(super::groups::from_row(id, &head, volumes, name));
+                }
                 Value::Schedule(head, volumes, texts) => {
                     let Key::Schedule(id) = key else {
                         unreachable!("decoded by its key")
@@ -299,7 +305,12 @@ impl Catalog {
             .keys()
             .last()
             .is_some_and(|&id| id >= self.counters.next_snapshot);
-        if volume || snapshot || export || schedule {
+        let group = self
+            .groups
+            .keys()
+            .last()
+            .is_some_and(|&id| id >= self.counters.next_snapshot);
+        if volume || snapshot || export || schedule || group {
             return Err(Error::failure(
                 "the catalog uses numbers that its counters have not given out",
             ));

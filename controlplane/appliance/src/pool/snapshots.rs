@@ -95,19 +95,22 @@ impl Pool {
         }
     }
 
-    /// The volumes of a group, each once.
+    /// The volumes of these names (of a volume, or of a group after `group:`), each once.
     pub(super) fn group(&self, names: &[String]) -> Result<Vec<SnapshotVolume>> {
-        if names.is_empty() || names.len() > GROUP_MAX {
+        let mut all = Vec::new();
+        for name in names {
+            all.extend(self.members(name)?);
+        }
+        if all.is_empty() || all.len() > GROUP_MAX {
             return Err(Error::usage(format!(
                 "{} volumes: from 1 to {GROUP_MAX} are possible",
-                names.len()
+                all.len()
             )));
         }
-        let mut volumes: Vec<SnapshotVolume> = Vec::with_capacity(names.len());
-        for name in names {
-            let volume = self.volume(name)?;
+        let mut volumes: Vec<SnapshotVolume> = Vec::with_capacity(all.len());
+        for volume in all {
             if volumes.iter().any(|of| of.owner == volume.id) {
-                return Err(Error::usage(format!("volume {name} is named twice")));
+                return Err(Error::usage(format!("volume {} is named twice", volume.name)));
             }
             volumes.push(SnapshotVolume {
                 volume: volume.head,

@@ -108,7 +108,7 @@ impl Pool {
     /// Deletes a volume; its space comes free in the background.
     ///
     /// # Errors
-    /// Not found, conflict if it is in a schedule or has exports, or snapshots that are locked, or any and `with_snapshots` is not given.
+    /// Not found, conflict if it is in a schedule or group or has exports, or snapshots that are locked, or any and `with_snapshots` is not given.
     pub async fn delete_volume(&self, volume: &str, with_snapshots: bool) -> Result<()> {
         let _gate = self.gate.write().await;
         let id = self.volume(volume)?.id;
@@ -126,6 +126,17 @@ impl Pool {
                     schedules.join(", ")
                 ))
                 .hint("delete the schedule first: stillpoint schedule delete NAME; its snapshots stay"));
+            }
+            let groups: Vec<&str> = catalog
+                .groups()
+                .filter(|group| group.volumes.contains(&id))
+                .map(|group| group.name.as_str())
+                .collect();
+            if !groups.is_empty() {
+                return Err(
+                    Error::conflict(format!("volume {volume} is in group {}", groups.join(", ")))
+                        .hint("delete the group first: stillpoint group delete NAME; its volumes stay"),
+                );
             }
             let exports: Vec<&str> = catalog
                 .exports()

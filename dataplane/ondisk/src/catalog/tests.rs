@@ -93,6 +93,13 @@ fn samples() -> Vec<(Key, Vec<u8>)> {
         reserved: [0; 6],
         time_ns: 0x0102_0304_0506_0708u64.into(),
     };
+    let group_head = GroupHead {
+        version: VERSION.into(),
+        name_bytes: 4.into(),
+        volume_count: 2.into(),
+        reserved: [0; 2],
+        created_ns: 32u64.into(),
+    };
     let marks = MarksRow {
         version: VERSION.into(),
         reserved_a: [0; 6],
@@ -111,6 +118,10 @@ fn samples() -> Vec<(Key, Vec<u8>)> {
         (Key::Volume(1), Value::Volume(volume(), None, "vol-a").encode()),
         (Key::HighestTime, Value::HighestTime(highest).encode()),
         (Key::Marks(6), Value::Marks(marks).encode()),
+        (
+            Key::Group(7),
+            Value::Group(group_head, &[1.into(), 2.into()], "trio").encode(),
+        ),
         (
             Key::Schedule(8),
             Value::Schedule(schedule(), &[1.into(), 2.into()], ["night", "0 2 * * *", "UTC"]).encode(),
@@ -146,6 +157,10 @@ fn these_bytes_are_version_1() {
         (
             "4d0000000000000006",
             "010000000000000004000000000000000500000000000000000000000000000000000000000000000000000000000000",
+        ),
+        (
+            "4e0000000000000007",
+            "0100040002000000200000000000000001000000020000007472696f",
         ),
         (
             "470000000000000008",

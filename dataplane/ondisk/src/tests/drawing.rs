@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use crate::bitmap::{BLOCKS_PER_PAGE, BitmapPage};
 use crate::catalog::{
-    CounterRow, ExportHead, FiguresHead, HighestTimeRow, HoldRow, MarksRow, ScheduleHead, SnapshotHead,
-    SnapshotVolumeRow, VolumeHead, VolumeMore,
+    CounterRow, ExportHead, FiguresHead, GroupHead, HighestTimeRow, HoldRow, MarksRow, ScheduleHead,
+    SnapshotHead, SnapshotVolumeRow, VolumeHead, VolumeMore,
 };
 use crate::directory::{DirectoryPage, OriginRow, ROW_HEADER_BYTES, SnapshotRow, VolumeRow};
 use crate::header::ShardHeader;
@@ -250,6 +250,13 @@ fn structures() -> Vec<(&'static str, usize, Vec<Field>)> {
             hold_ns,
             answers_held,
             answer_held_ns_max
+        }),
+        structure!(GroupHead {
+            version,
+            name_bytes,
+            volume_count,
+            reserved,
+            created_ns
         }),
         structure!(ScheduleHead {
             version,

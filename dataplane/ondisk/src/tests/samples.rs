@@ -5,8 +5,8 @@ use zerocopy::little_endian::U32;
 
 use crate::bitmap::{BLOCKS_PER_PAGE, BitmapPage, WORDS_PER_PAGE};
 use crate::catalog::{
-    self, CounterRow, ExportHead, HighestTimeRow, HoldRow, Key, MarksRow, ScheduleHead, SnapshotHead,
-    SnapshotVolumeRow, Value, VolumeHead, VolumeMore,
+    self, CounterRow, ExportHead, GroupHead, HighestTimeRow, HoldRow, Key, MarksRow, ScheduleHead,
+    SnapshotHead, SnapshotVolumeRow, Value, VolumeHead, VolumeMore,
 };
 use crate::directory::{self, DirectoryPage, OriginRow, Row, RowKind, SnapshotRow, VolumeRow};
 use crate::header::{DIRECTORY_INDEX_MAX, ShardHeader};
@@ -128,6 +128,13 @@ pub fn catalog_rows() -> Vec<u8> {
         snapshot: 50,
         first_shard: 0,
     };
+    let group = GroupHead {
+        version,
+        name_bytes: 0.into(),
+        volume_count: 0.into(),
+        reserved: [0; 2],
+        created_ns: 32.into(),
+    };
     let volumes_of_schedule = [9u32, 10].map(U32::from);
     let highest = HighestTimeRow {
         version,
@@ -179,6 +186,7 @@ pub fn catalog_rows() -> Vec<u8> {
                 ["nightly", "30 2 * * *", "Europe/Berlin"],
             ),
         ),
+        (Key::Group(33), Value::Group(group, &volumes_of_schedule, "both")),
     ])
 }
 

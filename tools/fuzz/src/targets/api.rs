@@ -5,8 +5,8 @@ use core::fmt::Debug;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use stillpoint_appliance::api::model::{
-    CreateExport, CreatePool, CreateSchedule, CreateSnapshot, CreateVolume, EventsQuery, LockSnapshot,
-    OpenPool, Query, ResizeVolume, ScrubPool,
+    CreateExport, CreateGroup, CreatePool, CreateSchedule, CreateSnapshot, CreateVolume, EventsQuery,
+    LockSnapshot, OpenPool, Query, ResizeVolume, ScrubPool,
 };
 use stillpoint_appliance::name;
 
@@ -18,6 +18,7 @@ pub(super) fn bodies(data: &[u8]) {
     body::<EventsQuery>(data);
     body::<LockSnapshot>(data);
     body::<CreateSchedule>(data);
+    body::<CreateGroup>(data);
     if let Some(request) = body::<CreatePool>(data) {
         let _ = name::check_pool(&request.name);
     }

@@ -194,6 +194,59 @@ fn a_group_is_one_snapshot_of_several_volumes() {
 }
 
 #[test]
+fn a_named_group_stands_for_its_volumes() {
+    let appliance = with_volume();
+    appliance.run(&["volume", "create", "w", "--size", "4MiB"]);
+    let made = appliance.run(&["group", "create", "both", "--volumes", "v,w"]);
+    assert_eq!(member(&made, "/volumes"), &json!(["v", "w"]));
+    let taken = appliance.run(&["snapshot", "create", "group:both@s", "--hold-limit", "2s"]);
+    assert_eq!(names(member(&taken, "/volumes")), ["v", "w"]);
+    assert_eq!(names(&appliance.run(&["snapshot", "list", "w"])), ["w@s"]);
+    let schedule = [
+        "schedule",
+        "create",
+        "n",
+        "--volumes",
+        "group:both",
+        "--every",
+        "30d",
+    ];
+    let schedule = appliance.run(&[&schedule[..], &["--keep", "last=1"]].concat());
+    assert_eq!(member(&schedule, "/volumes"), &json!(["v", "w"]));
+    appliance.run(&["schedule", "delete", "n"]);
+    appliance.kill();
+    appliance.start(&["--processors", "2"]);
+    assert_eq!(names(&appliance.run(&["group", "list"])), ["both"]);
+    refused(
+        &appliance.tell(&["volume", "delete", "w", "--with-snapshots"]),
+        4,
+        "in group both",
+    );
+    for (arguments, code, words) in [
+        (
+            &["group", "create", "both", "--volumes", "v"][..],
+            4,
+            "exists already",
+        ),
+        (&["group", "create", "x", "--volumes", "v,z"], 3, "no volume z"),
+        (
+            &["group", "create", "x", "--volumes", "group:both,v"],
+            2,
+            "named twice",
+        ),
+        (&["group", "create", "a:b", "--volumes", "v"], 2, "':'"),
+        (&["group", "delete", "x"], 3, "no group x"),
+        (&["snapshot", "create", "group:x@s"], 3, "no group x"),
+        (&["snapshot", "create", "group:both@s"], 4, "exists already"),
+    ] {
+        refused(&appliance.tell(arguments), code, words);
+    }
+    appliance.run(&["group", "delete", "both"]);
+    appliance.run(&["volume", "delete", "w", "--with-snapshots"]);
+    assert_eq!(names(&appliance.run(&["snapshot", "list"])), ["v@s"]);
+}
+
+#[test]
 fn nothing_is_reachable_without_an_export_and_snapshots_are_never_written() {
     let appliance = with_volume();
     let open = |name: &str| support::nbd::Connection::open(&appliance.nbd_socket(), name);
