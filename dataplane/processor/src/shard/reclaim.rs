@@ -18,7 +18,7 @@ use std::collections::{BTreeSet, VecDeque};
 use super::{Outcome, Shard};
 use crate::command::{EventKind, Notice, Ticket};
 use crate::ids::{DeviceAddress, SnapshotId, VolumeId};
-use crate::map::{MapError, PageCache, Root};
+use crate::map::{MapError, PageCache, Root, TreeStats};
 use crate::ports::LogTail;
 use crate::request::RequestError;
 use crate::space::Space;
@@ -292,6 +292,7 @@ impl<T: LogTail> Shard<T> {
                 let volume = self.volumes.get_mut(&walk.volume);
                 let volume = volume.expect("a walked volume stays until it is freed");
                 volume.root = Root::default();
+                volume.stats = TreeStats::default();
                 volume.cursor_leaf = 0;
                 volume.dirty = true;
                 if !volume.snapshots.is_empty() {

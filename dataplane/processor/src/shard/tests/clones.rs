@@ -173,6 +173,18 @@ fn a_snapshot_with_a_clone_goes_when_one_of_the_two_is_left() {
     }
 }
 
+#[test]
+fn a_share_without_a_live_map_counts_no_blocks_for_it() {
+    let mut rig = Rig::new(64 << 20);
+    rig.put(1, 0, 1);
+    rig.snapshot(1);
+    rig.put(1, 1, 2);
+    rig.delete(live(1));
+    rig.settle();
+    let share = rig.processor.shards()[0].status().volumes[0];
+    assert_eq!((share.headless, share.mapped_blocks), (true, 0));
+}
+
 /// So many that a walk over them takes many turns.
 const LEAVES: usize = 120;
 const SLOTS: usize = 2;
