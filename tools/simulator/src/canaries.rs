@@ -47,13 +47,13 @@ const CHECKS: [Check; 5] = [
     },
     Check {
         name: "boundaries",
-        seeds: 8,
+        seeds: 10,
         at_a_time: 1,
         run: |turn, bug| {
             PLANTED.set(bug);
-            // The last script first: of all it has the longest log pages, and the first has everything else.
+            // The last scripts first: one has the longest log pages of all, then come clones and rollbacks.
             let scripts = boundary::scripts_by_hand();
-            let script = (scripts + turn - 2) % scripts;
+            let script = (scripts + turn - 4) % scripts;
             boundary::run(script, boundary::Budget::SHORT).map(|_| ())
         },
     },

@@ -65,6 +65,19 @@ impl VolumeModel {
         }
     }
 
+    /// A volume that begins as a snapshot is, which shows this, from `tick` on. `family` is what its sectors are stamped
+    /// with.
+    #[must_use]
+    pub fn of_snapshot(family: u32, shown: &[Shown], tick: Tick) -> Self {
+        Self {
+            volume: family,
+            sectors: shown
+                .iter()
+                .map(|&shown| Sector::beginning(shown, tick))
+                .collect(),
+        }
+    }
+
     /// Makes room for more sectors; new ones are zeros.
     pub fn grow(&mut self, sectors: u64) {
         if sectors as usize > self.sectors.len() {

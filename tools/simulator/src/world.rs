@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `operations.rs` | reads, writes, flushes, discards of clients, and the checks of their answers |
 //! | `jobs.rs` | the control plane: volumes, snapshots, checkpoints, in the order of commands that is safe at a crash |
+//! | `clones.rs` | clones and rollbacks |
 //! | `looks.rs` | whole volumes and snapshots read and compared |
 //! | `exports.rs` | what is offered over NBD, and what waits until something no longer is |
 //! | `hosts.rs` | clients of NBD: connections made, read, cut |
@@ -14,6 +15,7 @@
 //! | `workload.rs` | what the clients and the operator happen to want next |
 
 mod audit;
+mod clones;
 mod exports;
 mod hosts;
 mod jobs;
@@ -40,6 +42,7 @@ use crate::random::Random;
 use crate::scenario::Plan;
 use crate::stamp::{SECTOR_BYTES, Shown};
 
+use clones::Knot;
 use exports::Exports;
 use hosts::Hosts;
 use jobs::Job;
@@ -52,10 +55,22 @@ const TURNS_PER_OPERATION_MAX: u64 = 12_000;
 /// Turns of one life that need no operations.
 const TURNS_MAX: u64 = 3_000_000;
 
-/// A virtual volume, as its clients know it.
+/// A virtual volume, as its clients know it: the shares of one number.
 #[derive(Debug)]
 pub struct Volume {
     id: u32,
+    /// The number of its row in the catalog. A volume that was rolled back has other shares, and the same row.
+    row: u32,
+    /// The volume that it, or what it was made of, was first: sectors are stamped with it.
+    family: u32,
+    /// What it was made of.
+    origin: Option<Knot>,
+    /// The shares that it takes the place of, if it is what a rollback led to.
+    replaces: Option<u32>,
+    /// It is to be rolled back when its safety snapshot is there.
+    rolls_back_to: Option<Knot>,
+    /// That snapshot is there: nothing but what clients have begun is waited for.
+    rolls_back_now: bool,
     placement: Placement,
     block_bytes: u32,
     size_bytes: u64,
@@ -95,6 +110,8 @@ pub struct Snapshot {
     /// What each volume shows, once it was looked at.
     content: BTreeMap<u32, Vec<Shown>>,
     hold_limit_ns: u64,
+    /// Jobs that make something of it: it is not deleted meanwhile.
+    cloning: u32,
 }
 
 /// What a run came across: a simulation that never gets into trouble proves nothing.

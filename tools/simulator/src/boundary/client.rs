@@ -33,7 +33,7 @@ enum What {
         covers: Vec<usize>,
     },
     Look {
-        volume: u32,
+        family: u32,
     },
 }
 
@@ -69,7 +69,7 @@ impl Rig {
             let within = sector.max(start) - start..end.min(start + SECTORS_PER_BLOCK) - start;
             target.blocks[block as usize].sent(within.start as usize..within.end as usize, number);
         }
-        let view = target.view(None);
+        let (view, family) = (target.view(None), target.family);
         let bytes = SECTOR_BYTES as u64;
         let parts: Vec<Part> = view.parts(sector * bytes, sectors * bytes).collect();
         let buffers = parts.iter().map(|part| {
@@ -78,7 +78,7 @@ impl Rig {
             buffer.bytes_mut().fill(0xB7);
             let data = part.skip_bytes as usize..(part.skip_bytes + part.length_bytes) as usize;
             let first = sector + part.offset_bytes / bytes;
-            stamp::fill(number, volume, first, &mut buffer.bytes_mut()[data]);
+            stamp::fill(number, family, first, &mut buffer.bytes_mut()[data]);
             Some(buffer)
         });
         let buffers = buffers.collect();
@@ -181,6 +181,7 @@ impl Rig {
             return Ok(Ok(Vec::new()));
         }
         let target = &self.history.volumes[&volume];
+        let family = target.family;
         let mut view = target.view(snapshot.map(|id| (id, size)));
         view.size_bytes = size * BLOCK_BYTES as u64;
         let bytes = BLOCK_BYTES as u64;
@@ -194,7 +195,7 @@ impl Rig {
         self.looked = None;
         self.first_looked = blocks.start;
         self.send(
-            What::Look { volume },
+            What::Look { family },
             RequestKind::Read,
             view.view,
             parts,
@@ -249,7 +250,7 @@ impl Rig {
                 }
             }
             What::Flush { .. } => {}
-            What::Look { volume } => {
+            What::Look { family } => {
                 if let Some(error) = sent.failed {
                     self.looked = Some(Err(error));
                     return Ok(());
@@ -259,7 +260,7 @@ impl Rig {
                     let bytes = buffer.as_ref().expect("a read gives its buffer back").bytes();
                     let first = self.first_looked + part.offset_bytes / BLOCK_BYTES as u64;
                     found.extend(shown(
-                        volume,
+                        family,
                         first,
                         &bytes[..part.blocks as usize * BLOCK_BYTES],
                     )?);

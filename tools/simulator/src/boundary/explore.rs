@@ -75,6 +75,8 @@ impl<'a> Explorer<'a> {
             "snapshot create" => "boundaries of snapshot create",
             "snapshot delete" => "boundaries of snapshot delete",
             "volume resize" => "boundaries of volume resize",
+            "clone" => "boundaries of clones",
+            "rollback" => "boundaries of rollbacks",
             "volume create" => "boundaries of volume create",
             _ => "boundaries of other steps",
         };
@@ -268,7 +270,11 @@ impl<'a> Moment<'a> {
     fn recover(&self, image: Image, tails: Vec<Tail>, crash: Crash) -> Checked<State> {
         let medium = Rc::new(RefCell::new(Medium::new(image)));
         medium.borrow_mut().instant = true;
-        self.open(&medium, tails)?.recovered(self.history, crash)
+        let mut rig = self.open(&medium, tails)?;
+        if let Some(problem) = rig.unaccounted.first() {
+            return broken(format!("space: {problem}"));
+        }
+        rig.recovered(self.history, crash)
     }
 }
 

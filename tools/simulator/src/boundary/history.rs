@@ -42,6 +42,14 @@ pub(crate) enum Life {
 #[derive(Clone, Debug)]
 pub(crate) struct Volume {
     pub(crate) id: u32,
+    /// The number of its row in the catalog. A volume that was rolled back has other shares, and the same row.
+    pub(crate) row: u32,
+    /// The volume that it, or what it was made of, was first: sectors are stamped with it.
+    pub(crate) family: u32,
+    /// The shares and the snapshot that it was made of.
+    pub(crate) origin: Option<(u32, u64)>,
+    /// It is being made to take the place of others: one of the two is there.
+    pub(crate) replaces: bool,
     pub(crate) placement: Placement,
     pub(crate) life: Life,
     /// Size in blocks, and the size that was asked for, if a resize is going on.
@@ -86,6 +94,14 @@ impl Default for Block {
 }
 
 impl Block {
+    /// A block that begins as a snapshot shows it: that is on the medium.
+    fn beginning(state: Sectors) -> Self {
+        Self {
+            states: vec![state],
+            ..Self::default()
+        }
+    }
+
     fn last(&self) -> usize {
         self.states.len() - 1
     }
@@ -225,6 +241,14 @@ impl Frozen {
         block
             .check(first, last.min(block.last()), found)
             .map_err(|why| Broken(format!("snapshot {id} of volume {} block {at} {why}", volume.id)))
+    }
+
+    /// What a volume begins with that is made of the snapshot; `None` if it is not known of every block.
+    pub(crate) fn blocks(&self, volume: &Volume) -> Option<Vec<Block>> {
+        let known = self.range.iter().zip(&volume.blocks).take(self.size as usize);
+        known
+            .map(|(&(first, last), block)| (first == last).then(|| Block::beginning(block.states[first])))
+            .collect()
     }
 
     /// From now on it shows this and nothing else.

@@ -178,6 +178,25 @@ mod tests {
         }
     }
 
+    /// Number of the script of clones.
+    const CLONES: u64 = 8;
+
+    #[test]
+    fn the_scripts_of_clones_and_rollbacks_cross_their_boundaries() {
+        for (number, what) in [(CLONES, "clone"), (CLONES + 1, "rollback")] {
+            let script = script_of(number);
+            let mut rig = start(&script).unwrap_or_else(|Broken(why)| panic!("{why}"));
+            let mut crossed = 0;
+            let played = play::Player::new(&script).play(&mut rig, |rig| {
+                crossed += u32::from(rig.doing == what);
+                Ok(true)
+            });
+            assert!(played.is_ok(), "{played:?}");
+            assert!(crossed > 1, "{crossed} boundaries during a {what}");
+            assert!(rig.compare(None).is_ok());
+        }
+    }
+
     #[test]
     fn a_device_whose_flush_does_nothing_is_found_out() {
         let script = script_of(0);

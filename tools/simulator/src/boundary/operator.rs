@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use stillpoint_coordinator::{Marks, OverallSnapshot, SnapshotError, SnapshotRequest, SnapshotVolume};
-use stillpoint_ondisk::catalog::{self, Key, Value, VolumeHead};
+use stillpoint_ondisk::catalog::{self, Key, Value, VolumeHead, VolumeMore};
 use stillpoint_processor::command::EventKind;
 use stillpoint_processor::host_view::Placement;
 use stillpoint_processor::{BLOCK_BYTES, ShardCommand, ShardEvent, ShardIndex, SnapshotId, Ticket, VolumeId};
@@ -25,6 +25,9 @@ pub(super) enum Purpose {
     Resize(u32, u64),
     Delete(u32),
     DeleteSnapshot(u64),
+    Clone(u32),
+    /// What it is, and what it becomes.
+    RollBack(u32, u32),
     Checkpoint,
     Reconcile,
 }
@@ -108,7 +111,9 @@ impl Rig {
         let volumes = &mut self.history.volumes;
         match job.purpose {
             _ if job.failed => {}
-            Purpose::Create(id) => volumes.get_mut(&id).expect("volumes stay known").life = Life::There,
+            Purpose::Create(id) | Purpose::Clone(id) => {
+                volumes.get_mut(&id).expect("volumes stay known").life = Life::There
+            }
             Purpose::Resize(id, size) => {
                 let volume = volumes.get_mut(&id).expect("volumes stay known");
                 (volume.size, volume.resizing) = (size, None);
@@ -121,6 +126,11 @@ impl Rig {
             Purpose::DeleteSnapshot(id) => {
                 let snapshot = self.history.snapshots.get_mut(&id);
                 snapshot.expect("snapshots stay known").life = Life::Gone;
+            }
+            Purpose::RollBack(old, new) => {
+                volumes.get_mut(&old).expect("volumes stay known").life = Life::Gone;
+                let new = volumes.get_mut(&new).expect("volumes stay known");
+                (new.life, new.replaces) = (Life::There, false);
             }
             Purpose::Checkpoint | Purpose::Reconcile => {}
         }
@@ -137,8 +147,17 @@ impl Rig {
             size_bytes: (size * BLOCK_BYTES as u64).into(),
             created_ns: 0.into(),
         };
-        let key = Key::Volume(volume.id).encode();
-        let value = Value::Volume(head, None, &format!("volume-{}", volume.id)).encode();
+        let key = Key::Volume(volume.row).encode();
+        let more = volume.origin.map(|(of, snapshot)| {
+            let is_clone = volume.row == volume.id;
+            VolumeMore {
+                head: volume.id.into(),
+                origin_volume: if is_clone { of } else { 0 }.into(),
+                origin_snapshot: if is_clone { snapshot } else { 0 }.into(),
+                ..VolumeMore::default()
+            }
+        });
+        let value = Value::Volume(head, more, &format!("volume-{}", volume.row)).encode();
         vec![(ShardIndex(0), ShardCommand::CatalogPut { key, value })]
     }
 
@@ -165,6 +184,10 @@ impl Rig {
         let shard_count = self.layout.shard_count;
         let volume = Volume {
             id,
+            row: id,
+            family: id,
+            origin: None,
+            replaces: false,
             placement: Placement {
                 shard_count,
                 rotation: (id % u32::from(shard_count)) as u16,
@@ -203,16 +226,61 @@ impl Rig {
     }
 
     pub(super) fn delete_volume(&mut self, id: u32) {
-        self.history
-            .volumes
-            .get_mut(&id)
-            .expect("steps know their volumes")
-            .life = Life::Unsure;
-        let key = Key::Volume(id).encode();
+        let known = self.history.volumes.get_mut(&id);
+        let known = known.expect("steps know their volumes");
+        known.life = Life::Unsure;
+        let key = Key::Volume(known.row).encode();
         let row = vec![(ShardIndex(0), ShardCommand::CatalogDelete { key })];
         let volume = VolumeId(id);
         let shares = self.for_all(|_| ShardCommand::DeleteVolume { volume });
         self.begin(Purpose::Delete(id), vec![row, shares]);
+    }
+
+    /// Makes a volume that begins as a snapshot is, or that is what `replaces` becomes. If the snapshot is not there, or not
+    /// known, the volume's number is used up.
+    pub(crate) fn make_volume_of(&mut self, of: u32, snapshot: u64, replaces: Option<u32>) {
+        let id = self.history.volumes.len() as u32 + 1;
+        let source = &self.history.volumes[&of];
+        let frozen = self.history.snapshots.get(&snapshot);
+        let frozen = frozen.filter(|snapshot| snapshot.life == Life::There);
+        let frozen = frozen.and_then(|snapshot| snapshot.volumes.get(&of));
+        let blocks = frozen.and_then(|frozen| frozen.blocks(source));
+        let may_begin = replaces.is_none_or(|old| self.is_usable(old));
+        let volume = Volume {
+            id,
+            row: replaces.map_or(id, |old| self.history.volumes[&old].row),
+            family: source.family,
+            origin: Some((of, snapshot)),
+            replaces: replaces.is_some(),
+            placement: source.placement,
+            life: Life::Gone,
+            size: blocks.as_ref().map_or(0, Vec::len) as u64,
+            resizing: None,
+            blocks: blocks.clone().unwrap_or_default(),
+        };
+        let row = self.row(&volume, volume.size);
+        self.history.volumes.insert(id, volume);
+        if blocks.is_none() || !may_begin {
+            return;
+        }
+        let unsure = [Some(id), replaces].into_iter().flatten();
+        for unsure in unsure {
+            let volume = self.history.volumes.get_mut(&unsure);
+            volume.expect("volumes stay known").life = Life::Unsure;
+        }
+        let shares = self.for_all(|_| ShardCommand::CloneVolume {
+            volume: VolumeId(id),
+            origin: VolumeId(of),
+            snapshot: SnapshotId(snapshot),
+        });
+        match replaces {
+            None => self.begin(Purpose::Clone(id), vec![shares, row]),
+            Some(old) => {
+                let volume = VolumeId(old);
+                let head = self.for_all(|_| ShardCommand::DeleteHead { volume });
+                self.begin(Purpose::RollBack(old, id), vec![shares, row, head]);
+            }
+        }
     }
 
     pub(crate) fn delete_snapshot(&mut self, id: u64) {
@@ -256,7 +324,7 @@ impl Rig {
                 .iter()
                 .map(|(volume, frozen)| SnapshotVolume {
                     volume: VolumeId(*volume),
-                    owner: VolumeId(*volume),
+                    owner: VolumeId(self.history.volumes[volume].row),
                     size_bytes: frozen.size * BLOCK_BYTES as u64,
                 })
                 .collect(),

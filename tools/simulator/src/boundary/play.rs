@@ -82,6 +82,7 @@ impl<'a> Player<'a> {
             | Step::Resize { .. }
             | Step::DeleteVolume { .. }
             | Step::DeleteSnapshot { .. } => rig.is_answered(),
+            Step::Clone { .. } | Step::RollBack { .. } => rig.is_answered() && rig.unseen.is_empty(),
             Step::Drain => rig.is_quiet(),
             Step::Idle => rig.is_quiet() && !rig.is_waiting(),
         }
@@ -136,6 +137,14 @@ fn begin(rig: &mut Rig, step: &Step) -> Checked {
         Step::DeleteSnapshot { snapshot } if rig.has_snapshot(*snapshot) => {
             rig.doing = "snapshot delete";
             rig.delete_snapshot(*snapshot);
+        }
+        Step::Clone { volume, snapshot } => {
+            rig.doing = "clone";
+            rig.make_volume_of(*volume, *snapshot, None);
+        }
+        Step::RollBack { volume, of, snapshot } => {
+            rig.doing = "rollback";
+            rig.make_volume_of(*of, *snapshot, Some(*volume));
         }
         Step::Checkpoint => {
             rig.doing = "checkpoint";

@@ -130,8 +130,9 @@ impl Rig {
         for (key, value) in self.shards()[0].catalog() {
             let decoded = Key::decode(&key).and_then(|key| Ok((key, Value::decode(key, &value)?)));
             match decoded.map_err(|damage| Broken(format!("a catalog row is damaged: {damage}")))? {
-                (Key::Volume(id), Value::Volume(head, _, _)) => {
-                    volumes.insert(id, head.size_bytes.get() / BLOCK_BYTES as u64);
+                (Key::Volume(id), Value::Volume(head, more, _)) => {
+                    let shares = more.map_or(id, |more| more.head.get());
+                    volumes.insert(id, (shares, head.size_bytes.get() / BLOCK_BYTES as u64));
                 }
                 (Key::Snapshot(id), _) => drop(snapshots.insert(id)),
                 (Key::Figures { snapshot, .. }, _) => figures.push((snapshot, key)),
@@ -161,13 +162,20 @@ impl Rig {
         Ok(commands)
     }
 
-    fn decide_volumes(&mut self, rows: &BTreeMap<u32, u64>) -> Checked {
+    /// `rows`: for each volume its shares, and its size in blocks.
+    fn decide_volumes(&mut self, rows: &BTreeMap<u32, (u32, u64)>) -> Checked {
         for volume in self.history.volumes.values_mut() {
-            match (volume.life, rows.get(&volume.id)) {
+            // In the middle of a rollback it is what it was or what it becomes, but it is there.
+            let rolled_back = volume.life == Life::Unsure && volume.replaces;
+            if rolled_back && !rows.contains_key(&volume.row) {
+                return broken(format!("volume {} is lost in a rollback", volume.row));
+            }
+            let row = rows.get(&volume.row).filter(|(shares, _)| *shares == volume.id);
+            match (volume.life, row) {
                 (Life::There, None) => return broken(format!("volume {} is lost", volume.id)),
                 (Life::Gone, Some(_)) => return broken(format!("volume {} came back", volume.id)),
                 (_, None) => volume.life = Life::Gone,
-                (_, Some(&size)) => {
+                (_, Some(&(_, size))) => {
                     if size != volume.size && volume.resizing != Some(size) {
                         return broken(format!(
                             "volume {} has {size} blocks, not {} or {:?}",
@@ -175,11 +183,13 @@ impl Rig {
                         ));
                     }
                     (volume.life, volume.size, volume.resizing) = (Life::There, size, None);
+                    volume.replaces = false;
                 }
             }
         }
-        match rows.keys().find(|id| !self.history.volumes.contains_key(id)) {
-            Some(id) => broken(format!("volume {id} was never made")),
+        let known = &self.history.volumes;
+        match rows.values().find(|(shares, _)| !known.contains_key(shares)) {
+            Some((shares, _)) => broken(format!("volume {shares} was never made")),
             None => Ok(()),
         }
     }
@@ -198,13 +208,22 @@ impl Rig {
                 .map(|snapshot| snapshot.snapshot)
                 .collect();
             let known = self.history.volumes.get(&volume.0);
-            let Some(known) = known.filter(|known| known.life == Life::There) else {
-                commands.push((index, ShardCommand::DeleteVolume { volume }));
-                continue;
-            };
-            let share_blocks = known.placement.share_blocks(index, known.size);
-            if share_blocks != share.share_blocks {
-                commands.push((index, ShardCommand::ResizeVolume { volume, share_blocks }));
+            let mut snapshots = self.history.snapshots.values();
+            let has_snapshots = snapshots
+                .any(|snapshot| snapshot.life == Life::There && snapshot.volumes.contains_key(&volume.0));
+            match known.filter(|known| known.life == Life::There) {
+                Some(known) => {
+                    let share_blocks = known.placement.share_blocks(index, known.size);
+                    if share_blocks != share.share_blocks {
+                        commands.push((index, ShardCommand::ResizeVolume { volume, share_blocks }));
+                    }
+                }
+                None if !has_snapshots => {
+                    commands.push((index, ShardCommand::DeleteVolume { volume }));
+                    continue;
+                }
+                None if !share.deleting => commands.push((index, ShardCommand::DeleteHead { volume })),
+                None => {}
             }
             for &snapshot in &live {
                 let committed = self.history.snapshots.get(&snapshot.0);
@@ -216,6 +235,12 @@ impl Rig {
         }
         for volume in self.history.volumes.values().filter(|v| v.life == Life::There) {
             if !held.contains_key(&volume.id) {
+                if volume.origin.is_some() {
+                    return broken(format!(
+                        "shard {} lost its share of volume {}",
+                        index.0, volume.id
+                    ));
+                }
                 let share_blocks = volume.placement.share_blocks(index, volume.size);
                 let volume = VolumeId(volume.id);
                 commands.push((index, ShardCommand::CreateVolume { volume, share_blocks }));

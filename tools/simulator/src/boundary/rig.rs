@@ -69,6 +69,8 @@ pub(crate) struct Rig {
     pub(crate) corrupt: u64,
     /// Requests and commands that failed.
     pub(crate) failures: u64,
+    /// Blocks that were used twice, or leaked, when the pool was opened to be compared.
+    pub(super) unaccounted: Vec<String>,
     /// What the operator or the client does right now, for reports.
     pub(crate) doing: &'static str,
 }
@@ -101,6 +103,13 @@ impl Rig {
         for (shard, tail) in (0..).zip(tails) {
             shards.push(Shard::open(layout, ShardIndex(shard), &mut port, tail, options(), now)?.0);
         }
+        let mut unaccounted = Vec::new();
+        if medium.borrow().instant {
+            for shard in &mut shards {
+                let report = shard.check(&mut port, false);
+                unaccounted.extend(report.problems.iter().map(|problem| format!("{problem:?}")));
+            }
+        }
         Ok(Self {
             layout: layout.clone(),
             medium: Rc::clone(medium),
@@ -124,6 +133,7 @@ impl Rig {
             stopped: BTreeSet::new(),
             corrupt: 0,
             failures: 0,
+            unaccounted,
             doing: "nothing",
         })
     }

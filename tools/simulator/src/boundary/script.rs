@@ -39,6 +39,17 @@ pub(crate) enum Step {
     DeleteSnapshot {
         snapshot: u64,
     },
+    /// Makes a volume that begins as a snapshot of another is.
+    Clone {
+        volume: u32,
+        snapshot: u64,
+    },
+    /// Makes a volume what it was at a snapshot. From then on it has the next number.
+    RollBack {
+        volume: u32,
+        of: u32,
+        snapshot: u64,
+    },
     Checkpoint,
     /// Waits until nothing goes on, not even in the background.
     Drain,
@@ -214,6 +225,86 @@ pub(crate) fn by_hand() -> Vec<Script> {
         make("groups", 2, &two, 3, groups),
         make("ring", 1, &one, 1, ring),
         make("pages", 1, &one, LONG_PAGE_WRITES as usize, long_pages()),
+        make("clones", 1, &one, 3, clones()),
+        make("rollbacks", 2, &two[..1], 3, rollbacks()),
+    ]
+}
+
+/// A clone of the newest snapshot and one of an older one; both snapshots go while they are there, one waits for its
+/// branches, and what is left of the tree goes in the end.
+fn clones() -> Vec<Step> {
+    let snapshot = || Step::Snapshot { volumes: vec![1] };
+    let create = Step::CreateVolume { blocks: 8 };
+    vec![
+        create,
+        write(1, 0, 3),
+        write(1, 3, 3),
+        snapshot(),
+        write(1, 1, 2),
+        snapshot(),
+        Step::Clone {
+            volume: 1,
+            snapshot: 1,
+        },
+        write(2, 0, 1),
+        write(1, 0, 2),
+        Step::DeleteSnapshot { snapshot: 1 },
+        write(2, 4, 1),
+        Step::Checkpoint,
+        Step::Clone {
+            volume: 1,
+            snapshot: 2,
+        },
+        write(3, 2, 2),
+        Step::Flush { volume: 3 },
+        Step::DeleteVolume { volume: 2 },
+        Step::Drain,
+        Step::DeleteSnapshot { snapshot: 2 },
+        fua(1, 5),
+        Step::DeleteVolume { volume: 1 },
+        Step::Drain,
+        write(3, 0, 3),
+        Step::Checkpoint,
+    ]
+}
+
+/// A volume goes back twice, the second time to what it was before the first; what it was in between goes.
+fn rollbacks() -> Vec<Step> {
+    let snapshot = |volume| Step::Snapshot {
+        volumes: vec![volume],
+    };
+    let create = Step::CreateVolume { blocks: 260 };
+    vec![
+        create,
+        write(1, 0, 2),
+        write(1, 255, 2),
+        snapshot(1),
+        write(1, 1, 2),
+        write(1, 256, 1),
+        snapshot(1),
+        Step::RollBack {
+            volume: 1,
+            of: 1,
+            snapshot: 1,
+        },
+        write(2, 0, 1),
+        write(2, 255, 1),
+        Step::Flush { volume: 2 },
+        Step::DeleteSnapshot { snapshot: 1 },
+        Step::Drain,
+        snapshot(2),
+        Step::RollBack {
+            volume: 2,
+            of: 1,
+            snapshot: 2,
+        },
+        write(3, 1, 1),
+        Step::DeleteSnapshot { snapshot: 3 },
+        Step::Checkpoint,
+        Step::DeleteSnapshot { snapshot: 2 },
+        Step::Drain,
+        write(3, 256, 2),
+        fua(3, 0),
     ]
 }
 

@@ -13,7 +13,7 @@ use crate::boundary::medium::{Image, Medium};
 use crate::boundary::play::Player;
 use crate::boundary::rig::{Checked, Rig, broken};
 use crate::boundary::script::Script;
-use crate::boundary::{script_of, start};
+use crate::boundary::{script, script_of, start};
 use crate::model::{Broken, Crash};
 use crate::random::{Random, mix};
 use crate::world::Coverage;
@@ -45,7 +45,7 @@ pub fn run(number: u64) -> Result<Coverage, Broken> {
     let script = if script_number.is_multiple_of(2) {
         script_of(script_number / 2 % SCRIPTS_BY_HAND)
     } else {
-        script_of(script_number + SCRIPTS_BY_HAND)
+        script::from_seed(script_number + SCRIPTS_BY_HAND)
     };
     let mut random = Random::new(mix(number ^ 0xFA_017));
     let mut coverage = Coverage::default();

@@ -175,6 +175,19 @@ impl CutBounds {
 }
 
 impl Sector {
+    /// A sector that begins as a snapshot shows it: that is on the medium.
+    pub(super) fn beginning(shown: Shown, tick: Tick) -> Self {
+        let version = Version {
+            number: shown,
+            seen: tick,
+            durable: true,
+        };
+        Self {
+            versions: if shown == 0 { Vec::new() } else { vec![version] },
+            settled: None,
+        }
+    }
+
     pub(super) fn sent(&mut self, number: Shown) {
         if self.versions.is_empty() {
             self.versions.push(Version::INITIAL);
@@ -301,11 +314,12 @@ impl Sector {
                 found.durable = true;
                 self.versions.clear();
             }
-            // An older acknowledged version may come back at a power cut; one that was in flight and is not there
-            // may not.
-            Crash::Kill | Crash::KillWithoutTail => self
-                .versions
-                .retain(|version| version.number != found.number && writes.get(version.number).acknowledged),
+            // An older version that was acknowledged, or was found on the medium, may come back at a power cut; one
+            // that was in flight and is not there may not.
+            Crash::Kill | Crash::KillWithoutTail => self.versions.retain(|version| {
+                let stays = version.durable || writes.get(version.number).acknowledged;
+                version.number != found.number && stays
+            }),
         }
         self.versions.push(found);
         Ok(())

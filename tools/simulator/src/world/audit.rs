@@ -72,7 +72,9 @@ impl Audit<'_> {
             let number = |bytes: &[u8]| u32::from_le_bytes(bytes[..4].try_into().expect("four bytes"));
             match kind {
                 RowKind::Volume => {
-                    let row = VolumeRow::read_from_bytes(&value).map_err(|_| Broken("volume row".into()))?;
+                    let row = VolumeRow::read_from_prefix(&value)
+                        .map_err(|_| Broken("volume row".into()))?
+                        .0;
                     volumes.insert(number(&key), row.family.get());
                     roots.push((number(&key), row.root, row.root_level, row.mapped_blocks.get()));
                 }

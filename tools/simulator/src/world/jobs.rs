@@ -9,6 +9,8 @@
 //! | delete a volume | the row, then the shares |
 //! | create a snapshot | the coordinator's |
 //! | delete a snapshot | the rows, then the intermediate snapshots |
+//!
+//! Clones and rollbacks are in `clones.rs`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -41,8 +43,26 @@ pub enum Purpose {
     },
     /// No volume any more.
     DeleteVolume(u32),
-    /// No snapshot any more.
+    /// No snapshot any more. If it has clones, its space comes free when one of what was made of it is left.
     DeleteSnapshot(u64),
+    /// A new volume that begins as a snapshot is.
+    CloneVolume {
+        /// The new volume.
+        volume: u32,
+        /// The snapshot.
+        snapshot: u64,
+    },
+    /// A volume becomes what it was.
+    RollBack {
+        /// What it is.
+        old: u32,
+        /// What it becomes.
+        new: u32,
+        /// What it was then.
+        snapshot: u64,
+    },
+    /// Shares that no row leads to go.
+    FreeShares(u32),
     /// A checkpoint of all shards.
     Checkpoint,
     /// What recovery finds out of place is put right.
@@ -61,6 +81,13 @@ pub struct Job {
     waiting: Vec<Ticket>,
     failed: Option<RequestError>,
     statuses: BTreeMap<u16, ShardStatus>,
+}
+
+impl Job {
+    /// What a command said that failed.
+    pub(super) fn failed(&self) -> Option<RequestError> {
+        self.failed
+    }
 }
 
 impl fmt::Display for Job {
@@ -224,8 +251,11 @@ impl World {
                     .state = State::Gone;
                 self.coverage.count("snapshots deleted");
             }
+            Purpose::CloneVolume { volume, snapshot } => self.clone_ended(volume, snapshot, &job),
+            Purpose::RollBack { old, new, snapshot } => self.rollback_ended(old, new, snapshot, &job),
             Purpose::Status => self.statuses = job.statuses,
             Purpose::Checkpoint
+            | Purpose::FreeShares(_)
             | Purpose::Reconcile
             | Purpose::DeleteVolume(_)
             | Purpose::DeleteSnapshot(_) => {}
@@ -233,8 +263,12 @@ impl World {
         self.refresh_exports();
     }
 
-    fn volume(&mut self, volume: u32) -> &mut Volume {
+    pub(super) fn volume(&mut self, volume: u32) -> &mut Volume {
         self.volumes.get_mut(&volume).expect("volumes stay known")
+    }
+
+    pub(super) fn snapshot_mut(&mut self, snapshot: u64) -> &mut Snapshot {
+        self.snapshots.get_mut(&snapshot).expect("snapshots stay known")
     }
 
     /// One command for every shard.
@@ -242,7 +276,7 @@ impl World {
         self.shards().map(|shard| (shard, command(shard))).collect()
     }
 
-    fn volume_row(&self, volume: u32, size_bytes: u64) -> Stage {
+    pub(super) fn volume_row(&self, volume: u32, size_bytes: u64) -> Stage {
         let target = &self.volumes[&volume];
         let head = VolumeHead {
             version: catalog::VERSION.into(),
@@ -254,8 +288,8 @@ impl World {
             size_bytes: size_bytes.into(),
             created_ns: 0.into(),
         };
-        let key = Key::Volume(volume).encode();
-        let value = Value::Volume(head, None, &format!("volume-{volume}")).encode();
+        let key = Key::Volume(target.row).encode();
+        let value = Value::Volume(head, target.more(), &format!("volume-{}", target.row)).encode();
         vec![(ShardIndex(0), ShardCommand::CatalogPut { key, value })]
     }
 
@@ -278,6 +312,12 @@ impl World {
         let size_bytes = units * u64::from(unit_bytes);
         let volume = Volume {
             id,
+            row: id,
+            family: id,
+            origin: None,
+            replaces: None,
+            rolls_back_to: None,
+            rolls_back_now: false,
             placement,
             block_bytes,
             size_bytes,
@@ -343,7 +383,7 @@ impl World {
     pub(super) fn begin_delete_volume(&mut self, volume: u32) {
         let target = self.volume(volume);
         (target.state, target.job) = (State::Ending, true);
-        let key = Key::Volume(volume).encode();
+        let key = Key::Volume(target.row).encode();
         let row = vec![(ShardIndex(0), ShardCommand::CatalogDelete { key })];
         let shares = self.for_all(|_| ShardCommand::DeleteVolume {
             volume: VolumeId(volume),
@@ -369,7 +409,7 @@ impl World {
                 .iter()
                 .map(|&(volume, size_bytes)| SnapshotVolume {
                     volume: VolumeId(volume),
-                    owner: VolumeId(volume),
+                    owner: VolumeId(self.volumes[&volume].row),
                     size_bytes,
                 })
                 .collect(),
@@ -385,6 +425,7 @@ impl World {
             bounds: CutBounds::new(sent, u64::MAX),
             content: BTreeMap::new(),
             hold_limit_ns,
+            cloning: 0,
         };
         self.snapshots.insert(id, snapshot);
         self.record(|recorder| recorder.snapshot_asked(id, sent));
@@ -406,9 +447,11 @@ impl World {
         self.record(|recorder| recorder.snapshot_answered(id.0, tick));
         let snapshot = self.snapshots.get_mut(&id.0).expect("snapshots stay known");
         snapshot.bounds.answered = tick;
-        for (volume, _) in snapshot.volumes.clone() {
-            self.volume(volume).job = false;
+        let volumes = snapshot.volumes.clone();
+        for (volume, _) in &volumes {
+            self.volume(*volume).job = false;
         }
+        let taken = result.is_ok();
         let snapshot = self.snapshots.get_mut(&id.0).expect("snapshots stay known");
         match result {
             Ok(overall) => {
@@ -433,6 +476,9 @@ impl World {
                     _ => "snapshots failed otherwise",
                 });
             }
+        }
+        for (volume, _) in volumes {
+            self.safety_snapshot_ended(volume, taken);
         }
         Ok(())
     }
@@ -479,12 +525,21 @@ impl Purpose {
     fn takes_away(&self) -> bool {
         matches!(
             self,
-            Self::DeleteVolume(_) | Self::DeleteSnapshot(_) | Self::ResizeVolume { zeros: Some(_), .. }
+            Self::DeleteVolume(_)
+                | Self::DeleteSnapshot(_)
+                | Self::RollBack { .. }
+                | Self::ResizeVolume { zeros: Some(_), .. }
         )
     }
 
     /// I10: what makes room works without room.
     fn must_work_when_full(&self) -> bool {
-        !matches!(self, Self::CreateVolume(_) | Self::ResizeVolume { .. })
+        !matches!(
+            self,
+            Self::CreateVolume(_)
+                | Self::ResizeVolume { .. }
+                | Self::CloneVolume { .. }
+                | Self::RollBack { .. }
+        )
     }
 }

@@ -195,7 +195,12 @@ impl World {
             command::WRITE => {
                 let mut bytes = vec![0; request.length_bytes as usize];
                 let number = request.number().unwrap_or(FORBIDDEN);
-                stamp::fill(number, volume, request.range().first, &mut bytes);
+                stamp::fill(
+                    number,
+                    self.volumes[&volume].family,
+                    request.range().first,
+                    &mut bytes,
+                );
                 nbd.send_write(request.offset_bytes, &bytes, fua)
             }
             command => nbd.send_command(command, request.flags, request.offset_bytes, request.length_bytes),

@@ -100,7 +100,7 @@ impl World {
     ) {
         let sent = self.tick();
         let target = self.volumes.get_mut(&volume).expect("clients know their volumes");
-        let view = target.host_view(snapshot);
+        let (view, family) = (target.host_view(snapshot), target.family);
         target.in_flight += 1;
         if let Some(number) = does.number() {
             let range = Range {
@@ -128,7 +128,7 @@ impl World {
                     request(
                         DIRECT | id << PART_BITS | index,
                         does,
-                        volume,
+                        family,
                         &view,
                         offset_bytes,
                         part,
@@ -193,10 +193,8 @@ impl World {
         let operation = self.operations.remove(&id).expect("found above");
         let ended = self.tick();
         self.trace(|| format!("answer {id}: {operation}: {:?}", operation.failed));
-        self.volumes
-            .get_mut(&operation.volume)
-            .expect("volumes stay known")
-            .in_flight -= 1;
+        self.volume(operation.volume).in_flight -= 1;
+        self.roll_back_if_idle(operation.volume);
         if let Some(client) = operation.client {
             self.think(client);
         }
@@ -328,7 +326,7 @@ impl Does {
 fn request(
     token: u64,
     does: Does,
-    volume: u32,
+    family: u32,
     view: &HostView,
     offset_bytes: u64,
     part: &Part,
@@ -344,7 +342,7 @@ fn request(
             let data = &mut bytes[part.skip_bytes as usize..(part.skip_bytes + part.length_bytes) as usize];
             let sector = (offset_bytes + part.offset_bytes) / SECTOR_BYTES as u64;
             match does {
-                Does::Write { number, .. } => stamp::fill(number, volume, sector, data),
+                Does::Write { number, .. } => stamp::fill(number, family, sector, data),
                 _ => data.fill(0),
             }
             let fua = matches!(does, Does::Write { fua: true, .. });

@@ -136,7 +136,7 @@ impl World {
         if self.random.percent(30) {
             calls = Some(self.random.below(self.open_calls * 2 + 2));
         }
-        let opened = loop {
+        let mut opened = loop {
             match self.open_shards(calls) {
                 Ok(opened) => break opened,
                 Err(error) if calls.is_some() => {
@@ -156,6 +156,7 @@ impl World {
                 Err(error) => return broken(format!("the pool does not open after {crash:?}: {error}")),
             }
         };
+        self.account(&mut opened)?;
         let mending = self.compare_with_catalog(&opened)?;
         self.start(opened);
         self.begin(Purpose::Reconcile, vec![mending]);
@@ -166,6 +167,22 @@ impl World {
         self.settle()?;
         self.send_volume_looks(Look::Recovered(worst));
         self.settle()
+    }
+
+    /// Accounts for every block of a pool that was just opened: it is used once, or free.
+    fn account(&mut self, opened: &mut Opened) -> Checked {
+        for (shard, _) in opened {
+            let report = shard.check(&mut self.devices.open_port(None), false);
+            if !report.is_clean() {
+                return broken(format!(
+                    "space of shard {} after a recovery: {:?}",
+                    shard.index().0,
+                    report.problems
+                ));
+            }
+        }
+        self.coverage.count("recoveries with all space accounted for");
+        Ok(())
     }
 
     /// Damages blocks of maps, directories and data, and reads everything, then once more after a restart. What is
@@ -218,9 +235,11 @@ impl World {
         (self.snapshots_asked, self.coordinator_dies_after) = (0, None);
         for volume in self.volumes.values_mut() {
             (volume.in_flight, volume.job, volume.resizing) = (0, false, false);
+            (volume.rolls_back_to, volume.rolls_back_now) = (None, false);
         }
         for snapshot in self.snapshots.values_mut() {
             snapshot.bounds.answered = snapshot.bounds.answered.min(tick);
+            snapshot.cloning = 0;
         }
         let (devices, pace, now_ns) = (
             self.devices.clone(),
@@ -259,8 +278,9 @@ impl World {
         for (key, value) in opened[0].0.catalog() {
             let decoded = Key::decode(&key).and_then(|key| Ok((key, Value::decode(key, &value)?)));
             match decoded.map_err(|damage| Broken(format!("a catalog row is damaged: {damage}")))? {
-                (Key::Volume(id), Value::Volume(head, _, _)) => {
-                    volume_rows.insert(id, head.size_bytes.get());
+                (Key::Volume(id), Value::Volume(head, more, _)) => {
+                    let shares = more.map_or(id, |more| more.head.get());
+                    volume_rows.insert(id, (shares, head.size_bytes.get()));
                 }
                 (Key::Snapshot(id), _) => drop(snapshot_rows.insert(id)),
                 (Key::Figures { snapshot, .. }, _) => figures.push((snapshot, key)),
@@ -300,21 +320,33 @@ impl World {
         }
     }
 
-    fn decide_volumes(&mut self, rows: &BTreeMap<u32, u64>) -> Checked {
+    /// `rows`: for each volume its shares, and its size in bytes.
+    fn decide_volumes(&mut self, rows: &BTreeMap<u32, (u32, u64)>) -> Checked {
         for volume in self.volumes.values_mut() {
-            let row = rows.get(&volume.id);
+            // In the middle of a rollback it is one of the two, but it is there.
+            let rolled_back = volume.state == State::Asked && volume.replaces.is_some();
+            if rolled_back && !rows.contains_key(&volume.row) {
+                return broken(format!("volume {} is lost in a rollback", volume.row));
+            }
+            let row = rows.get(&volume.row).filter(|(shares, _)| *shares == volume.id);
             match (volume.state, row) {
                 (State::There, None) => return broken(format!("volume {} is lost", volume.id)),
                 (State::Gone, Some(_)) => return broken(format!("volume {} came back", volume.id)),
-                (_, Some(&size_bytes)) => {
+                (_, Some(&(_, size_bytes))) => {
+                    if rolled_back {
+                        self.coverage.count("rollbacks that a crash let come true");
+                    }
                     volume.state = State::There;
                     (volume.size_bytes, volume.shown_bytes) = (size_bytes, size_bytes);
                 }
                 (_, None) => volume.state = State::Gone,
             }
         }
-        match rows.keys().find(|id| !self.volumes.contains_key(id)) {
-            Some(id) => broken(format!("volume {id} was never made")),
+        match rows
+            .values()
+            .find(|(shares, _)| !self.volumes.contains_key(shares))
+        {
+            Some((shares, _)) => broken(format!("volume {shares} was never made")),
             None => Ok(()),
         }
     }
@@ -335,6 +367,13 @@ impl World {
         }
     }
 
+    /// Whether the catalog has a snapshot in these shares.
+    fn has_snapshots_in(&self, volume: u32) -> bool {
+        self.snapshots.values().any(|snapshot| {
+            snapshot.state == State::There && snapshot.volumes.iter().any(|(id, _)| *id == volume)
+        })
+    }
+
     /// What one shard holds besides, or instead of, what the catalog says.
     fn compare_shares(
         &mut self,
@@ -348,19 +387,22 @@ impl World {
         for share in shard.shares() {
             let volume = share.id;
             held.insert(volume.0);
-            let Some(known) = self
-                .volumes
-                .get(&volume.0)
-                .filter(|known| known.state == State::There)
-            else {
-                give(ShardCommand::DeleteVolume { volume });
-                continue;
-            };
-            let share_blocks = known
-                .placement
-                .share_blocks(index, known.size_bytes.div_ceil(4096));
-            if share_blocks != share.share_blocks {
-                give(ShardCommand::ResizeVolume { volume, share_blocks });
+            let known = self.volumes.get(&volume.0);
+            match known.filter(|known| known.state == State::There) {
+                Some(known) => {
+                    let share_blocks = known
+                        .placement
+                        .share_blocks(index, known.size_bytes.div_ceil(4096));
+                    if share_blocks != share.share_blocks {
+                        give(ShardCommand::ResizeVolume { volume, share_blocks });
+                    }
+                }
+                None if !self.has_snapshots_in(volume.0) => {
+                    give(ShardCommand::DeleteVolume { volume });
+                    continue;
+                }
+                None if !share.deleting => give(ShardCommand::DeleteHead { volume }),
+                None => {}
             }
             for found in share.snapshots.iter().filter(|found| !found.deleting) {
                 let snapshot = found.snapshot;
@@ -380,6 +422,12 @@ impl World {
             .filter(|volume| volume.state == State::There)
         {
             if !held.contains(&volume.id) {
+                if volume.origin.is_some() {
+                    return broken(format!(
+                        "shard {} lost its share of volume {}",
+                        index.0, volume.id
+                    ));
+                }
                 let share_blocks = volume
                     .placement
                     .share_blocks(index, volume.size_bytes.div_ceil(4096));

@@ -2,7 +2,7 @@
 
 use super::looks::Look;
 use super::operations::Does;
-use super::{Checked, State, World, broken};
+use super::{Checked, State, Volume, World, broken};
 use crate::device::DeviceHabits;
 use crate::stamp::SECTOR_BYTES;
 
@@ -180,14 +180,15 @@ impl World {
             .map(|volume| volume.id)
             .collect();
         // Resizing is a write of zeros, which could be anybody's.
-        let kinds = if self.plan.registers { 80 } else { 100 };
+        // A history knows of no volume that begins with something.
+        let kinds = if self.plan.registers { 80 } else { 140 };
         match self.random.below(kinds) {
             0..45 => self.operate_create_snapshot(ready),
             45..65 => {
                 let there: Vec<u64> = self
                     .snapshots
                     .values()
-                    .filter(|snapshot| snapshot.state == State::There)
+                    .filter(|snapshot| snapshot.state == State::There && snapshot.cloning == 0)
                     .map(|snapshot| snapshot.id)
                     .collect();
                 if !there.is_empty() {
@@ -208,22 +209,31 @@ impl World {
                 let live = self
                     .volumes
                     .values()
-                    .filter(|volume| volume.state == State::There)
+                    .filter(|volume| volume.state == State::There && !volume.is_clone())
                     .count();
                 if live < self.plan.volumes_max {
                     self.begin_create_volume();
                 }
             }
-            _ => {
-                let unused = ready
-                    .iter()
-                    .find(|id| self.volumes[id].in_flight == 0 && !self.has_snapshots(**id));
-                if let Some(&volume) = unused
-                    && ready.len() > 1
-                {
-                    self.begin_delete_volume(volume);
-                }
+            95..100 => self.operate_delete_volume(&ready, |_| true),
+            100..117 => self.operate_clone(),
+            117..130 => self.operate_rollback(&ready),
+            _ => self.operate_delete_volume(&ready, Volume::is_clone),
+        }
+    }
+
+    fn operate_delete_volume(&mut self, ready: &[u32], fits: impl Fn(&Volume) -> bool) {
+        let unused = ready.iter().find(|id| {
+            let volume = &self.volumes[id];
+            volume.in_flight == 0 && fits(volume) && !self.has_snapshots(volume.row)
+        });
+        if let Some(&volume) = unused
+            && ready.len() > 1
+        {
+            if self.volumes[&volume].is_clone() {
+                self.coverage.count("clones deleted");
             }
+            self.begin_delete_volume(volume);
         }
     }
 
@@ -244,9 +254,11 @@ impl World {
         }
     }
 
-    fn has_snapshots(&self, volume: u32) -> bool {
+    /// Whether a volume has snapshots, those from before it was rolled back included.
+    fn has_snapshots(&self, row: u32) -> bool {
         self.snapshots.values().any(|snapshot| {
-            snapshot.state != State::Gone && snapshot.volumes.iter().any(|(id, _)| *id == volume)
+            let mut volumes = snapshot.volumes.iter();
+            snapshot.state != State::Gone && volumes.any(|(id, _)| self.volumes[id].row == row)
         })
     }
 
