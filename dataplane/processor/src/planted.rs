@@ -44,11 +44,15 @@ pub enum PlantedBug {
     AbortLeavesTrace,
     /// A partial write does not look whether the rest of its block has changed since it was read.
     MergeNotRepeated,
+    /// What a clone replaces is freed, though the snapshot that it was made of has it.
+    CloneFreesOrigins,
+    /// The live map of a share whose snapshots stay is freed as if it had none.
+    HeadFreesSnapshots,
 }
 
 impl PlantedBug {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::AnswersNotHeld,
         Self::FlushAnsweredBeforeLog,
         Self::FlushSkipsOneShard,
@@ -69,5 +73,7 @@ impl PlantedBug {
         Self::HoldOutlivesDeadline,
         Self::AbortLeavesTrace,
         Self::MergeNotRepeated,
+        Self::CloneFreesOrigins,
+        Self::HeadFreesSnapshots,
     ];
 }

@@ -174,6 +174,15 @@ impl<T: LogTail> Shard<T> {
             return Err(RequestError::NoSpace);
         }
         lineage::clone(&mut self.volumes, volume, origin, snapshot).map_err(|_| RequestError::NotFound)?;
+        #[cfg(feature = "planted-bugs")]
+        if self.options.planted_bug == Some(crate::PlantedBug::CloneFreesOrigins)
+            && let Some(origin) = self
+                .volumes
+                .get_mut(&volume)
+                .and_then(|made| made.origin.as_mut())
+        {
+            origin.epoch = crate::ids::Epoch(0);
+        }
         mark(Mark::VolumeCloned);
         self.log.append(&Record::VolumeClone {
             volume: volume.0,

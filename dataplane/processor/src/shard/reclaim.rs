@@ -260,7 +260,7 @@ impl<T: LogTail> Shard<T> {
         let chain = Chain::of(&self.volumes, volume, walk.target);
         let family = volume.family;
         #[cfg(feature = "planted-bugs")]
-        let chain = chain.with_bug(self.options.planted_bug);
+        let chain = chain.with_bug(self.options.planted_bug, walk.target);
         if chain.cursor_leaf >= leaves_of(chain.root.level) || chain.root.entry.address() == 0 {
             self.walk_ends(walk);
             return Ok(());
@@ -400,9 +400,13 @@ impl Chain {
     }
 
     #[cfg(feature = "planted-bugs")]
-    fn with_bug(mut self, bug: Option<crate::PlantedBug>) -> Self {
-        if bug == Some(crate::PlantedBug::ReclaimFreesNeighbours) {
-            self.neighbours[1] = None;
+    fn with_bug(mut self, bug: Option<crate::PlantedBug>, target: Target) -> Self {
+        match bug {
+            Some(crate::PlantedBug::ReclaimFreesNeighbours) => self.neighbours[1] = None,
+            Some(crate::PlantedBug::HeadFreesSnapshots) if target == Target::Live => {
+                self.neighbours[0] = None;
+            }
+            _ => {}
         }
         self
     }
