@@ -5,6 +5,7 @@
 
 mod groups;
 mod index;
+mod lookup;
 mod reconcile;
 mod rows;
 mod schedules;
@@ -120,6 +121,7 @@ pub struct Catalog {
     volumes: BTreeMap<VolumeId, Volume>,
     snapshots: BTreeMap<SnapshotId, OverallSnapshot>,
     index: index::SnapshotIndex,
+    lookup: lookup::Lookup,
     exports: BTreeMap<u32, ExportRow>,
     schedules: BTreeMap<u64, Schedule>,
     groups: BTreeMap<u64, Group>,
@@ -220,14 +222,16 @@ impl Catalog {
     /// The volume of this name.
     #[must_use]
     pub fn volume(&self, name: &str) -> Option<&Volume> {
-        self.volumes.values().find(|volume| volume.name == name)
+        self.volumes.get(&self.lookup.volume(name)?)
     }
 
     /// The snapshots of a volume, oldest first.
     pub fn snapshots_of(&self, volume: VolumeId) -> impl Iterator<Item = &OverallSnapshot> {
-        self.snapshots
-            .values()
-            .filter(move |snapshot| has_volume(snapshot, volume))
+        self.by_number(self.lookup.snapshots_of(volume))
+    }
+
+    fn by_number(&self, all: impl Iterator<Item = SnapshotId>) -> impl Iterator<Item = &OverallSnapshot> {
+        all.filter_map(|id| self.snapshots.get(&id))
     }
 
     /// The snapshot of a volume by its name.
@@ -244,9 +248,14 @@ impl Catalog {
 
     /// The volumes that were cloned from this snapshot.
     pub fn clones_of(&self, snapshot: SnapshotId) -> impl Iterator<Item = &Volume> {
-        let is_clone =
-            move |volume: &&Volume| volume.origin.is_some_and(|origin| origin.snapshot == snapshot);
-        self.volumes.values().filter(is_clone)
+        let clones = self.lookup.clones_of(snapshot);
+        clones.filter_map(|id| self.volumes.get(&id))
+    }
+
+    /// The volume whose live map the shares of this number have.
+    #[must_use]
+    pub fn volume_of_head(&self, shares: VolumeId) -> Option<&Volume> {
+        self.volumes.get(&self.lookup.head(shares)?)
     }
 
     /// Whether one volume was cloned from the other, or both from a third one, over any number of steps.
@@ -266,30 +275,25 @@ impl Catalog {
     /// Whether the shares of this number have intermediate snapshots of snapshots that are there.
     #[must_use]
     pub fn has_snapshots_in(&self, shares: VolumeId) -> bool {
-        let mut all = self.snapshots.values().flat_map(|snapshot| &snapshot.volumes);
-        all.any(|of| of.volume == shares)
+        self.lookup.snapshots_in(shares).next().is_some()
     }
 
     /// A volume whose objects lie as those of the shares of this number do.
     #[must_use]
     pub fn volume_of_shares(&self, shares: VolumeId) -> Option<&Volume> {
-        if let Some(head) = self.volumes.values().find(|volume| volume.head == shares) {
-            return Some(head);
-        }
-        let mut all = self.snapshots.values().flat_map(|snapshot| &snapshot.volumes);
-        self.volumes.get(&all.find(|of| of.volume == shares)?.owner)
+        let head = self.volume_of_head(shares);
+        head.or_else(|| {
+            let mut all = self.by_number(self.lookup.snapshots_in(shares));
+            let of = all.next()?.volumes.iter().find(|of| of.volume == shares)?;
+            self.volumes.get(&of.owner)
+        })
     }
 
     /// The view of a volume that a view of shares is part of: shards know of their shares only.
     #[must_use]
     pub fn view_of_shares(&self, view: View) -> Option<View> {
         let volume = match view.snapshot {
-            None => {
-                self.volumes
-                    .values()
-                    .find(|volume| volume.head == view.volume)?
-                    .id
-            }
+            None => self.lookup.head(view.volume)?,
             Some(snapshot) => {
                 let of = &self.snapshots.get(&snapshot)?.volumes;
                 of.iter().find(|of| of.volume == view.volume)?.owner
@@ -431,12 +435,15 @@ impl Catalog {
 
     /// A volume that is new, or changed.
     pub fn put_volume(&mut self, volume: Volume) {
+        self.lookup.put_volume(&volume, self.volumes.get(&volume.id));
         self.volumes.insert(volume.id, volume);
     }
 
     /// A volume that is gone. Its snapshots and exports have to be gone.
     pub fn remove_volume(&mut self, id: VolumeId) {
-        self.volumes.remove(&id);
+        if let Some(gone) = self.volumes.remove(&id) {
+            self.lookup.remove_volume(&gone);
+        }
         self.index.remove_volume(id);
     }
 
@@ -446,7 +453,9 @@ impl Catalog {
         self.lock_end_ns = self.lock_end_ns.max(snapshot.marks.locked_until_ns);
         self.newest_ns = self.newest_ns.max(snapshot.time_stamp.0);
         self.index_schedule(snapshot.marks.schedule, snapshot.snapshot);
-        self.index.put(&snapshot, self.snapshots.get(&snapshot.snapshot));
+        let old = self.snapshots.get(&snapshot.snapshot);
+        self.index.put(&snapshot, old);
+        self.lookup.put_snapshot(&snapshot, old);
         self.snapshots.insert(snapshot.snapshot, snapshot);
     }
 
@@ -455,6 +464,7 @@ impl Catalog {
         if let Some(gone) = self.snapshots.remove(&id) {
             self.index.remove(&gone);
             self.unindex_schedule(gone.marks.schedule, id);
+            self.lookup.remove_snapshot(&gone);
         }
     }
 

@@ -11,9 +11,11 @@
 //! | a snapshot of a volume that is not in the catalog | crash during delete of the volume | taking the volume out of it |
 //! | an export of something that is not in the catalog | crash during delete | deleting it |
 
+use std::collections::BTreeSet;
+
 use super::{Catalog, Change, Volume};
 use crate::mailbox::RecoveredShard;
-use stillpoint_processor::{ShardCommand, ShardIndex, VolumeId};
+use stillpoint_processor::{ShardCommand, ShardIndex, SnapshotId, VolumeId};
 
 /// What has to be done before the pool is served.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,7 +43,7 @@ pub fn reconcile(catalog: &mut Catalog, shards: &[RecoveredShard]) -> Mending {
 }
 
 fn mend_catalog(catalog: &mut Catalog, mending: &mut Mending) {
-    let volumes: Vec<VolumeId> = catalog.volumes().map(|volume| volume.id).collect();
+    let volumes: BTreeSet<VolumeId> = catalog.volumes().map(|volume| volume.id).collect();
     for snapshot in catalog.snapshots().cloned().collect::<Vec<_>>() {
         let mut mended = snapshot.clone();
         mended.volumes.retain(|of| volumes.contains(&of.owner));
@@ -69,7 +71,7 @@ fn mend_volumes(catalog: &Catalog, shard: &RecoveredShard, mending: &mut Mending
     let mut give = |command| mending.commands.push((shard.shard, command));
     for share in &shard.volumes {
         let volume = share.volume;
-        let head = catalog.volumes().find(|row| row.head == volume);
+        let head = catalog.volume_of_head(volume);
         match head {
             None if !catalog.has_snapshots_in(volume) => give(ShardCommand::DeleteVolume { volume }),
             None if !share.headless => give(ShardCommand::DeleteHead { volume }),
@@ -82,7 +84,8 @@ fn mend_volumes(catalog: &Catalog, shard: &RecoveredShard, mending: &mut Mending
             }
         }
     }
-    let has_share = |volume: &&Volume| shard.volumes.iter().any(|share| share.volume == volume.head);
+    let shares: BTreeSet<VolumeId> = shard.volumes.iter().map(|share| share.volume).collect();
+    let has_share = |volume: &&Volume| shares.contains(&volume.head);
     for row in catalog.volumes().filter(|volume| !has_share(volume)) {
         if row.head != row.id || row.origin.is_some() {
             mending.damage.push(format!(
@@ -106,7 +109,7 @@ fn mend_snapshots(catalog: &Catalog, shard: &RecoveredShard, mending: &mut Mendi
     };
     for (volume, found) in &shard.snapshots {
         let volume = *volume;
-        if !catalog.volumes().any(|row| row.head == volume) && !catalog.has_snapshots_in(volume) {
+        if catalog.volume_of_head(volume).is_none() && !catalog.has_snapshots_in(volume) {
             continue; // goes with its share
         }
         for share in found
@@ -120,15 +123,14 @@ fn mend_snapshots(catalog: &Catalog, shard: &RecoveredShard, mending: &mut Mendi
             mending.commands.push((shard.shard, delete));
         }
     }
+    let shares = shard.snapshots.iter().flat_map(|(volume, found)| {
+        let there = found.iter().filter(|share| !share.deleting);
+        there.map(|share| (*volume, share.snapshot))
+    });
+    let there: BTreeSet<(VolumeId, SnapshotId)> = shares.collect();
     for snapshot in catalog.snapshots() {
         for of in &snapshot.volumes {
-            let whole = shard.snapshots.iter().any(|(volume, found)| {
-                *volume == of.volume
-                    && found
-                        .iter()
-                        .any(|share| share.snapshot == snapshot.snapshot && !share.deleting)
-            });
-            if !whole {
+            if !there.contains(&(of.volume, snapshot.snapshot)) {
                 let name = catalog.view_name(stillpoint_processor::View {
                     volume: of.owner,
                     snapshot: Some(snapshot.snapshot),

@@ -137,11 +137,11 @@ impl Pool {
     #[must_use]
     pub fn snapshot_infos(&self, volume: Option<VolumeId>) -> Vec<SnapshotInfo> {
         let catalog = self.catalog();
-        let all = catalog
-            .snapshots()
-            .filter(|snapshot| volume.is_none_or(|volume| crate::catalog::has_volume(snapshot, volume)));
-        all.map(|snapshot| self.snapshot_info(&catalog, snapshot, volume))
-            .collect()
+        let info = |snapshot| self.snapshot_info(&catalog, snapshot, volume);
+        match volume {
+            Some(volume) => catalog.snapshots_of(volume).map(info).collect(),
+            None => catalog.snapshots().map(info).collect(),
+        }
     }
 
     fn snapshot_info(

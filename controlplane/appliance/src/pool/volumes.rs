@@ -263,8 +263,7 @@ fn gone_from_shards(
     }
     let mut commands = Vec::new();
     for (shares, snapshots) in gone {
-        let is_head = catalog.volumes().any(|other| other.head == shares);
-        if !is_head && !catalog.has_snapshots_in(shares) {
+        if catalog.volume_of_head(shares).is_none() && !catalog.has_snapshots_in(shares) {
             commands.push(ShardCommand::DeleteVolume { volume: shares });
             continue;
         }
