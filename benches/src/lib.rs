@@ -5,8 +5,10 @@
 //! | `side_by_side` | How does Stillpoint compare with qemu-nbd and with the raw device, on the same file system? |
 //! | `snapshot_cost` | What do snapshots cost those who write meanwhile: latency with and without, and the holds? |
 //! | `crowd` | What does a crowd of idle, slow, non-reading and connecting clients cost a good one? |
+//! | `scale` | Do snapshots cost the same however many there are, and however large their volume is? |
 //! | `micro` | What do the parts cost: checksum, ring, a shard over memory? |
 
+pub mod api;
 pub mod cases;
 pub mod cpu;
 pub mod crowd;
