@@ -1,5 +1,5 @@
 //! fsx, the file system exerciser that nobody here wrote, on exports that are mounted as files, with snapshots in between
-//! and `kill -9` now and then. At the end every snapshot is read again and compared with what fsx, given the same seed,
+//! and `kill -9` now and then. In between the volume is overwritten and rolled back, and the last parts go to a clone. At the end every snapshot is read again and compared with what fsx, given the same seed,
 //! makes of a plain file up to that operation. `STILLPOINT_FSX_OPERATIONS` says how many operations.
 
 mod support;
@@ -20,6 +20,10 @@ const OPERATIONS: u64 = 10_000;
 /// Between two snapshots that are compared with a plain file.
 const OPERATIONS_OF_PART: u64 = 1_000;
 const PARTS: u64 = 5;
+/// After this part the volume is overwritten and rolled back.
+const PART_BEFORE_ROLLBACK: u64 = 1;
+/// After this one fsx goes on with a clone.
+const PART_BEFORE_CLONE: u64 = 2;
 const VOLUME_BYTES: u64 = 2 << 20;
 
 /// A way to use fsx.
@@ -125,9 +129,26 @@ impl Scene {
         self.appliance.run(&["export", "create", name]);
     }
 
+    /// Overwrites a volume here and there, and rolls it back to its newest snapshot; gives what keeps the damage.
+    fn damage_and_roll_back(&mut self, volume: &str, snapshot: &str) -> Taken {
+        let mut connection = self.appliance.connect(volume);
+        for offset_bytes in (0..VOLUME_BYTES).step_by(256 << 10) {
+            let bytes = vec![self.random.bits() as u8; 4096 * self.random.between(1, 16) as usize];
+            connection.write(offset_bytes, &bytes, false).expect("a write");
+        }
+        drop(connection);
+        let content = self.read(volume);
+        let safety = "damaged";
+        self.appliance
+            .run(&["volume", "rollback", snapshot, "--force", "--safety-name", safety]);
+        let name = format!("{volume}@{safety}");
+        self.appliance.run(&["export", "create", &name]);
+        Taken { name, content }
+    }
+
     /// Some operations, with snapshots at moments that nobody knows.
-    fn part(&mut self, style: &Style, seed: u64, operations: (u64, u64)) -> Vec<Taken> {
-        let uri = format!("uri={}", self.appliance.uri(style.name));
+    fn part(&mut self, style: &Style, volume: &str, seed: u64, operations: (u64, u64)) -> Vec<Taken> {
+        let uri = format!("uri={}", self.appliance.uri(volume));
         let source = [
             "--command",
             "nbdkit",
@@ -145,7 +166,7 @@ impl Scene {
             let taker = scope.spawn(|| {
                 let mut taken = Vec::new();
                 while !done.load(Ordering::SeqCst) {
-                    let name = format!("{}@during-{}-{}", style.name, operations.1, taken.len());
+                    let name = format!("{volume}@during-{}-{}", operations.1, taken.len());
                     self.snapshot(&name);
                     let content = self.read(&name);
                     taken.push(Taken { name, content });
@@ -167,11 +188,21 @@ impl Scene {
     /// All parts with one seed; then every snapshot is judged.
     fn round(&mut self, style: &Style, seed: u64) {
         let (mut during, mut between) = (Vec::new(), Vec::new());
+        let mut volume = style.name.to_owned();
+        let clone = format!("{}-{seed}", style.name);
         for part in 0..PARTS {
             let (first, end) = (part * OPERATIONS_OF_PART + 1, (part + 1) * OPERATIONS_OF_PART);
-            during.extend(self.part(style, seed, (first, end)));
-            let name = format!("{}@after-{end}", style.name);
+            during.extend(self.part(style, &volume, seed, (first, end)));
+            let name = format!("{volume}@after-{end}");
             self.snapshot(&name);
+            if part == PART_BEFORE_ROLLBACK {
+                during.push(self.damage_and_roll_back(&volume, &name));
+            }
+            if part == PART_BEFORE_CLONE {
+                self.appliance.run(&["volume", "clone", &name, &clone]);
+                self.appliance.run(&["export", "create", &clone]);
+                volume.clone_from(&clone);
+            }
             let content = self.expected(style, seed, end);
             between.push(Taken { name, content });
             if self.random.percent(40) {
@@ -181,9 +212,11 @@ impl Scene {
             }
         }
         let last = &between.last().expect("parts").content;
+        assert!(self.read(&clone) == *last, "{clone}: the volume itself");
+        let cloned_from = &between[PART_BEFORE_CLONE as usize].content;
         assert!(
-            self.read(style.name) == *last,
-            "{}: the volume itself",
+            self.read(style.name) == *cloned_from,
+            "{}: what was cloned",
             style.name
         );
         self.compared += between.len() as u64;
@@ -191,8 +224,10 @@ impl Scene {
         for Taken { name, content } in between.into_iter().chain(during) {
             assert!(self.read(&name) == content, "{name} shows something else");
             self.appliance.run(&["export", "delete", &name]);
-            self.appliance.run(&["snapshot", "delete", &name]);
+            self.appliance.run(&["snapshot", "delete", &name, "--defer"]);
         }
+        self.appliance.run(&["export", "delete", &clone]);
+        self.appliance.run(&["volume", "delete", &clone]);
     }
 }
 
@@ -208,8 +243,9 @@ fn fsx_finds_nothing_and_every_snapshot_is_what_fsx_had_made() {
                 scene.round(&STYLES[round as usize % STYLES.len()], round);
             }
             eprintln!(
-                "{} operations of fsx, {} snapshots compared with a plain file, {} read twice, {} kills; different: 0",
+                "{} operations of fsx, a rollback and a clone in each {}, {} snapshots compared with a plain file, {} read twice, {} kills; different: 0",
                 rounds * PARTS * OPERATIONS_OF_PART,
+                PARTS * OPERATIONS_OF_PART,
                 scene.compared,
                 scene.looked_at_twice,
                 scene.kills

@@ -1,8 +1,8 @@
 //! Nothing acknowledged is lost to `kill -9`, flushed or not; confirmed snapshots are whole, unconfirmed ones gone.
 //!
 //! Each cycle: a load on several connections, snapshots taken and deleted meanwhile, the daemon killed at some
-//! moment, started again with another number of processors, everything read back and judged. `STILLPOINT_KILLS` says
-//! how many cycles.
+//! moment, started again with another number of processors, everything read back and judged. In some of them a second
+//! volume is cloned and rolled back meanwhile. `STILLPOINT_KILLS` says how many cycles.
 
 mod support;
 
@@ -12,12 +12,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use stillpoint_simulator::model::{Broken, Tick};
 use stillpoint_simulator::random::Random;
+use support::Appliance;
+use support::branches::{Branches, names};
 use support::history::{Content, History};
 use support::load::Load;
-use support::{Appliance, list, member};
 
 /// Small, so that all of it can be read back in every cycle.
 const VOLUME_BYTES: u64 = 6 << 20;
@@ -27,6 +27,8 @@ const SNAPSHOTS_KEPT: usize = 3;
 const KILLS: u64 = 500;
 /// Every so many cycles the devices are checked as the killed process left them.
 const CYCLES_OF_CHECK: usize = 10;
+/// Every so many cycles there are clones and rollbacks too.
+const CYCLES_OF_BRANCHES: usize = 5;
 /// After so many the next appliance takes over: what is known of all writes to a volume only grows.
 const KILLS_OF_ONE_MAX: u64 = 500;
 
@@ -53,6 +55,10 @@ struct Figures {
     looks: u64,
     /// Of the devices, by `inspect --check`.
     checks: u64,
+    cloned: u64,
+    rolled_back: u64,
+    /// Clones, and snapshots of the volume that is cloned, compared after a kill.
+    branches_compared: u64,
     restarts: Vec<Duration>,
 }
 
@@ -63,6 +69,7 @@ struct Scene {
     arguments: Vec<&'static str>,
     history: Arc<History>,
     snapshots: Vec<Snapshot>,
+    branches: Option<Branches>,
     random: Random,
     figures: Figures,
 }
@@ -79,7 +86,9 @@ impl Scene {
         let shape = ["--block-size", "512", "--object-size", "1MiB"];
         appliance.run(&[&volume[..], &shape[..]].concat());
         appliance.run(&["export", "create", "v"]);
+        let branches = Some(Branches::new(&appliance, seed));
         Self {
+            branches,
             appliance,
             arguments: arguments.to_vec(),
             history: Arc::new(History::new(1, VOLUME_BYTES)),
@@ -91,7 +100,8 @@ impl Scene {
 
     /// A life from one start to the next: everything must be there.
     fn cycle(&mut self, processors: &'static str) {
-        let died = self.live_and_die();
+        let with_branches = self.figures.restarts.len().is_multiple_of(CYCLES_OF_BRANCHES);
+        let died = self.live_and_die(with_branches);
         if self.figures.restarts.len().is_multiple_of(CYCLES_OF_CHECK) {
             self.check_devices();
         }
@@ -99,6 +109,9 @@ impl Scene {
         self.judge_snapshots(died);
         self.judge_volume()
             .unwrap_or_else(|broken| panic!("after the crash: {}", broken.0));
+        if with_branches && let Some(branches) = &mut self.branches {
+            branches.judge(&self.appliance);
+        }
         let mut snapshots = std::mem::take(&mut self.snapshots);
         let mut figures = std::mem::take(&mut self.figures);
         while snapshots.len() > SNAPSHOTS_KEPT {
@@ -108,7 +121,7 @@ impl Scene {
     }
 
     /// Load and snapshots until the daemon is killed; gives the time of its death.
-    fn live_and_die(&mut self) -> Tick {
+    fn live_and_die(&mut self, with_branches: bool) -> Tick {
         let seed = self.random.bits();
         let busy = Duration::from_millis(self.random.between(20, 220));
         let socket = self.appliance.nbd_socket();
@@ -116,20 +129,30 @@ impl Scene {
         let dying = AtomicBool::new(false);
         let mut snapshots = std::mem::take(&mut self.snapshots);
         let mut figures = std::mem::take(&mut self.figures);
+        let mut branches = self.branches.take();
+        let (scene, is_dying) = (&*self, &dying);
         thread::scope(|scope| {
             let taker = scope.spawn(|| {
                 while !dying.load(Ordering::SeqCst) {
-                    self.take_and_delete(&mut snapshots, &mut figures, &dying);
+                    scene.take_and_delete(&mut snapshots, &mut figures, is_dying);
                 }
             });
+            if let Some(branches) = branches.as_mut().filter(|_| with_branches) {
+                scope.spawn(move || {
+                    while !is_dying.load(Ordering::SeqCst) {
+                        branches.step(&scene.appliance, |arguments| scene.command(arguments, is_dying));
+                    }
+                });
+            }
             thread::sleep(busy);
             load.expect_crash();
             dying.store(true, Ordering::SeqCst);
-            self.appliance.kill();
+            scene.appliance.kill();
             taker.join().expect("the taker of snapshots does not panic");
         });
         figures.requests_answered += load.finish();
         (self.snapshots, self.figures) = (snapshots, figures);
+        self.branches = branches;
         self.history.crashed()
     }
 
@@ -266,6 +289,12 @@ impl Scene {
             self.appliance.run(&["export", "delete", &snapshot.name]);
             self.appliance.run(&["snapshot", "delete", &snapshot.name]);
         }
+        if let Some(branches) = self.branches.take() {
+            self.figures.cloned = branches.cloned;
+            self.figures.rolled_back = branches.rolled_back;
+            self.figures.branches_compared = branches.compared;
+            branches.delete_everything(&self.appliance);
+        }
         let mut connection = self.appliance.connect("v");
         let trimmed = connection
             .trim(0, VOLUME_BYTES as usize)
@@ -288,6 +317,9 @@ impl Figures {
         self.snapshots_deleted += other.snapshots_deleted;
         self.looks += other.looks;
         self.checks += other.checks;
+        self.cloned += other.cloned;
+        self.rolled_back += other.rolled_back;
+        self.branches_compared += other.branches_compared;
         self.restarts.extend(other.restarts);
     }
 
@@ -297,24 +329,22 @@ impl Figures {
         let kills = self.restarts.len();
         eprintln!(
             "{kills} kills, {} requests answered, lost: 0; {} snapshots confirmed of {} asked for, {} deleted, lost: 0 \
-             ({} looks at a snapshot after a kill); {} checks of the devices, damage: 0; restart until the export answers (goal: under 2 s): median {:?}, \
+             ({} looks at a snapshot after a kill); {} clones, {} rollbacks, {} looks at what they led to, different: 0; \
+             {} checks of the devices, damage: 0; restart until the export answers (goal: under 2 s): median {:?}, \
              longest {:?}",
             self.requests_answered,
             self.snapshots_confirmed,
             self.snapshots_asked,
             self.snapshots_deleted,
             self.looks,
+            self.cloned,
+            self.rolled_back,
+            self.branches_compared,
             self.checks,
             self.restarts[kills / 2],
             self.restarts[kills - 1],
         );
     }
-}
-
-/// The names in a list of things.
-fn names(things: &Value) -> BTreeSet<String> {
-    let name = |thing: &Value| member(thing, "/name").as_str().expect("a text").to_owned();
-    list(things, "").iter().map(name).collect()
 }
 
 #[test]
@@ -354,7 +384,7 @@ fn without_a_log_tail_nothing_acknowledged_is_lost_either() {
 fn a_log_tail_that_does_not_survive_is_noticed() {
     let noticed = (1..=20).find_map(|seed| {
         let mut scene = Scene::new(&[], seed);
-        scene.live_and_die();
+        scene.live_and_die(false);
         scene.appliance.lose_tails();
         scene.restart("2");
         scene.judge_volume().err().map(|broken| (seed, broken.0))

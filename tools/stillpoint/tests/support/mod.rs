@@ -5,6 +5,7 @@
 #![allow(dead_code, unused_imports)]
 
 pub mod block;
+pub mod branches;
 pub mod foreign;
 pub mod good_client;
 pub mod history;
