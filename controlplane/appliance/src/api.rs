@@ -16,6 +16,9 @@
 //! | GET, POST `/v1/schedules` | lists, makes |
 //! | GET, DELETE `/v1/schedules/{schedule}` | shows (with what is kept, and why), deletes |
 //! | POST `/v1/schedules/{schedule}/pause`, `/resume`, `/run` | stops it for a while, lets it go on, runs it now |
+//! | GET, POST `/v1/changelogs` | lists, makes |
+//! | GET, DELETE `/v1/changelogs/{changelog}`, POST `/v1/changelogs/{changelog}/resize` | shows, deletes, resizes |
+//! | POST `/v1/volumes/{volume}/set` | sets its change log volume |
 //! | GET, POST `/v1/exports`, DELETE `/v1/exports/{export}` | lists, makes, deletes |
 //! | GET `/v1/events` | what happened; waits for something to happen |
 //! | GET `/v1/status`, GET `/v1/doctor` | figures, findings |
@@ -23,6 +26,7 @@
 //! What is not a success has the body `{"kind", "message", "hint"}` ([`Error`]). A request that changes something is
 //! finished even if its client goes away.
 
+mod change_logs;
 mod changes;
 mod extract;
 mod groups;
@@ -60,6 +64,13 @@ pub fn router(appliance: Arc<Appliance>) -> Router {
             get(handlers::show_volume).delete(handlers::delete_volume),
         )
         .route("/v1/volumes/{volume}/resize", post(handlers::resize_volume))
+        .route("/v1/volumes/{volume}/set", post(change_logs::set_volume))
+        .route("/v1/changelogs", get(change_logs::list).post(change_logs::create))
+        .route(
+            "/v1/changelogs/{changelog}",
+            get(change_logs::show).delete(change_logs::delete),
+        )
+        .route("/v1/changelogs/{changelog}/resize", post(change_logs::resize))
         .route("/v1/volumes/{volume}/clone", post(handlers::clone_volume))
         .route("/v1/volumes/{volume}/promote", post(handlers::promote_volume))
         .route("/v1/volumes/{volume}/rollback", post(handlers::rollback_volume))

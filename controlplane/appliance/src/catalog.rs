@@ -3,6 +3,7 @@
 //! The rows are the truth. Every change is first made durable as a row ([`Change`]) and then made here, so
 //! that a crash between two steps leaves something that [`reconcile`] can mend when the pool is opened.
 
+mod change_logs;
 mod groups;
 mod index;
 mod lookup;
@@ -10,6 +11,7 @@ mod reconcile;
 mod rows;
 mod schedules;
 
+pub use change_logs::ChangeLogVolume;
 pub use groups::Group;
 pub use index::VolumeSnapshots;
 pub use reconcile::{Mending, reconcile};
@@ -22,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::pool::time_text;
 use stillpoint_coordinator::OverallSnapshot;
 use stillpoint_processor::host_view::{HostView, Placement};
-use stillpoint_processor::{BLOCK_BYTES, ShardIndex, SnapshotId, TimeStamp, View, VolumeId};
+use stillpoint_processor::{BLOCK_BYTES, ChangeLogId, ShardIndex, SnapshotId, TimeStamp, View, VolumeId};
 
 /// Numbers that are reserved at a time, so that not every new thing writes the counters.
 const VOLUMES_RESERVED: u32 = 16;
@@ -50,6 +52,8 @@ pub struct Volume {
     pub head: VolumeId,
     /// What it was cloned from.
     pub origin: Option<Origin>,
+    /// Its change log volume.
+    pub change_log: Option<ChangeLogId>,
 }
 
 /// The snapshot that a volume was cloned from.
@@ -65,7 +69,7 @@ impl Volume {
     /// Whether there is something about it that programs from before clones do not know.
     #[must_use]
     pub fn is_more(&self) -> bool {
-        self.head != self.id || self.origin.is_some()
+        self.head != self.id || self.origin.is_some() || self.change_log.is_some()
     }
 
     /// How its objects are spread over the shards of its pool.
@@ -124,6 +128,7 @@ pub struct Catalog {
     lookup: lookup::Lookup,
     exports: BTreeMap<u32, ExportRow>,
     schedules: BTreeMap<u64, Schedule>,
+    change_logs: BTreeMap<ChangeLogId, ChangeLogVolume>,
     groups: BTreeMap<u64, Group>,
     /// The snapshots that each schedule took, also those of schedules that are gone.
     scheduled: BTreeMap<u64, BTreeSet<SnapshotId>>,

@@ -400,6 +400,11 @@ async fn tell_notices(appliance: Arc<Appliance>, mut notices: mpsc::Receiver<Sha
                     format!("stopped writing: {operation}: {error}"),
                 );
             }
+            Notice::ChangeLogFull { .. } | Notice::ChangeLogHigh { .. } => {
+                if let Some(pool) = found {
+                    pool.change_log_notice(index, &notice);
+                }
+            }
             Notice::SnapshotFreed { volume, snapshot } => {
                 tracing::debug!(
                     pool,

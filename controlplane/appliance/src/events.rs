@@ -91,6 +91,20 @@ kinds! {
     VolumeCreated = "volume_created", Info;
     /// A volume has another size.
     VolumeResized = "volume_resized", Info;
+    /// What can be set of a volume was set.
+    VolumeSet = "volume_set", Info;
+    /// A change log volume was made.
+    ChangeLogCreated = "changelog_created", Info;
+    /// A change log volume has another size.
+    ChangeLogResized = "changelog_resized", Info;
+    /// A change log volume was deleted.
+    ChangeLogDeleted = "changelog_deleted", Info;
+    /// A change log volume is nearly full.
+    ChangeLogHigh = "changelog_high", Warning;
+    /// A change log volume is full, and writes fail.
+    ChangeLogFull = "changelog_full", Warning;
+    /// A snapshot was deleted because a change log volume was full.
+    SnapshotDropped = "snapshot_dropped", Warning;
     /// A volume was made of a snapshot.
     VolumeCloned = "volume_cloned", Info;
     /// A clone took over the snapshots that it has in common with its origin.

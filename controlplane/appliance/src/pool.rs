@@ -3,6 +3,7 @@
 //! Changes that concern the shape of things (volumes, deletions) take the gate alone; snapshots share it, so that
 //! a volume does not vanish or change its size while it is being cut.
 
+mod change_logs;
 mod changes;
 mod clones;
 mod exports;
@@ -16,6 +17,7 @@ mod snapshots;
 mod tasks;
 mod volumes;
 
+pub use change_logs::no_change_log;
 pub use changes::{ChangedRange, Changes, Comparison};
 pub use exports::no_export;
 pub use groups::{PREFIX as GROUP_PREFIX, no_group};
@@ -60,6 +62,7 @@ pub struct Pool {
     /// A snapshot was locked.
     locked: tokio::sync::Notify,
     tasks: tasks::Tasks,
+    change_logs: change_logs::ChangeLogs,
     runners: Mutex<BTreeMap<u64, Arc<schedule_runs::Runner>>>,
     /// For its tasks; set when they start.
     itself: OnceLock<Weak<Self>>,
@@ -132,6 +135,7 @@ impl Pool {
             numbers: tokio::sync::Mutex::new(()),
             locked: tokio::sync::Notify::new(),
             tasks: tasks::Tasks::default(),
+            change_logs: change_logs::ChangeLogs::default(),
             runners: Mutex::default(),
             itself: OnceLock::new(),
         };
@@ -140,6 +144,7 @@ impl Pool {
         pool.change(left_over.into_iter().chain(mending.changes).chain(time))
             .await?;
         pool.run_all(mending.commands).await?;
+        pool.tell_change_logs().await?;
         Ok(pool)
     }
 

@@ -10,6 +10,7 @@
 //! | `F`, snapshot u64, first shard u16 | [`FiguresHead`], [`HoldRow`] per shard: what a snapshot cost |
 //! | `G`, schedule u64 | [`ScheduleHead`], volume u32 for each, name, cron line, time zone |
 //! | `H` | [`HighestTimeRow`]: the highest wall time ever seen |
+//! | `L`, change log volume u32 | [`ChangeLogHead`], name |
 //! | `M`, snapshot u64 | [`MarksRow`]: what is known of a snapshot beside its commit record |
 //! | `N`, group u64 | [`GroupHead`], volume u32 for each, name |
 //! | `S`, snapshot u64 | [`SnapshotHead`], [`SnapshotVolumeRow`] per volume, name: the commit record |
@@ -243,6 +244,28 @@ pub struct MarksRow {
     pub reserved_b: [u8; 24],
 }
 
+/// A change log volume; the name follows. Its writer sets [`crate::label::FEATURE_CLONES`] first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct ChangeLogHead {
+    /// [`VERSION`].
+    pub version: U16,
+    /// Bytes of the name.
+    pub name_bytes: U16,
+    /// What happens when it is full: 0 writes fail, 1 the oldest snapshots are deleted.
+    pub when_full: u8,
+    /// Zero.
+    pub reserved_a: [u8; 3],
+    /// Devices that its blocks are placed on: bit `i` is device `i`; 0 for all.
+    pub devices: U64,
+    /// What its change logs may hold together, in bytes.
+    pub size_bytes: U64,
+    /// When it was made, nanoseconds since the Unix epoch.
+    pub created_ns: U64,
+    /// Zero.
+    pub reserved_b: [u8; 16],
+}
+
 /// A volume or snapshot offered under a name; the name follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -290,6 +313,8 @@ pub enum Key {
     },
     /// The highest wall time.
     HighestTime,
+    /// A change log volume.
+    ChangeLog(u32),
     /// Marks of a snapshot.
     Marks(u64),
     /// A schedule.
@@ -316,6 +341,7 @@ impl Key {
             Self::Schedule(schedule) => [&b"G"[..], &schedule.to_be_bytes()].concat(),
             Self::HighestTime => vec![b'H'],
             Self::Group(group) => [&b"N"[..], &group.to_be_bytes()].concat(),
+            Self::ChangeLog(log) => [&b"L"[..], &log.to_be_bytes()].concat(),
             Self::Marks(snapshot) => [&b"M"[..], &snapshot.to_be_bytes()].concat(),
             Self::Snapshot(snapshot) => [&b"S"[..], &snapshot.to_be_bytes()].concat(),
             Self::Volume(volume) => [&b"V"[..], &volume.to_be_bytes()].concat(),
@@ -339,6 +365,7 @@ impl Key {
             (b'G', 8) => Self::Schedule(u64::from_be_bytes(rest.try_into().map_err(|_| BAD)?)),
             (b'N', 8) => Self::Group(u64::from_be_bytes(rest.try_into().map_err(|_| BAD)?)),
             (b'H', 0) => Self::HighestTime,
+            (b'L', 4) => Self::ChangeLog(u32::from_be_bytes(rest.try_into().map_err(|_| BAD)?)),
             (b'M', 8) => Self::Marks(u64::from_be_bytes(rest.try_into().map_err(|_| BAD)?)),
             (b'S', 8) => Self::Snapshot(u64::from_be_bytes(rest.try_into().map_err(|_| BAD)?)),
             (b'V', 4) => Self::Volume(u32::from_be_bytes(rest.try_into().map_err(|_| BAD)?)),
@@ -359,6 +386,8 @@ pub enum Value<'a> {
     Figures(&'a [HoldRow]),
     /// Under [`Key::HighestTime`].
     HighestTime(HighestTimeRow),
+    /// Under [`Key::ChangeLog`].
+    ChangeLog(ChangeLogHead, &'a str),
     /// Under [`Key::Marks`].
     Marks(MarksRow),
     /// Under [`Key::Group`].
@@ -407,6 +436,17 @@ impl<'a> Value<'a> {
                 let (row, rest) = head::<GroupHead>(bytes)?;
                 let (volumes, rest) = table::<U32>(rest, row.volume_count, GROUP_MAX)?;
                 Self::Group(row, volumes, name(rest, row.name_bytes, NAME_BYTES_MAX)?)
+            }
+            Key::ChangeLog(_) => {
+                let (row, rest) = head::<ChangeLogHead>(bytes)?;
+                let name = name(rest, row.name_bytes, NAME_BYTES_MAX)?;
+                if row.when_full > 1 {
+                    return Err(Damage::Field("when_full"));
+                }
+                if row.size_bytes.get() == 0 || !row.size_bytes.get().is_multiple_of(4096) {
+                    return Err(Damage::Field("size_bytes"));
+                }
+                Self::ChangeLog(row, name)
             }
             Key::Marks(_) => Self::Marks(whole::<MarksRow>(bytes)?),
             Key::Snapshot(_) => {
@@ -479,6 +519,15 @@ impl<'a> Value<'a> {
                 };
                 let texts = [name.as_bytes(), cron.as_bytes(), zone.as_bytes()].concat();
                 [row.as_bytes(), volumes.as_bytes(), &texts].concat()
+            }
+            Self::ChangeLog(row, name) => {
+                let name_bytes = length(name.len());
+                let row = ChangeLogHead {
+                    version,
+                    name_bytes,
+                    ..row
+                };
+                [row.as_bytes(), name.as_bytes()].concat()
             }
             Self::Marks(row) => MarksRow { version, ..row }.as_bytes().to_vec(),
             Self::Snapshot(row, volumes, name) => {

@@ -36,8 +36,8 @@ impl ChangeLog {
         self.last_change_ns = self.last_change_ns.max(wall_ns);
     }
 
-    /// Takes over an older log when the snapshot between the two is gone. The blocks are an upper bound:
-    /// a block changed in both counts twice.
+    /// Takes over an older log when the snapshot between the two is gone. Blocks changed in both were taken out of the older
+    /// one by the walk that freed the snapshot, but for some that were written and discarded between the same two cuts.
     pub fn absorb_older(&mut self, older: Self) {
         self.changed_blocks += older.changed_blocks;
         if older.first_change_ns != 0 {

@@ -1,6 +1,6 @@
 //! Commands from the control plane to one shard, and what a shard tells in return.
 
-use crate::ids::{ShardIndex, SnapshotId, TimeStamp, VolumeId};
+use crate::ids::{ChangeLogId, ShardIndex, SnapshotId, TimeStamp, VolumeId};
 use crate::request::RequestError;
 
 /// The sender's own mark on a command; comes back with its event.
@@ -109,6 +109,30 @@ pub enum ShardCommand {
     },
     /// End a scrub that is running; answered at once.
     StopScrub,
+    /// The shard's part of a change log volume, until the shard is closed; answered at once. Replaces what was said before.
+    SetChangeLog {
+        /// The change log volume.
+        change_log: ChangeLogId,
+        /// Its part.
+        part: ChangeLogPart,
+    },
+    /// The change log volume is no more: shares that it was named for have none; answered at once. Idempotent.
+    RemoveChangeLog {
+        /// The change log volume.
+        change_log: ChangeLogId,
+    },
+    /// Names the change log volume of a share, until the shard is closed, or takes it away; answered at once.
+    AttachChangeLog {
+        /// The share.
+        volume: VolumeId,
+        /// Its change log volume.
+        change_log: Option<ChangeLogId>,
+    },
+    /// No snapshot can be dropped to make room: writes that wait for it fail; answered at once.
+    RefuseChangeLog {
+        /// The change log volume.
+        change_log: ChangeLogId,
+    },
     /// Answered by `Status`.
     Status,
     /// Answered by `Snapshots`: the shard's intermediate snapshots of this volume.
@@ -116,6 +140,26 @@ pub enum ShardCommand {
         /// The volume.
         volume: VolumeId,
     },
+}
+
+/// What happens to writes that find a change log volume full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenFull {
+    /// They fail, as on a full device.
+    FailWrites,
+    /// They wait while the control plane deletes snapshots.
+    DropOldest,
+}
+
+/// One shard's part of a change log volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChangeLogPart {
+    /// Blocks that its change logs may hold together.
+    pub limit_blocks: u64,
+    /// Devices that its blocks are placed on: bit `i` is device `i`.
+    pub devices: u64,
+    /// What happens when it is full.
+    pub when_full: WhenFull,
 }
 
 /// What a shard tells the control plane.
@@ -215,6 +259,18 @@ pub enum Notice {
         volume: VolumeId,
         /// The snapshot.
         snapshot: SnapshotId,
+    },
+    /// A change log volume is full. With [`WhenFull::DropOldest`] writes wait for room.
+    ChangeLogFull {
+        /// The change log volume.
+        change_log: ChangeLogId,
+    },
+    /// A change log volume has become nearly full on this shard, or no longer is.
+    ChangeLogHigh {
+        /// The change log volume.
+        change_log: ChangeLogId,
+        /// It is.
+        high: bool,
     },
     /// A volume's share is gone and its space is free.
     VolumeFreed {
@@ -337,8 +393,27 @@ pub struct ShardStatus {
     pub in_flight: u64,
     /// The scrub that is going on, or the last.
     pub scrub: ScrubStatus,
+    /// The shard's parts of change log volumes.
+    pub change_logs: Vec<ChangeLogPartStatus>,
     /// Per volume: share and mapped blocks.
     pub volumes: Vec<VolumeShareStatus>,
+}
+
+/// How full one shard's part of a change log volume is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChangeLogPartStatus {
+    /// The change log volume.
+    pub change_log: ChangeLogId,
+    /// Blocks that its change logs may hold together.
+    pub limit_blocks: u64,
+    /// Blocks that they hold.
+    pub used_blocks: u64,
+    /// Writes that wait for room.
+    pub waiting: u64,
+    /// Some of them wait until a snapshot is dropped.
+    pub is_short: bool,
+    /// Blocks that found no place on its devices since the shard was opened, and went to others.
+    pub elsewhere_blocks: u64,
 }
 
 /// One volume's share on a shard.

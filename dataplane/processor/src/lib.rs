@@ -7,6 +7,7 @@
 
 pub mod backlog;
 pub mod change_log;
+pub mod change_log_volume;
 pub mod command;
 pub mod directory;
 pub mod format;
@@ -35,8 +36,8 @@ pub mod virtual_volume;
 pub use backlog::Backlog;
 pub use command::{ShardCommand, ShardEvent, Ticket};
 pub use ids::{
-    BlockIndex, DeviceAddress, DeviceIndex, Epoch, Now, ShardIndex, ShareBlock, SnapshotId, TimeStamp,
-    VolumeId, VolumeOffset,
+    BlockIndex, ChangeLogId, DeviceAddress, DeviceIndex, Epoch, Now, ShardIndex, ShareBlock, SnapshotId,
+    TimeStamp, VolumeId, VolumeOffset,
 };
 pub use outbox::Outbox;
 #[cfg(feature = "planted-bugs")]

@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::change_log::ChangeLog;
 use crate::command::{IntermediateSnapshotStatus, VolumeShareStatus};
-use crate::ids::{Epoch, SnapshotId, TimeStamp, VolumeId};
+use crate::ids::{ChangeLogId, Epoch, SnapshotId, TimeStamp, VolumeId};
 use crate::intermediate_snapshot::{IntermediateSnapshot, PointInTimeCopy};
 use crate::lineage::Origin;
 use crate::map::{FreeRule, Passed, Root, TreeMut, TreeStats};
@@ -48,6 +48,10 @@ pub struct VirtualVolume {
     pub with_snapshots: bool,
     /// First leaf of the live map that has not been freed yet, when `deleting`.
     pub cursor_leaf: u64,
+    /// Where its change logs are placed. Not in the row: the catalog has it.
+    pub change_log: Option<ChangeLogId>,
+    /// What is written now counts there: there is a snapshot before it.
+    pub is_logged: bool,
     /// The directory row is older than this.
     pub dirty: bool,
 }
@@ -80,6 +84,8 @@ impl VirtualVolume {
             deleting: false,
             with_snapshots: false,
             cursor_leaf: 0,
+            change_log: None,
+            is_logged: false,
             dirty: true,
         }
     }
@@ -179,6 +185,7 @@ impl VirtualVolume {
         });
         self.epoch = self.epoch.next();
         self.stats.changed_blocks = 0;
+        self.is_logged = self.change_log.is_some();
         self.changes = ChangeLog::default();
         self.dirty = true;
     }

@@ -62,6 +62,9 @@ pub enum Command {
     /// Name volumes that are cut together
     #[command(subcommand)]
     Group(GroupCommand),
+    /// Limit what is written after snapshots: change log volumes
+    #[command(subcommand)]
+    Changelog(ChangelogCommand),
     /// Take snapshots by themselves, and prune them
     #[command(subcommand)]
     Schedule(ScheduleCommand),
@@ -273,6 +276,9 @@ pub enum VolumeCommand {
         /// Size of the pieces that are spread over the processors [default: 64MiB]
         #[arg(long, value_name = "SIZE")]
         object_size: Option<Size>,
+        /// Its change log volume: where what is written after a snapshot counts
+        #[arg(long, value_name = "NAME")]
+        change_log: Option<String>,
     },
     /// List the volumes
     #[command(visible_alias = "ls")]
@@ -313,6 +319,17 @@ pub enum VolumeCommand {
         /// Delete its snapshots too
         #[arg(long)]
         with_snapshots: bool,
+    },
+    /// Change what can be set of a volume
+    Set {
+        /// Its name.
+        name: String,
+        /// Its change log volume; `none` for none
+        #[arg(long, value_name = "NAME|none")]
+        change_log: String,
+        /// Its pool; not needed if the name is unique
+        #[arg(long)]
+        pool: Option<String>,
     },
     /// Make a volume that begins as a snapshot is: at once, nothing is copied
     Clone {
@@ -451,6 +468,62 @@ pub enum GroupCommand {
         /// Its name.
         name: String,
         /// The pool; not needed if the name is unique
+        #[arg(long)]
+        pool: Option<String>,
+    },
+}
+
+/// `stillpoint changelog`
+#[derive(Debug, Subcommand)]
+pub enum ChangelogCommand {
+    /// Make a change log volume: what is written to volumes that name it, after their snapshots, counts there
+    Create {
+        /// Its name.
+        name: String,
+        /// What it may hold; every shard has an equal part
+        #[arg(long)]
+        size: Size,
+        /// Place its blocks on this device of the pool, as long as it has room; may be given several times [default: all]
+        #[arg(long, value_name = "PATH")]
+        device: Vec<PathBuf>,
+        /// `fail-writes`: writes fail as on a full device; `drop-oldest`: unlocked snapshots are deleted, oldest first
+        #[arg(long, value_name = "POLICY", default_value = "fail-writes", value_parser = ["fail-writes", "drop-oldest"])]
+        when_full: String,
+        /// Its pool; not needed if there is only one
+        #[arg(long)]
+        pool: Option<String>,
+    },
+    /// List the change log volumes
+    #[command(visible_alias = "ls")]
+    List {
+        /// Only this pool
+        #[arg(long)]
+        pool: Option<String>,
+    },
+    /// Show a change log volume and how it is spread
+    Show {
+        /// Its name.
+        name: String,
+        /// Its pool; not needed if the name is unique
+        #[arg(long)]
+        pool: Option<String>,
+    },
+    /// Give a change log volume another size
+    Resize {
+        /// Its name.
+        name: String,
+        /// The new size.
+        #[arg(long)]
+        size: Size,
+        /// Its pool; not needed if the name is unique
+        #[arg(long)]
+        pool: Option<String>,
+    },
+    /// Delete a change log volume that no volume names
+    Delete {
+        /// Its name.
+        name: String,
+        /// Its pool; not needed if the name is unique
         #[arg(long)]
         pool: Option<String>,
     },

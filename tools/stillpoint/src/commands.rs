@@ -1,5 +1,6 @@
 //! One module per command.
 
+pub mod changelog;
 pub mod changes;
 pub mod completions;
 pub mod doctor;

@@ -157,6 +157,7 @@ fn prepare(
     let volume: VolumeInfo = client.post(
         "/v1/volumes",
         &CreateVolume {
+            change_log: None,
             name: VOLUME.to_owned(),
             size_bytes: VOLUME_BYTES,
             pool: None,

@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Command::Pool(command) => commands::pool::run(command, &global),
         Command::Volume(command) => commands::volume::run(command, &global),
         Command::Snapshot(command) => commands::snapshot::run(command, &global),
+        Command::Changelog(command) => commands::changelog::run(command, &global),
         Command::Group(command) => commands::group::run(command, &global),
         Command::Schedule(command) => commands::schedule::run(command, &global),
         Command::Export(command) => commands::export::run(command, &global),

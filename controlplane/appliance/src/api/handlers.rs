@@ -130,7 +130,7 @@ pub(super) async fn list_volumes(
     Ok(Json(infos))
 }
 
-async fn volume_info(pool: &Pool, name: &str) -> Result<model::VolumeInfo> {
+pub(super) async fn volume_info(pool: &Pool, name: &str) -> Result<model::VolumeInfo> {
     let infos = pool.volume_infos(&pool.figures().await?);
     infos
         .into_iter()

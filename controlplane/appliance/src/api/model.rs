@@ -47,6 +47,44 @@ pub struct CreateVolume {
     /// Size of its objects, a power of two from 1 MiB to 1 GiB; default 64 MiB.
     #[serde(default)]
     pub object_bytes: Option<u64>,
+    /// Its change log volume; default: none.
+    #[serde(default)]
+    pub change_log: Option<String>,
+}
+
+/// POST `/v1/volumes/{name}/set`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetVolume {
+    /// Its change log volume from now on; `null` for none.
+    pub change_log: Option<String>,
+}
+
+/// POST `/v1/changelogs`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateChangeLog {
+    /// Its name.
+    pub name: String,
+    /// What the change logs in it may hold together, a multiple of 4096; every shard has an equal part.
+    pub size_bytes: u64,
+    /// Its pool; not needed if there is only one.
+    #[serde(default)]
+    pub pool: Option<String>,
+    /// Paths of the pool's devices that its blocks are placed on, as long as these have room; default: all.
+    #[serde(default)]
+    pub devices: Vec<String>,
+    /// What happens when it is full: `fail-writes` (default) or `drop-oldest`.
+    #[serde(default)]
+    pub when_full: Option<String>,
+}
+
+/// POST `/v1/changelogs/{name}/resize`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResizeChangeLog {
+    /// The new size.
+    pub size_bytes: u64,
 }
 
 /// POST `/v1/volumes/{name}/resize`
@@ -444,12 +482,57 @@ pub struct VolumeInfo {
     /// What it was cloned from, as `volume@snapshot`; a `?` for what has been deleted since.
     #[serde(default)]
     pub origin: Option<String>,
+    /// Its change log volume.
+    #[serde(default)]
+    pub change_log: Option<String>,
     /// Its snapshots, oldest first, as `volume@snapshot`.
     pub snapshots: Vec<String>,
     /// Its exports and those of its snapshots.
     pub exports: Vec<String>,
     /// The share of each shard.
     pub shares: Vec<ShareInfo>,
+}
+
+/// A change log volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeLogVolumeInfo {
+    /// Its name.
+    pub name: String,
+    /// Its pool.
+    pub pool: String,
+    /// Its number in the pool.
+    pub id: u32,
+    /// What its change logs may hold together.
+    pub size_bytes: u64,
+    /// What they hold.
+    pub used_bytes: u64,
+    /// What happens when it is full: `fail-writes` or `drop-oldest`.
+    pub when_full: String,
+    /// The devices that its blocks are placed on; empty for all.
+    pub devices: Vec<String>,
+    /// The volumes that name it.
+    pub volumes: Vec<String>,
+    /// When it was made.
+    pub created_ns: u64,
+    /// The part of each shard.
+    pub shards: Vec<ChangeLogShardInfo>,
+}
+
+/// One shard's part of a change log volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeLogShardInfo {
+    /// The shard.
+    pub shard: u16,
+    /// The processor that owns it now.
+    pub processor: u16,
+    /// What its change logs may hold there.
+    pub limit_bytes: u64,
+    /// What they hold there.
+    pub used_bytes: u64,
+    /// Writes that wait for room.
+    pub waiting: u64,
+    /// Written since the pool was opened, and found no place on its devices: it lies on others.
+    pub elsewhere_bytes: u64,
 }
 
 /// One shard's share of a volume.

@@ -10,7 +10,7 @@ use stillpoint_ondisk::catalog::{
     VolumeMore,
 };
 use stillpoint_processor::command::HoldFigures;
-use stillpoint_processor::{ShardCommand, SnapshotId, TimeStamp, View, VolumeId};
+use stillpoint_processor::{ChangeLogId, ShardCommand, SnapshotId, TimeStamp, View, VolumeId};
 
 /// One change of one row, to be made durable by shard 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +69,7 @@ impl Change {
             head: volume.head.0.into(),
             origin_volume: volume.origin.map_or(0, |origin| origin.volume.0).into(),
             origin_snapshot: volume.origin.map_or(0, |origin| origin.snapshot.0).into(),
+            change_log: volume.change_log.map_or(0, |log| log.0).into(),
             ..VolumeMore::default()
         };
         let more = volume.is_more().then_some(more);
@@ -230,6 +231,12 @@ impl Catalog {
                     };
                     catalog.put_schedule(super::schedules::from_row(id, &head, volumes, texts));
                 }
+                Value::ChangeLog(head, name) => {
+                    let Key::ChangeLog(id) = key else {
+                        unreachable!("decoded by its key")
+                    };
+                    catalog.put_change_log(super::change_logs::from_row(id, &head, name));
+                }
                 Value::Marks(row) => {
                     let Key::Marks(id) = key else {
                         unreachable!("decoded by its key")
@@ -289,7 +296,11 @@ impl Catalog {
         let volume = self
             .volumes
             .values()
-            .any(|volume| volume.id.max(volume.head).0 >= self.counters.next_volume);
+            .any(|volume| volume.id.max(volume.head).0 >= self.counters.next_volume)
+            || self
+                .change_logs
+                .keys()
+                .any(|id| id.0 >= self.counters.next_volume);
         let snapshot = self
             .snapshots
             .keys()
@@ -351,6 +362,7 @@ fn volume(id: u32, head: &VolumeHead, more: Option<VolumeMore>, name: &str) -> V
             volume: VolumeId(origin_volume),
             snapshot: SnapshotId(more.origin_snapshot.get()),
         }),
+        change_log: (more.change_log.get() != 0).then_some(ChangeLogId(more.change_log.get())),
     }
 }
 

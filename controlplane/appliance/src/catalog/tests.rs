@@ -35,6 +35,7 @@ fn volume(id: u32, name: &str) -> Volume {
         created_ns: 5,
         head: VolumeId(id),
         origin: None,
+        change_log: None,
     }
 }
 

@@ -48,6 +48,7 @@ impl Pool {
                 volume: origin.id,
                 snapshot: snapshot.snapshot,
             }),
+            change_log: None,
             ..origin
         };
         self.change([Change::put_volume(&clone)]).await?;
@@ -77,7 +78,7 @@ impl Pool {
     }
 
     /// Sees to it that the labels of all devices have this bit before anything is written that needs it.
-    async fn set_feature(&self, bit: u64) -> Result<()> {
+    pub(super) async fn set_feature(&self, bit: u64) -> Result<()> {
         let (devices, files) = (self.devices.clone(), Arc::clone(&self.files));
         let written = tokio::task::spawn_blocking(move || label::set_incompatible(&devices, &files, bit));
         match written.await {
@@ -116,7 +117,9 @@ impl Pool {
             ..old.clone()
         };
         self.change([Change::put_volume(&rolled_back)]).await?;
+        let before = self.catalog().shares_of_change_logs();
         self.catalog().put_volume(rolled_back);
+        self.attach_change_logs(&before).await?;
         self.free(self.every_shard(|_| ShardCommand::DeleteHead { volume: old.head }))
             .await;
         let text = format!(
@@ -159,7 +162,9 @@ impl Pool {
         let plan = Promotion::plan(&self.catalog(), &clone, source.as_ref(), &path, &path_of_source)?;
         self.change(plan.changes()).await?;
         let moved = plan.snapshots.len();
+        let before = self.catalog().shares_of_change_logs();
         plan.apply(&mut self.catalog());
+        self.attach_change_logs(&before).await?;
         self.tell(
             Told::VolumePromoted,
             volume,

@@ -100,6 +100,9 @@ impl Pool {
                     snapshot: Some(origin.snapshot),
                 })
             }),
+            change_log: volume
+                .change_log
+                .and_then(|log| Some(catalog.change_log_by_id(log)?.name.clone())),
             snapshots: catalog
                 .snapshots_of(volume.id)
                 .map(|snapshot| format!("{}@{}", volume.name, snapshot.name))

@@ -9,6 +9,7 @@ use crate::events::EventKind;
 use crate::name;
 use std::collections::BTreeMap;
 use stillpoint_coordinator::OverallSnapshot;
+use stillpoint_ondisk::label::FEATURE_CLONES;
 use stillpoint_processor::{BLOCK_BYTES, ShardCommand, SnapshotId, View, VolumeId};
 
 /// A volume's size in bytes at most: 1 PiB.
@@ -39,6 +40,10 @@ impl Pool {
         if self.catalog().volume(&request.name).is_some() {
             return Err(Error::conflict(format!("volume {} exists already", request.name)));
         }
+        let change_log = self.find_change_log(request.change_log.as_deref())?;
+        if change_log.is_some() {
+            self.set_feature(FEATURE_CLONES).await?;
+        }
         let id = self.number(Catalog::next_volume).await?;
         let volume = Volume {
             id,
@@ -50,6 +55,7 @@ impl Pool {
             created_ns: wall_ns(),
             head: id,
             origin: None,
+            change_log,
         };
         self.change([Change::put_volume(&volume)]).await?;
         let made = self.run_all(self.every_shard(|shard| ShardCommand::CreateVolume {
@@ -62,7 +68,9 @@ impl Pool {
                 .await?;
             return Err(error.while_doing(format_args!("creating volume {}", request.name)));
         }
+        let before = self.catalog().shares_of_change_logs();
         self.catalog().put_volume(volume);
+        self.attach_change_logs(&before).await?;
         let text = format!("made, {} bytes", request.size_bytes);
         self.tell(EventKind::VolumeCreated, &request.name, text);
         Ok(())

@@ -118,6 +118,7 @@ fn samples() -> Vec<(Key, Vec<u8>)> {
         (Key::Volume(1), Value::Volume(volume(), None, "vol-a").encode()),
         (Key::HighestTime, Value::HighestTime(highest).encode()),
         (Key::Marks(6), Value::Marks(marks).encode()),
+        (Key::ChangeLog(7), Value::ChangeLog(change_log(), "log").encode()),
         (
             Key::Group(7),
             Value::Group(group_head, &[1.into(), 2.into()], "trio").encode(),
@@ -127,6 +128,34 @@ fn samples() -> Vec<(Key, Vec<u8>)> {
             Value::Schedule(schedule(), &[1.into(), 2.into()], ["night", "0 2 * * *", "UTC"]).encode(),
         ),
     ]
+}
+
+fn change_log() -> ChangeLogHead {
+    ChangeLogHead {
+        version: VERSION.into(),
+        name_bytes: 3.into(),
+        when_full: 1,
+        reserved_a: [0; 3],
+        devices: 6u64.into(),
+        size_bytes: 8192u64.into(),
+        created_ns: 9u64.into(),
+        reserved_b: [0; 16],
+    }
+}
+
+#[test]
+fn a_change_log_volume_that_cannot_be_is_refused() {
+    let decoded = |change: fn(&mut ChangeLogHead), name: &str| {
+        let mut row = change_log();
+        change(&mut row);
+        let bytes = Value::ChangeLog(row, name).encode();
+        Value::decode(Key::ChangeLog(1), &bytes).map(|_| ())
+    };
+    assert_eq!(decoded(|_| (), "a"), Ok(()));
+    assert!(decoded(|_| (), "").is_err());
+    assert!(decoded(|row| row.when_full = 2, "a").is_err());
+    assert!(decoded(|row| row.size_bytes = 0u64.into(), "a").is_err());
+    assert!(decoded(|row| row.size_bytes = 4097u64.into(), "a").is_err());
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -157,6 +186,10 @@ fn these_bytes_are_version_1() {
         (
             "4d0000000000000006",
             "010000000000000004000000000000000500000000000000000000000000000000000000000000000000000000000000",
+        ),
+        (
+            "4c00000007",
+            "0100030001000000060000000000000000200000000000000900000000000000000000000000000000000000000000006c6f67",
         ),
         (
             "4e0000000000000007",

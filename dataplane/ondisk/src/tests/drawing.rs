@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use crate::bitmap::{BLOCKS_PER_PAGE, BitmapPage};
 use crate::catalog::{
-    CounterRow, ExportHead, FiguresHead, GroupHead, HighestTimeRow, HoldRow, MarksRow, ScheduleHead,
-    SnapshotHead, SnapshotVolumeRow, VolumeHead, VolumeMore,
+    ChangeLogHead, CounterRow, ExportHead, FiguresHead, GroupHead, HighestTimeRow, HoldRow, MarksRow,
+    ScheduleHead, SnapshotHead, SnapshotVolumeRow, VolumeHead, VolumeMore,
 };
 use crate::directory::{DirectoryPage, OriginRow, ROW_HEADER_BYTES, SnapshotRow, VolumeRow};
 use crate::header::ShardHeader;
@@ -283,6 +283,16 @@ fn structures() -> Vec<(&'static str, usize, Vec<Field>)> {
             version,
             reserved,
             time_ns
+        }),
+        structure!(ChangeLogHead {
+            version,
+            name_bytes,
+            when_full,
+            reserved_a,
+            devices,
+            size_bytes,
+            created_ns,
+            reserved_b
         }),
         structure!(MarksRow {
             version,

@@ -29,6 +29,7 @@ fn todays_code_writes_exactly_the_golden_bytes() {
     let catalogs = [
         ("catalog", samples::catalog_rows()),
         ("catalog-clones", samples::catalog_rows_of_clones()),
+        ("catalog-change-logs", samples::catalog_rows_of_change_logs()),
     ];
     for (name, bytes) in pages.chain([segment]).chain(catalogs) {
         if std::env::var_os("STILLPOINT_WRITE_GOLDEN").is_some() {
@@ -116,6 +117,7 @@ fn the_golden_directory_page_holds_every_kind_of_row_with_its_values() {
 fn the_golden_catalogs_hold_every_kind_of_row() {
     assert_eq!(kinds_in("catalog"), *b"CEFSVHMGN");
     assert_eq!(kinds_in("catalog-clones"), *b"SV");
+    assert_eq!(kinds_in("catalog-change-logs"), *b"L");
 }
 
 fn kinds_in(name: &str) -> Vec<u8> {

@@ -5,8 +5,8 @@ use zerocopy::little_endian::U32;
 
 use crate::bitmap::{BLOCKS_PER_PAGE, BitmapPage, WORDS_PER_PAGE};
 use crate::catalog::{
-    self, CounterRow, ExportHead, GroupHead, HighestTimeRow, HoldRow, Key, MarksRow, ScheduleHead,
-    SnapshotHead, SnapshotVolumeRow, Value, VolumeHead, VolumeMore,
+    self, ChangeLogHead, CounterRow, ExportHead, GroupHead, HighestTimeRow, HoldRow, Key, MarksRow,
+    ScheduleHead, SnapshotHead, SnapshotVolumeRow, Value, VolumeHead, VolumeMore,
 };
 use crate::directory::{self, DirectoryPage, OriginRow, Row, RowKind, SnapshotRow, VolumeRow};
 use crate::header::{DIRECTORY_INDEX_MAX, ShardHeader};
@@ -226,6 +226,21 @@ pub fn catalog_rows_of_clones() -> Vec<u8> {
         (Key::Snapshot(51), Value::Snapshot(snapshot, &volumes, "tuesday")),
         (Key::Volume(12), Value::Volume(volume, Some(more), "copy")),
     ])
+}
+
+/// Catalog rows with what came with change log volumes, as in [`catalog_rows`].
+pub fn catalog_rows_of_change_logs() -> Vec<u8> {
+    let head = ChangeLogHead {
+        version: catalog::VERSION.into(),
+        name_bytes: 0.into(),
+        when_full: 1,
+        reserved_a: [0; 3],
+        devices: 0x8000_0000_0000_0005.into(),
+        size_bytes: (20u64 << 30).into(),
+        created_ns: 18u64.into(),
+        reserved_b: [0; 16],
+    };
+    encoded([(Key::ChangeLog(14), Value::ChangeLog(head, "log"))])
 }
 
 fn encoded<'a>(rows: impl IntoIterator<Item = (Key, Value<'a>)>) -> Vec<u8> {

@@ -36,6 +36,8 @@ use stillpoint_ondisk::map_page::{ENTRIES, LEVEL_MAX, MapEntry, MapPage, MapPage
 
 /// Bits of a block number that one level decodes.
 const LEVEL_BITS: u32 = ENTRIES.trailing_zeros();
+/// Blocks of one leaf.
+pub const LEAF_BLOCKS: u64 = ENTRIES as u64;
 /// Pages on the way from a root to a leaf at most.
 const PATH_PAGES_MAX: usize = LEVEL_MAX as usize + 1;
 
@@ -107,11 +109,23 @@ impl FreeRule {
     #[inline]
     #[must_use]
     pub fn frees(&self, birth: Epoch, last_leaf: u64) -> bool {
-        let newest = match self.passed {
+        self.newest_at(last_leaf).is_none_or(|newest| birth > newest)
+    }
+
+    /// Whether a block of `leaf` that was born in `birth` has not changed since the newest snapshot, so that changing it
+    /// counts. What changed before a snapshot that the walk has passed there counts in the log that ended with it.
+    #[inline]
+    #[must_use]
+    pub fn is_unchanged(&self, birth: Epoch, leaf: u64) -> bool {
+        birth <= self.newest_at(leaf).unwrap_or_default()
+    }
+
+    #[inline]
+    fn newest_at(&self, last_leaf: u64) -> Option<Epoch> {
+        match self.passed {
             Some(passed) if passed.cursor_leaf > last_leaf => passed.newest,
             _ => self.newest,
-        };
-        newest.is_none_or(|newest| birth > newest)
+        }
     }
 }
 

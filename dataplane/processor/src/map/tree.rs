@@ -354,7 +354,7 @@ impl TreeMut<'_> {
     /// lie one after the other are freed together. They count as changed if they had not changed since the
     /// newest snapshot.
     pub(super) fn release(&mut self, leaf: u64, entries: &[MapEntry]) {
-        let newest = self.free.newest.unwrap_or_default().0;
+        let newest = self.free.newest_at(leaf).unwrap_or_default().0;
         let mut run = 0..0;
         for entry in entries {
             let (address, birth) = (entry.address(), entry.birth.get());

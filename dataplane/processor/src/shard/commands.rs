@@ -65,6 +65,13 @@ impl<T: LogTail> Shard<T> {
                     .unwrap_or_default();
                 self.event(Some(ticket), EventKind::Snapshots(list));
             }
+            ShardCommand::SetChangeLog { .. }
+            | ShardCommand::RemoveChangeLog { .. }
+            | ShardCommand::AttachChangeLog { .. }
+            | ShardCommand::RefuseChangeLog { .. } => {
+                let kind = self.change_log_command(command);
+                self.event(Some(ticket), kind);
+            }
             logged => return self.run_logged(ticket, logged),
         }
         true
@@ -120,6 +127,7 @@ impl<T: LogTail> Shard<T> {
                     share.dirty = true;
                     self.log.append(&Record::VolumeDelete { volume: volume.0 });
                     self.reclaim.wake();
+                    self.change_logs.count_again();
                 }
             }
             ShardCommand::DeleteHead { volume } => {
@@ -128,6 +136,7 @@ impl<T: LogTail> Shard<T> {
                     share.dirty = true;
                     self.log.append(&Record::HeadDelete { volume: volume.0 });
                     self.reclaim.wake();
+                    self.change_logs.count_again();
                 }
             }
             ShardCommand::DeleteSnapshot { volume, snapshot } => {

@@ -211,6 +211,7 @@ impl<T: LogTail> Shard<T> {
                 });
             }
             self.reclaim.wake();
+            self.change_logs.count_again();
         }
         true
     }

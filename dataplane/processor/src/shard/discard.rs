@@ -62,7 +62,7 @@ impl<T: LogTail> Shard<T> {
         ) {
             return Err(Outcome::LogRoom);
         }
-        let (root, mapped_blocks) = (volume.root, volume.stats.mapped_blocks);
+        let (root, stats) = (volume.root, volume.stats);
         let mut tree = volume.tree(&mut self.space, Purpose::Metadata);
         let done = self
             .cache
@@ -71,7 +71,10 @@ impl<T: LogTail> Shard<T> {
         volume.dirty |= volume.root != root;
         let done = done.map_err(Outcome::Map)?;
         assert!(done > 0 && done <= count, "a step goes forward");
-        if volume.stats.mapped_blocks == mapped_blocks {
+        // Never refused: what makes room has to work when there is none.
+        self.change_logs
+            .changed(volume, volume.stats.changed_blocks - stats.changed_blocks);
+        if volume.stats.mapped_blocks == stats.mapped_blocks {
             // Nothing but holes: nothing changed.
             mark(Mark::DiscardOfHoles);
             return Ok(done);

@@ -19,6 +19,7 @@
 //! - an answer leaves through [`Shard::answer`] alone, which is where a cut holds it.
 
 mod block_status;
+mod change_logs;
 mod changes;
 pub mod check;
 mod checkpoint;
@@ -206,6 +207,7 @@ pub struct Shard<T> {
     /// The first command waits for room in the log.
     command_waits: bool,
     reclaim: reclaim::Reclaim,
+    change_logs: change_logs::ChangeLogs,
     scrub: scrub::Scrub,
     /// Volumes and snapshots that have come since the last checkpoint began.
     rows_made: u64,
@@ -377,12 +379,14 @@ impl<T: LogTail> Shard<T> {
         self.expire_holds();
         self.run_commands();
         self.expire_holds();
+        self.drive_change_logs();
         self.run_ready(buffers);
         self.form_batches();
         self.issue_loads(buffers);
         self.drive_log(buffers);
         self.drive_checkpoint(buffers);
         self.drive_reclaim();
+        self.drive_change_logs();
         self.drive_scrub(buffers);
         self.settle_waiters();
         #[cfg(feature = "planted-bugs")]
@@ -407,6 +411,7 @@ impl<T: LogTail> Shard<T> {
             .filter(|&deadline| deadline != u64::MAX)
             .chain(self.durability.deadline_ns().filter(|_| self.stopped.is_none()))
             .chain(scrub)
+            .chain(self.change_logs.next_ns())
             .min()
     }
 
@@ -451,10 +456,13 @@ impl<T: LogTail> Shard<T> {
             Step::Cache => self.step_cache(id),
             Step::Merge => self.step_merge(id, buffers),
             Step::Queue if self.stopped.is_some() => Outcome::Answer(Err(RequestError::ShardStopped)),
-            Step::Queue => {
-                self.write_queue.push_back(id);
-                Outcome::Parked
-            }
+            Step::Queue => match self.grant_change(id) {
+                Err(outcome) => outcome,
+                Ok(()) => {
+                    self.write_queue.push_back(id);
+                    Outcome::Parked
+                }
+            },
             Step::Apply => self.step_apply(id),
             Step::Discard => self.step_discard(id),
             Step::BlockStatus => self.step_block_status(id),
@@ -533,6 +541,7 @@ impl<T: LogTail> Shard<T> {
     /// The one door through which answers leave: frees the slot, holds the answer if a cut says so.
     fn answer(&mut self, id: SlotId, result: Result<(), RequestError>) {
         let (volume, birth) = (self.slots[id].view.volume, self.slots[id].max_birth);
+        self.settle_grant(id);
         let answer = self.slots.release(id, result);
         if let Some(cut) = self.cuts.iter_mut().find(|cut| cut.holds(volume, birth)) {
             mark(Mark::AnswerHeld);
@@ -573,6 +582,7 @@ impl<T: LogTail> Shard<T> {
             self.answer(id, Err(RequestError::ShardStopped));
         }
         self.unstall();
+        self.change_logs.wake_all(&mut self.ready);
     }
 
     fn operation(&mut self, kind: OperationKind, tag: Tag) -> Box<Operation> {
@@ -623,6 +633,7 @@ impl<T: LogTail> Shard<T> {
             stopped: self.stopped.is_some(),
             volumes: self.volumes.values().map(VirtualVolume::status).collect(),
             scrub: self.scrub.status(),
+            change_logs: self.change_logs.statuses(),
             ..self.status.clone()
         }
     }

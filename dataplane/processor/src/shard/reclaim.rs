@@ -121,6 +121,8 @@ struct Plan {
     /// Pages of the walked map that nobody else has and that end before `next_leaf`.
     pages: Vec<DeviceAddress>,
     blocks: Vec<DeviceAddress>,
+    /// Positions that changed before the walked snapshot and again after it.
+    counted_twice: u64,
 }
 
 #[cfg(feature = "planted-bugs")]
@@ -261,7 +263,7 @@ impl<T: LogTail> Shard<T> {
         let family = volume.family;
         #[cfg(feature = "planted-bugs")]
         let chain = chain.with_bug(self.options.planted_bug, walk.target);
-        if chain.cursor_leaf >= leaves_of(chain.root.level) || chain.root.entry.address() == 0 {
+        if chain.cursor_leaf >= leaves_of(chain.root.level) || chain.is_empty() {
             self.walk_ends(walk);
             return Ok(());
         }
@@ -269,6 +271,9 @@ impl<T: LogTail> Shard<T> {
         #[cfg(feature = "planted-bugs")]
         let plan = plan.with_bug(self.options.planted_bug);
         carry_out(&plan, &mut self.cache, &mut self.space);
+        if let Target::Snapshot(snapshot) = walk.target {
+            self.count_once(walk.volume, snapshot, plan.counted_twice);
+        }
         let volume = self.volumes.get_mut(&walk.volume).expect("looked up above");
         match walk.target {
             Target::Live => {
@@ -287,6 +292,7 @@ impl<T: LogTail> Shard<T> {
 
     fn walk_ends(&mut self, walk: Walk) {
         self.reclaim.walk = None;
+        self.change_logs.count_again();
         match walk.target {
             Target::Live => {
                 let volume = self.volumes.get_mut(&walk.volume);
@@ -411,25 +417,45 @@ impl Chain {
         self
     }
 
+    /// Whether there is nothing to free and no change log to be made good.
+    fn is_empty(&self) -> bool {
+        let is_mapped = |root: &Option<Root>| root.is_some_and(|root| root.entry.address() != 0);
+        self.root.entry.address() == 0 && !self.neighbours.iter().all(is_mapped)
+    }
+
     /// Works out the step at the cursor.
     fn plan(&self, cache: &mut PageCache, family: VolumeId) -> Result<Plan, MapError> {
         let mut plan = Plan {
             next_leaf: 0,
             pages: Vec::new(),
             blocks: Vec::new(),
+            counted_twice: 0,
         };
+        let is_between = self.neighbours.iter().all(Option::is_some);
         let mut path: Vec<(u64, DeviceAddress)> = Vec::new();
         let (mut level, mut entry) = (self.root.level, self.root.entry);
         loop {
             let index = self.cursor_leaf / leaves_of(level);
             let end = (index + 1) * leaves_of(level);
             plan.next_leaf = end;
-            if entry.address() == 0 {
+            if entry.address() == 0 && !is_between {
                 break;
             }
             let mut others = [None; 2];
             for (other, root) in others.iter_mut().zip(&self.neighbours) {
                 *other = entry_at(cache, family, root.as_ref(), level, index)?;
+            }
+            if entry.address() == 0 {
+                // Nothing to free, but what was discarded before it and written again after it is in two logs.
+                if others.iter().any(Option::is_none) {
+                    break;
+                }
+                if level == 0 {
+                    plan.counted_twice = mapped_around(cache, family, index, None, &others)?;
+                    break;
+                }
+                level -= 1;
+                continue;
             }
             if others
                 .iter()
@@ -441,6 +467,10 @@ impl Chain {
             path.push((end, DeviceAddress(entry.address())));
             if level == 0 {
                 plan.blocks = exclusive_blocks(cache, family, index, &entry, &others)?;
+                if is_between {
+                    let holes = mapped_around(cache, family, index, Some(&entry), &others)?;
+                    plan.counted_twice = plan.blocks.len() as u64 + holes;
+                }
                 break;
             }
             let page = cache.page(family, level, index, &entry)?;
@@ -508,6 +538,41 @@ fn exclusive_blocks(
         .filter(|&address| address != 0)
         .map(DeviceAddress)
         .collect())
+}
+
+/// How many holes of a leaf (or of none) lie at positions that both neighbours have blocks at.
+fn mapped_around(
+    cache: &mut PageCache,
+    family: VolumeId,
+    index: u64,
+    leaf: Option<&MapEntry>,
+    others: &[Option<MapEntry>; 2],
+) -> Result<u64, MapError> {
+    let [Some(before), Some(after)] = others else {
+        return Ok(0);
+    };
+    let mut counts = [false; ENTRIES];
+    for (counts, entry) in counts
+        .iter_mut()
+        .zip(&cache.page(family, 0, index, before)?.entries)
+    {
+        *counts = entry.address() != 0;
+    }
+    for (counts, entry) in counts
+        .iter_mut()
+        .zip(&cache.page(family, 0, index, after)?.entries)
+    {
+        *counts &= entry.address() != 0;
+    }
+    if let Some(leaf) = leaf {
+        for (counts, entry) in counts
+            .iter_mut()
+            .zip(&cache.page(family, 0, index, leaf)?.entries)
+        {
+            *counts &= entry.address() == 0;
+        }
+    }
+    Ok(counts.into_iter().filter(|&counts| counts).count() as u64)
 }
 
 fn carry_out(plan: &Plan, cache: &mut PageCache, space: &mut Space) {

@@ -5,7 +5,8 @@ use core::ops::{Index, IndexMut};
 use zerocopy::little_endian::U32;
 
 use crate::BLOCK_BYTES;
-use crate::ids::{Epoch, ShareBlock};
+use crate::change_log_volume::Grant;
+use crate::ids::{ChangeLogId, Epoch, ShareBlock};
 use crate::map::Entry;
 use crate::ports::Buffer;
 use crate::request::{Base, RequestError, RequestKind, ShardAnswer, ShardRequest, Token, View};
@@ -73,6 +74,10 @@ pub(super) struct Slot {
     pub(super) extents: Vec<Extent>,
     /// Writes: partial first and last block.
     pub(super) edges: [Option<Edge>; 2],
+    /// Writes: what they may put into a change log volume.
+    pub(super) grant: Option<(ChangeLogId, Grant)>,
+    /// Writes: until when they wait for room there; 0 if they have not.
+    pub(super) room_deadline_ns: u64,
 }
 
 impl ShardRequest {
@@ -128,13 +133,15 @@ impl Slots {
         slot.done_blocks = 0;
         slot.valid_bytes = 0;
         slot.edges = [None; 2];
+        slot.grant = None;
+        slot.room_deadline_ns = 0;
         id
     }
 
     pub(super) fn release(&mut self, id: SlotId, result: Result<(), RequestError>) -> ShardAnswer {
         let slot = &mut self.slots[id as usize];
         assert!(
-            slot.extents.is_empty(),
+            slot.extents.is_empty() && slot.grant.is_none(),
             "the space of a request is settled before its answer"
         );
         slot.entries.clear();
@@ -172,6 +179,8 @@ impl Slot {
             crcs: Vec::new(),
             extents: Vec::new(),
             edges: [None; 2],
+            grant: None,
+            room_deadline_ns: 0,
         }
     }
 

@@ -9,7 +9,7 @@ use crate::map::{Entry, MapError};
 use crate::marks::{Mark, mark};
 use crate::ports::{BufferPool, DeviceError, LogTail, Operation, OperationKind, Segment, Transfer};
 use crate::request::{RequestError, RequestKind};
-use crate::space::Purpose;
+use crate::space::{DEVICES_ALL, Purpose};
 use crate::{BLOCK_BYTES, PART_BLOCKS_MAX};
 use stillpoint_ondisk::crc32c;
 use stillpoint_ondisk::record::Record;
@@ -165,6 +165,7 @@ impl<T: LogTail> Shard<T> {
     }
 
     fn reserve_for(&mut self, id: SlotId) -> bool {
+        let devices = self.devices_for(id);
         let slot = &mut self.slots[id];
         assert!(
             slot.extents.is_empty() && slot.done_blocks == 0,
@@ -172,7 +173,9 @@ impl<T: LogTail> Shard<T> {
         );
         let mut missing = slot.blocks;
         while missing > 0 {
-            let Some(extent) = self.space.reserve(missing, Purpose::Data) else {
+            let found = self.space.reserve_on(missing, Purpose::Data, devices);
+            let found = found.or_else(|| self.space.reserve(missing, Purpose::Data));
+            let Some(extent) = found else {
                 for extent in slot.extents.drain(..) {
                     self.space.cancel(extent);
                 }
@@ -185,6 +188,9 @@ impl<T: LogTail> Shard<T> {
             mark(Mark::WriteSeveralExtents);
         }
         self.no_space_since = None;
+        if devices != DEVICES_ALL {
+            self.note_places(id, devices);
+        }
         true
     }
 
@@ -259,6 +265,9 @@ impl<T: LogTail> Shard<T> {
                 mark(Mark::WriteBeyondShare);
                 return Outcome::Answer(Err(RequestError::OutOfRange));
             }
+            if let Err(outcome) = self.grant_change(id) {
+                return outcome;
+            }
             match self.edges_changed(id) {
                 Err(error) => return Outcome::Map(error),
                 Ok(true) => {
@@ -276,6 +285,8 @@ impl<T: LogTail> Shard<T> {
             }
             let slot = &self.slots[id];
             if slot.extents.is_empty() {
+                self.settle_grant(id);
+                let slot = &self.slots[id];
                 self.status.writes += 1;
                 self.status.written_bytes += u64::from(slot.length_bytes);
                 let RequestKind::Write { fua } = slot.kind else {
@@ -312,9 +323,12 @@ impl<T: LogTail> Shard<T> {
             tree.free.newest = tree.free.newest.map(older);
         }
         let first = ShareBlock(slot.first.0 + start as u64);
+        let changed_blocks = tree.stats.changed_blocks;
         self.cache
             .set(&mut tree, first, extent.address, crcs)
             .map_err(Outcome::Map)?;
+        let changed_blocks = tree.stats.changed_blocks - changed_blocks;
+        self.change_logs.changed(volume, changed_blocks);
         self.space.commit(extent);
         self.log.append(&record);
         slot.max_birth = Self::note_change(volume, self.now);

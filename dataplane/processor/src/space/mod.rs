@@ -33,6 +33,8 @@ use stillpoint_ondisk::layout::Layout;
 
 /// The metadata reserve is this part of all blocks, within the two limits below, and a quarter at most.
 pub const METADATA_RESERVE_PART: u64 = 64;
+/// The set of all devices.
+pub const DEVICES_ALL: u64 = u64::MAX;
 /// The smallest metadata reserve, in blocks.
 pub const METADATA_RESERVE_BLOCKS_MIN: u64 = 256;
 /// The largest metadata reserve, in blocks (64 MiB).
@@ -291,6 +293,11 @@ impl Space {
     /// than asked for if no longer run is near. Devices are taken in turn. `None` if there is no room for this
     /// purpose.
     pub fn reserve(&mut self, blocks: u32, purpose: Purpose) -> Option<Extent> {
+        self.reserve_on(blocks, purpose, DEVICES_ALL)
+    }
+
+    /// The same, on the devices of this set only: bit `i` is device `i`. `None` also if these have no free block.
+    pub fn reserve_on(&mut self, blocks: u32, purpose: Purpose, devices: u64) -> Option<Extent> {
         assert!(blocks > 0, "a reservation has at least one block");
         let room = self.room(purpose);
         if room == 0 {
@@ -299,6 +306,9 @@ impl Space {
         let wanted = room.min(u64::from(blocks)) as u32;
         for turn in 0..self.slices.len() {
             let device = (self.next_device + turn) % self.slices.len();
+            if devices >> device & 1 == 0 {
+                continue;
+            }
             let Some(run) = self.search(device, wanted) else {
                 continue;
             };
@@ -312,7 +322,8 @@ impl Space {
             self.take(extent);
             return Some(extent);
         }
-        unreachable!("free blocks are counted but not found");
+        assert!(devices != DEVICES_ALL, "free blocks are counted but not found");
+        None
     }
 
     fn take(&mut self, extent: Extent) {

@@ -5,8 +5,8 @@ use core::fmt::Debug;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use stillpoint_appliance::api::model::{
-    CreateExport, CreateGroup, CreatePool, CreateSchedule, CreateSnapshot, CreateVolume, EventsQuery,
-    LockSnapshot, OpenPool, Query, ResizeVolume, ScrubPool,
+    CreateChangeLog, CreateExport, CreateGroup, CreatePool, CreateSchedule, CreateSnapshot, CreateVolume,
+    EventsQuery, LockSnapshot, OpenPool, Query, ResizeChangeLog, ResizeVolume, ScrubPool, SetVolume,
 };
 use stillpoint_appliance::name;
 
@@ -19,6 +19,9 @@ pub(super) fn bodies(data: &[u8]) {
     body::<LockSnapshot>(data);
     body::<CreateSchedule>(data);
     body::<CreateGroup>(data);
+    body::<CreateChangeLog>(data);
+    body::<ResizeChangeLog>(data);
+    body::<SetVolume>(data);
     if let Some(request) = body::<CreatePool>(data) {
         let _ = name::check_pool(&request.name);
     }

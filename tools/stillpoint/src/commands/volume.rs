@@ -7,7 +7,7 @@ use crate::output::{self, pairs, table};
 use crate::size::Size;
 use stillpoint_appliance::Error;
 use stillpoint_appliance::api::model::{
-    CloneVolume, CreateVolume, ResizeVolume, RollbackVolume, SnapshotInfo, VolumeInfo,
+    CloneVolume, CreateVolume, ResizeVolume, RollbackVolume, SetVolume, SnapshotInfo, VolumeInfo,
 };
 
 /// Does what is asked.
@@ -20,6 +20,7 @@ pub fn run(command: VolumeCommand, global: &Global) -> Result<(), Failure> {
             pool,
             block_size,
             object_size,
+            change_log,
         } => {
             let block_bytes = block_size.map(block_bytes).transpose()?;
             let object_bytes = object_size.map(|Size(bytes)| bytes);
@@ -29,6 +30,7 @@ pub fn run(command: VolumeCommand, global: &Global) -> Result<(), Failure> {
                 pool,
                 block_bytes,
                 object_bytes,
+                change_log,
             };
             let info: VolumeInfo = client.post("/v1/volumes", &request)?;
             output::print(global, &info, show)
@@ -53,6 +55,17 @@ pub fn run(command: VolumeCommand, global: &Global) -> Result<(), Failure> {
                 force,
             };
             let info: VolumeInfo = client.post(&path(&name, "/resize", pool.as_deref()), &request)?;
+            output::print(global, &info, show)
+        }
+        VolumeCommand::Set {
+            name,
+            change_log,
+            pool,
+        } => {
+            let request = SetVolume {
+                change_log: Some(change_log).filter(|name| name != "none"),
+            };
+            let info: VolumeInfo = client.post(&path(&name, "/set", pool.as_deref()), &request)?;
             output::print(global, &info, show)
         }
         VolumeCommand::Clone { snapshot, name, pool } => {
@@ -157,6 +170,10 @@ fn show(info: &VolumeInfo) -> String {
         (
             "clone of",
             info.origin.clone().unwrap_or_else(|| String::from("-")),
+        ),
+        (
+            "change log",
+            info.change_log.clone().unwrap_or_else(|| String::from("-")),
         ),
         ("snapshots", output::list(&info.snapshots)),
         ("exports", output::list(&info.exports)),

@@ -276,6 +276,7 @@ impl<T: LogTail> Shard<T> {
             commands: VecDeque::new(),
             command_waits: false,
             reclaim,
+            change_logs: super::change_logs::ChangeLogs::default(),
             scrub: super::scrub::Scrub::default(),
             rows_made: 0,
             no_space_since: None,

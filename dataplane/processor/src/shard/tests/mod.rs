@@ -3,6 +3,7 @@
 
 mod adverse;
 mod background;
+mod change_logs;
 mod changes;
 mod check;
 mod clones;
