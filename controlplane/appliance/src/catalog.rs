@@ -142,6 +142,8 @@ pub struct Catalog {
     pending: Vec<(VolumeId, String)>,
     /// A volume that is offered to nobody for a moment, although it has exports.
     pub withdrawn: Option<VolumeId>,
+    /// Volumes of which only the next opening of the pool tells what they are; offered to nobody until then.
+    pub in_doubt: Vec<VolumeId>,
 }
 
 impl Catalog {

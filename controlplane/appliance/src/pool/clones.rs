@@ -116,7 +116,16 @@ impl Pool {
             size_bytes,
             ..old.clone()
         };
-        self.change([Change::put_volume(&rolled_back)]).await?;
+        if let Err(error) = self.change([Change::put_volume(&rolled_back)]).await {
+            // Whether the volume is the old or the new one is told when the pool is opened again. Until then nobody may
+            // write to either.
+            self.catalog().in_doubt.push(old.id);
+            return Err(error
+                .while_doing(format_args!(
+                    "rolling back {volume}, of which it is not known whether it is done"
+                ))
+                .hint("its exports are withdrawn; close the pool and open it again"));
+        }
         let before = self.catalog().shares_of_change_logs();
         self.catalog().put_volume(rolled_back);
         self.attach_change_logs(&before).await?;

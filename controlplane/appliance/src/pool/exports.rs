@@ -76,7 +76,11 @@ impl Pool {
         let catalog = self.catalog();
         catalog
             .exports()
-            .filter(|export| export.view.snapshot.is_some() || catalog.withdrawn != Some(export.view.volume))
+            .filter(|export| {
+                let volume = export.view.volume;
+                let is_kept_back = catalog.withdrawn == Some(volume) || catalog.in_doubt.contains(&volume);
+                export.view.snapshot.is_some() || !is_kept_back
+            })
             .filter_map(|export| {
                 Some(Export {
                     name: export.name.clone(),
