@@ -149,7 +149,10 @@ pub(super) fn directory_rows(data: &[u8]) {
     };
     let (key, value) = rest.split_at(usize::from(length).min(rest.len()));
     if let Some(volume) = VirtualVolume::from_row(key, value) {
-        assert_eq!(volume.row().as_bytes().len(), value.len());
+        let bytes = volume.row_bytes();
+        assert_eq!(bytes.len(), value.len());
+        let again = VirtualVolume::from_row(key, &bytes).expect("its own row");
+        assert_eq!(again.row_bytes(), bytes);
     }
     let _ = IntermediateSnapshot::from_row(key, value);
 }
