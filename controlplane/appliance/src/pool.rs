@@ -15,6 +15,8 @@ mod schedules;
 mod scrub;
 mod snapshots;
 mod tasks;
+#[cfg(test)]
+mod tests;
 mod volumes;
 
 pub use change_logs::no_change_log;

@@ -175,13 +175,13 @@ impl Pool {
         self.change([Change::put_volume(&changed)]).await?;
         let before = self.catalog().shares_of_change_logs();
         self.catalog().put_volume(changed);
-        self.attach_change_logs(&before).await?;
+        let attached = self.attach_change_logs(&before).await;
         let text = match &request.change_log {
             Some(name) => format!("its change log volume is {name} now"),
             None => "has no change log volume any more".to_owned(),
         };
         self.tell(Told::VolumeSet, volume, text);
-        Ok(())
+        attached.map_err(|error| half_done(&error, format_args!("volume {volume} is set")))
     }
 
     /// The change log volume of this name, if one is named.
@@ -477,6 +477,15 @@ impl Pool {
             shards,
         }
     }
+}
+
+/// What was to be done is durable, but the shards could not be told of the change log volumes that belong to it.
+pub(super) fn half_done(error: &Error, done: impl std::fmt::Display) -> Error {
+    let text = format!(
+        "{done}, but its change log volume is not told to all shards: {}",
+        error.message
+    );
+    Error::new(error.kind, text).hint("close the pool and open it again")
 }
 
 /// There is no such change log volume.

@@ -10,6 +10,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::change_logs::half_done;
 use super::{Pool, wall_ns};
 use crate::api::model::{CloneVolume, CreateSnapshot};
 use crate::catalog::{Catalog, Change, Origin, Volume};
@@ -91,7 +92,8 @@ impl Pool {
     /// meanwhile: the caller has withdrawn its exports and keeps the pool quiet.
     ///
     /// # Errors
-    /// Not found, conflict, no space; the volume is as it was then.
+    /// Not found, conflict, no space; the volume is as it was then. An error that says that it is rolled back, or that this is
+    /// not known, means that.
     pub(crate) async fn roll_back(
         &self,
         volume: &str,
@@ -128,7 +130,8 @@ impl Pool {
         }
         let before = self.catalog().shares_of_change_logs();
         self.catalog().put_volume(rolled_back);
-        self.attach_change_logs(&before).await?;
+        // It is rolled back, whatever comes of what is left to do.
+        let attached = self.attach_change_logs(&before).await;
         self.free(self.every_shard(|_| ShardCommand::DeleteHead { volume: old.head }))
             .await;
         let text = format!(
@@ -136,6 +139,7 @@ impl Pool {
             safety.name
         );
         self.tell(Told::VolumeRolledBack, volume, text);
+        attached.map_err(|error| half_done(&error, format_args!("volume {volume} is rolled back")))?;
         Ok(safety)
     }
 
@@ -173,12 +177,13 @@ impl Pool {
         let moved = plan.snapshots.len();
         let before = self.catalog().shares_of_change_logs();
         plan.apply(&mut self.catalog());
-        self.attach_change_logs(&before).await?;
+        let attached = self.attach_change_logs(&before).await;
         self.tell(
             Told::VolumePromoted,
             volume,
             format!("{moved} snapshots went over to it"),
         );
+        attached.map_err(|error| half_done(&error, format_args!("volume {volume} is promoted")))?;
         Ok(moved)
     }
 

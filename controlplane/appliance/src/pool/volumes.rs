@@ -1,6 +1,7 @@
 //! Making, resizing and deleting volumes. The catalog row comes first; [`reconcile`](crate::catalog::reconcile) says what mends a
 //! crash between two steps.
 
+use super::change_logs::half_done;
 use super::{Pool, wall_ns};
 use crate::api::model::{CreateVolume, ResizeVolume};
 use crate::catalog::{Catalog, Change, Volume, has_volume};
@@ -70,10 +71,10 @@ impl Pool {
         }
         let before = self.catalog().shares_of_change_logs();
         self.catalog().put_volume(volume);
-        self.attach_change_logs(&before).await?;
+        let attached = self.attach_change_logs(&before).await;
         let text = format!("made, {} bytes", request.size_bytes);
         self.tell(EventKind::VolumeCreated, &request.name, text);
-        Ok(())
+        attached.map_err(|error| half_done(&error, format_args!("volume {} is made", request.name)))
     }
 
     /// What a volume would be after a resize; refuses what is not allowed.
