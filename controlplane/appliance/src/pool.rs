@@ -26,7 +26,7 @@ pub use groups::{PREFIX as GROUP_PREFIX, no_group};
 pub use schedules::no_schedule;
 pub use volumes::no_volume;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use tokio::sync::oneshot;
@@ -35,10 +35,16 @@ use crate::catalog::{Catalog, Change, reconcile};
 use crate::error::{Error, Result};
 use crate::events::{EventKind as Happening, Events};
 use crate::label::PoolDevices;
-use crate::mailbox::{Mailbox, MailboxError, PoolIndex, ProcessorIndex, RecoveredShard, ToProcessor};
+use crate::mailbox::{
+    MAILBOX_MAX, Mailbox, MailboxError, PoolIndex, ProcessorIndex, RecoveredShard, ToProcessor,
+};
 use stillpoint_hw::device::PoolFiles;
 use stillpoint_processor::command::EventKind;
 use stillpoint_processor::{ShardCommand, ShardIndex, TimeStamp};
+
+/// Commands of one change that wait in mailboxes at the same time: a mailbox that is full refuses, and a change may be of
+/// any number of snapshots.
+const COMMANDS_WAITING_MAX: usize = MAILBOX_MAX / 4;
 
 /// An open pool.
 #[derive(Debug)]
@@ -198,7 +204,7 @@ impl Pool {
         Ok(answer)
     }
 
-    /// Gives these commands to these shards at once, and waits until all are done.
+    /// Gives these commands to these shards, in order and many at a time, and waits until all are done.
     ///
     /// # Errors
     /// The first that failed; the others were waited for all the same.
@@ -218,13 +224,18 @@ impl Pool {
         &self,
         commands: impl IntoIterator<Item = (ShardIndex, ShardCommand)>,
     ) -> Result<Vec<(ShardIndex, EventKind)>> {
-        let sent: Vec<_> = commands
-            .into_iter()
-            .map(|(shard, command)| (shard, self.send(shard, command)))
-            .collect();
-        let mut events = Vec::with_capacity(sent.len());
+        let mut commands = commands.into_iter();
+        let mut waiting = VecDeque::new();
+        let mut events = Vec::new();
         let mut failure = None;
-        for (shard, answer) in sent {
+        loop {
+            let room = COMMANDS_WAITING_MAX - waiting.len();
+            for (shard, command) in commands.by_ref().take(room) {
+                waiting.push_back((shard, self.send(shard, command)));
+            }
+            let Some((shard, answer)) = waiting.pop_front() else {
+                break;
+            };
             let event = match answer {
                 Ok(answer) => answer.await.map_err(|_| MailboxError::Ended),
                 Err(error) => Err(error),

@@ -9,10 +9,12 @@ use stillpoint_processor::command::{EventKind, VolumeShareStatus};
 use stillpoint_processor::{RequestError, ShardCommand, ShardIndex, TimeStamp, VolumeId};
 
 use super::{OpenedPool, Pool};
-use crate::api::model::{CreateChangeLog, CreateExport, CreatePool, CreateSnapshot, CreateVolume, SetVolume};
+use crate::api::model::{
+    CloneVolume, CreateChangeLog, CreateExport, CreatePool, CreateSnapshot, CreateVolume, SetVolume,
+};
 use crate::catalog::Change;
 use crate::events::Events;
-use crate::mailbox::{PoolIndex, ProcessorIndex, RecoveredShard, ToProcessor, Wake, mailbox};
+use crate::mailbox::{MAILBOX_MAX, PoolIndex, ProcessorIndex, RecoveredShard, ToProcessor, Wake, mailbox};
 use crate::make::make_pool;
 
 const SHARDS: u16 = 2;
@@ -364,4 +366,25 @@ async fn a_rollback_in_doubt_keeps_exports_of_the_volume_back_until_the_pool_is_
     assert_eq!(bench.head("v"), old);
     let frees = |command: &ShardCommand| *command == ShardCommand::DeleteVolume { volume: made };
     assert_eq!(bench.was_told(frees), usize::from(SHARDS));
+}
+
+/// A mailbox takes only so many messages, a volume may have any number of snapshots.
+#[tokio::test]
+async fn a_change_of_more_rows_than_a_mailbox_takes_is_made() {
+    let bench = Bench::new().await;
+    bench.create_volume("v").await;
+    let count = MAILBOX_MAX + MAILBOX_MAX / 2;
+    for number in 0..count {
+        bench.take(&format!("s{number}")).await;
+    }
+    let clone = CloneVolume {
+        name: "c".to_owned(),
+        snapshot: "s0".to_owned(),
+    };
+    bench.pool.clone_volume("v", &clone).await.expect("a clone");
+    bench.pool.delete_volume("c", true).await.expect("the clone goes");
+    bench.pool.delete_volume("v", true).await.expect("all goes");
+    let rows = bench.was_told(|command| matches!(command, ShardCommand::CatalogDelete { .. }));
+    assert!(rows > count, "{rows} rows went");
+    assert_eq!(bench.pool.catalog().snapshots().count(), 0);
 }
