@@ -90,26 +90,28 @@ fn without_a_daemon_commands_say_so_and_doctor_works() {
     }
 }
 
+/// A request to the API without the command line; status and body of the answer.
+fn call(appliance: &Appliance, head: &str, body: &str) -> (u16, Value) {
+    let mut stream = UnixStream::connect(appliance.path("run/control.sock")).expect("connected");
+    let length = body.len();
+    let request =
+        format!("{head} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}");
+    stream.write_all(request.as_bytes()).expect("sent");
+    let mut response = String::new();
+    stream.read_to_string(&mut response).expect("answered");
+    let status = response
+        .split(' ')
+        .nth(1)
+        .and_then(|code| code.parse().ok())
+        .expect("a status");
+    let body = response.split("\r\n\r\n").nth(1).unwrap_or_default();
+    (status, serde_json::from_str(body).unwrap_or(Value::Null))
+}
+
 #[test]
 fn the_api_refuses_nonsense_in_its_own_words() {
     let appliance = with_pool();
-    let call = |head: &str, body: &str| -> (u16, Value) {
-        let mut stream = UnixStream::connect(appliance.path("run/control.sock")).expect("connected");
-        let length = body.len();
-        let request = format!(
-            "{head} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
-        );
-        stream.write_all(request.as_bytes()).expect("sent");
-        let mut response = String::new();
-        stream.read_to_string(&mut response).expect("answered");
-        let status = response
-            .split(' ')
-            .nth(1)
-            .and_then(|code| code.parse().ok())
-            .expect("a status");
-        let body = response.split("\r\n\r\n").nth(1).unwrap_or_default();
-        (status, serde_json::from_str(body).unwrap_or(Value::Null))
-    };
+    let call = |head: &str, body: &str| call(&appliance, head, body);
     for (head, body, status, kind) in [
         ("GET /v2/pools", "", 404, "not_found"),
         ("PUT /v1/pools", "", 400, "usage"),
@@ -218,4 +220,32 @@ fn completions_are_printed_for_shells() {
         .expect("starts");
     assert!(output.status.success());
     assert!(String::from_utf8_lossy(&output.stdout).contains("snapshot"));
+}
+
+/// V15: a snapshot is made when a host says so, from the command line and over the API, of what was written before.
+#[test]
+fn a_snapshot_is_made_from_the_command_line_and_over_the_api() {
+    let appliance = with_volume();
+    appliance.run(&["export", "create", "v"]);
+    let mut connection = appliance.connect("v");
+    let mut write = |byte: u8| connection.write(0, &[byte; 4096], false).expect("written");
+    write(1);
+    appliance.run(&["snapshot", "create", "v@by-command"]);
+    write(2);
+    let (status, taken) = call(
+        &appliance,
+        "POST /v1/snapshots",
+        r#"{"volumes":["v"],"name":"by-api"}"#,
+    );
+    assert_eq!((status, &taken["name"]), (201, &json!("v@by-api")));
+    write(3);
+    for (name, byte) in [("v@by-command", 1), ("v@by-api", 2), ("v", 3)] {
+        if name != "v" {
+            appliance.run(&["export", "create", name]);
+        }
+        let shown = appliance.connect(name).read(0, 4096);
+        assert_eq!(shown.expect("read"), [byte; 4096], "{name}");
+    }
+    let (status, listed) = call(&appliance, "GET /v1/snapshots?volume=v", "");
+    assert_eq!((status, names(&listed)), (200, vec!["v@by-command", "v@by-api"]));
 }
