@@ -340,6 +340,7 @@ fn a_chain_with_a_gap_or_out_of_its_bounds_is_found() {
     assert!(judge_chain(&counters, 10, 30).is_err(), "25 without those before");
 }
 
+/// V2, V6: what the processors kept, put together, is the volume at one instant.
 #[test]
 #[cfg(not(feature = "planted-bugs"))]
 fn counters_form_a_prefix_in_a_thousand_snapshots() {

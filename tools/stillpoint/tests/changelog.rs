@@ -124,6 +124,8 @@ fn write_everything(appliance: &Appliance, byte: u8) -> Vec<bool> {
     })
 }
 
+/// V10, V11: a change log volume takes what its size says, on all shards, then writes fail; a read finds a changed block in
+/// the change log and any other where the snapshot left it.
 #[test]
 fn writes_fail_exactly_at_the_limit_and_all_else_goes_on() {
     let appliance = started("fail-writes", &[]);
@@ -191,6 +193,7 @@ fn check(appliance: &Appliance) {
     checked.expect("every block is used once or free");
 }
 
+/// V10: the other policy: when it is full the oldest snapshots go.
 #[test]
 fn the_oldest_snapshots_go_while_writes_wait_and_none_fails() {
     let appliance = started("drop-oldest", &[]);

@@ -91,6 +91,7 @@ fn assert_as_read(told: &[u8], before: &[u8], now: &[u8], holes: &[u8]) {
     }
 }
 
+/// V7: the change logs between two views tell what was written after the first.
 #[test]
 fn v7_changes_under_load_are_what_reads_differently() {
     let appliance = appliance("64MiB");

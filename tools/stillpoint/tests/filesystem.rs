@@ -76,6 +76,7 @@ fn same(one: &Path, other: &Path) {
     }
 }
 
+/// V8: a volume that is written over from end to end leaves what its snapshot shows where it is.
 #[test]
 fn a_snapshot_of_a_file_system_outlives_overwriting_and_kill_9() {
     let appliance = Appliance::started(&["--processors", "2"]);

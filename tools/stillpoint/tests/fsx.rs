@@ -231,6 +231,7 @@ impl Scene {
     }
 }
 
+/// V8, V11: fsx reads its last writes, and every snapshot shows what the file was then.
 #[test]
 fn fsx_finds_nothing_and_every_snapshot_is_what_fsx_had_made() {
     contained(

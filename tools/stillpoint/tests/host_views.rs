@@ -110,6 +110,7 @@ fn everything() -> Vec<(u16, u16, u64, u32)> {
         .collect()
 }
 
+/// V9: every command there is, with every set of flags, is sent to a snapshot; nothing changes.
 #[test]
 fn v9_no_command_writes_through_a_snapshot() {
     let appliance = appliance();
@@ -197,6 +198,7 @@ fn old_client_writes(appliance: &Appliance) {
     raw.end();
 }
 
+/// V14: a snapshot is opened as soon as it is there, and shows its instant while the volume moves on.
 #[test]
 fn v14_a_snapshot_is_opened_at_once_under_load() {
     let appliance = appliance();
@@ -230,6 +232,7 @@ fn v14_a_snapshot_is_opened_at_once_under_load() {
     appliance.stop();
 }
 
+/// V12, V13: the overall snapshot names every intermediate one, each with its objects, point-in-time copy and change log.
 #[test]
 fn v12_v13_a_snapshot_names_its_parts() {
     let appliance = appliance();

@@ -90,6 +90,7 @@ fn wait_for_snapshots(appliance: &Appliance, schedule: &str, count: u64) {
     });
 }
 
+/// V16: snapshots are made again and again, and those that the rules do not keep go.
 #[test]
 fn a_run_is_one_cut_of_all_volumes_and_old_ones_go() {
     let appliance = with_volumes();
@@ -509,6 +510,7 @@ fn load(appliance: &Appliance, time: Duration, mut each_second: impl FnMut()) ->
 /// Resident memory after the warm-up may grow by so much.
 const GROWTH_BYTES_MAX: u64 = 8 << 20;
 
+/// V16: one each second, beside a full load.
 #[test]
 fn every_second_at_full_load_no_cut_is_missed_and_memory_is_constant() {
     let seconds = support::setting("STILLPOINT_SCHEDULE_SECONDS", 25);

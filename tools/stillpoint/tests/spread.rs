@@ -41,6 +41,7 @@ fn parts(status: &Value) -> Vec<u64> {
     list(status, "/processors").iter().map(done).collect()
 }
 
+/// V1: the objects of a volume lie on all processors, and each does its share.
 #[test]
 fn each_processor_owns_its_share_of_a_volume_and_does_its_share_of_the_work() {
     let appliance = with_volume(&["--processors", "3"], "3");
@@ -71,6 +72,7 @@ fn each_processor_owns_its_share_of_a_volume_and_does_its_share_of_the_work() {
     appliance.stop();
 }
 
+/// V3, V5: each processor keeps the part of its own objects, and logs their changes.
 #[test]
 fn a_snapshot_is_spread_as_its_volume_is() {
     let appliance = with_volume(&["--processors", "2"], "2");

@@ -41,6 +41,7 @@ fn json_has_whole_numbers_for_sizes_and_times() {
     );
 }
 
+/// V7: each snapshot has a change log, and what is written after it is counted there.
 #[test]
 fn a_change_log_counts_what_was_written_after_the_snapshot() {
     let appliance = with_volume();
