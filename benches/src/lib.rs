@@ -13,6 +13,7 @@ pub mod cases;
 pub mod cpu;
 pub mod crowd;
 pub mod fio;
+pub mod frame;
 pub mod good_client;
 pub mod machine;
 pub mod memory_device;

@@ -1,11 +1,13 @@
 //! What is measured: the appliance, qemu-nbd on a raw file and on qcow2, and the raw file itself. All on the same
 //! file system, all of the same size, all written from end to end before anything is read.
 
+mod daemon;
 mod qemu;
 mod stillpoint;
 
+pub use daemon::Daemon;
 pub use qemu::{QemuNbd, make_qcow2, make_qcow2_over};
-pub use stillpoint::{Setup, Stillpoint, VOLUME};
+pub use stillpoint::{POOL, Setup, Stillpoint, VOLUME};
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;

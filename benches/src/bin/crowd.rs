@@ -3,7 +3,7 @@
 //! it costs there, the machine costs, and not the appliance.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,10 +12,10 @@ use clap::Parser;
 use stillpoint_benches::crowd::{Crowd, Numbers, allow_descriptors};
 use stillpoint_benches::good_client::GoodClient;
 use stillpoint_benches::machine::Machine;
-use stillpoint_benches::process::{self, Scratch};
+use stillpoint_benches::process::Scratch;
 use stillpoint_benches::servers::{Setup, Stillpoint, VOLUME, fill};
 use stillpoint_benches::stats::{Spread, quantile};
-use stillpoint_benches::{Failure, cpu};
+use stillpoint_benches::{Failure, cpu, frame};
 
 /// The export of the crowd, and its size: its clients use 64 MiB.
 const CROWDED: &str = "crowded";
@@ -24,12 +24,8 @@ const VOLUME_BYTES: u64 = 64 << 20;
 /// Measures a good client's latency alone and in a crowd
 #[derive(Debug, Parser)]
 struct Options {
-    /// A build of the appliance
-    #[arg(long, default_value = "target/release/stillpoint")]
-    stillpoint: PathBuf,
-    /// Directory for the pool files [default: that of the binary]
-    #[arg(long)]
-    backing: Option<PathBuf>,
+    #[command(flatten)]
+    place: frame::Place,
     /// Rounds: each has a window of every kind and begins with another one
     #[arg(long, default_value_t = 6)]
     rounds: usize,
@@ -101,16 +97,7 @@ struct Window {
 }
 
 fn main() -> ExitCode {
-    process::clean_up_always();
-    let ended = measure(&Options::parse());
-    process::clean_up();
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "crowd: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    frame::run("crowd", || measure(&Options::parse()))
 }
 
 /// An appliance with a volume for the good client and one for the crowd, both written from end to end.
@@ -155,9 +142,7 @@ impl Place {
 }
 
 fn measure(options: &Options) -> Result<(), Failure> {
-    let program = options.stillpoint.canonicalize()?;
-    let beside = program.parent().unwrap_or(Path::new("."));
-    let backing = options.backing.as_deref().unwrap_or(beside).canonicalize()?;
+    let (program, backing) = options.place.find()?;
     let machine = Machine::look(&backing);
     let numbers = Numbers {
         idle: options.idle,

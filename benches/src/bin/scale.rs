@@ -8,22 +8,19 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use serde_json::{Value, json};
-use stillpoint_benches::Failure;
 use stillpoint_benches::api::Api;
 use stillpoint_benches::machine::Machine;
-use stillpoint_benches::process::{self, Process, Scratch};
+use stillpoint_benches::process::{Process, Scratch};
+use stillpoint_benches::servers::Daemon;
 use stillpoint_benches::stats::quantile;
+use stillpoint_benches::{Failure, frame};
 use stillpoint_export::nbd::client::Connection;
 
 /// Measures operations on snapshots with few and with very many of them
 #[derive(Debug, Parser)]
 struct Options {
-    /// A release build of the appliance
-    #[arg(long, default_value = "target/release/stillpoint")]
-    stillpoint: PathBuf,
-    /// Directory for the pool file [default: that of the binary]
-    #[arg(long)]
-    backing: Option<PathBuf>,
+    #[command(flatten)]
+    place: frame::Place,
     /// Snapshots in the pool at the end
     #[arg(long, default_value_t = 100_000)]
     snapshots: u64,
@@ -39,21 +36,12 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    process::clean_up_always();
-    let ended = measure(&Options::parse());
-    process::clean_up();
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "scale: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    frame::run("scale", || measure(&Options::parse()))
 }
 
-/// The appliance and the ways to it.
+/// The appliance and what it leaves behind when it is killed.
 struct Appliance {
-    process: Option<Process>,
+    daemon: Option<Daemon>,
     program: PathBuf,
     scratch: Scratch,
     tail: Scratch,
@@ -61,39 +49,31 @@ struct Appliance {
 
 impl Appliance {
     fn start(&mut self) -> Result<(Api, Duration), Failure> {
-        let control = self.scratch.path("run/control.sock");
-        let mut command = Command::new(&self.program);
-        command
-            .args(["serve", "--log", "warn", "--state-dir"])
-            .arg(self.scratch.path("state"))
-            .arg("--run-dir")
-            .arg(self.scratch.path("run"))
-            .arg("--tail-dir")
-            .arg(self.tail.path(""));
         let begun = Instant::now();
-        let process = Process::start("stillpoint", &mut command, &self.scratch)?;
-        let answers =
-            || Api::connect(&control).is_ok_and(|mut api| api.ask("GET", "/v1/status", &Value::Null).is_ok());
-        process.wait_until(answers)?;
+        let daemon = Daemon::start(&self.program, &[], &self.scratch, &self.tail)?;
         let took = begun.elapsed();
-        self.process = Some(process);
-        Ok((Api::connect(&control)?, took))
+        let api = daemon.api()?;
+        self.daemon = Some(daemon);
+        Ok((api, took))
     }
 
     /// Ends it like `kill -9`.
     fn kill(&mut self) {
-        self.process = None;
+        self.daemon = None;
+    }
+
+    fn nbd_socket(&self) -> Result<&Path, Failure> {
+        let daemon = self.daemon.as_ref().ok_or("no appliance runs")?;
+        Ok(daemon.nbd_socket())
     }
 }
 
 fn measure(options: &Options) -> Result<(), Failure> {
-    let program = options.stillpoint.canonicalize()?;
-    let beside = program.parent().unwrap_or(Path::new("."));
-    let backing = options.backing.as_deref().unwrap_or(beside).canonicalize()?;
+    let (program, backing) = options.place.find()?;
     let scratch = Scratch::new(&backing)?;
     let tail = Scratch::new(Path::new("/dev/shm"))?;
     let mut appliance = Appliance {
-        process: None,
+        daemon: None,
         program,
         scratch,
         tail,
@@ -166,7 +146,7 @@ fn sizes(
 
 /// Writes single blocks all over an export.
 fn scatter(appliance: &Appliance, export: &str, size_bytes: u64, blocks: u64) -> Result<(), Failure> {
-    let socket = appliance.scratch.path("run/nbd.sock");
+    let socket = appliance.nbd_socket()?;
     let mut command = Command::new("fio");
     command
         .args([
@@ -262,7 +242,7 @@ impl Row {
         self.list.push(api.ask("GET", &list, &Value::Null)?.1);
         self.open
             .push(api.ask("POST", "/v1/exports", &json!({"view": view}))?.1);
-        let socket = appliance.scratch.path("run/nbd.sock");
+        let socket = appliance.nbd_socket()?;
         let begun = Instant::now();
         let stream = std::os::unix::net::UnixStream::connect(socket)?;
         let mut connection = Connection::open(stream, &view)?;

@@ -1,8 +1,6 @@
 //! Stillpoint, qemu-nbd and the raw file side by side: the same fio jobs, in interleaved rounds, on the same file
 //! system. Prints a table; `--out` keeps it, and every run as JSON.
 
-use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -10,8 +8,9 @@ use std::time::Duration;
 use clap::Parser;
 use stillpoint_benches::Failure;
 use stillpoint_benches::cases::{CASES, SNAPSHOT_CASE};
+use stillpoint_benches::frame::{self, Place, say};
 use stillpoint_benches::machine::Machine;
-use stillpoint_benches::process::{self, Scratch};
+use stillpoint_benches::process::Scratch;
 use stillpoint_benches::report::Report;
 use stillpoint_benches::rounds::{CaseResult, Contender, Pace, Series, run_case, run_once};
 use stillpoint_benches::servers::{
@@ -21,12 +20,8 @@ use stillpoint_benches::servers::{
 /// Compares Stillpoint with qemu-nbd and with the raw file, through fio
 #[derive(Debug, Parser)]
 struct Options {
-    /// A release build of the appliance
-    #[arg(long, default_value = "target/release/stillpoint")]
-    stillpoint: PathBuf,
-    /// Directory for the images; its file system is what is measured [default: that of the binary]
-    #[arg(long)]
-    backing: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
     /// Directory for side_by_side.md and side_by_side.json
     #[arg(long)]
     out: Option<PathBuf>,
@@ -78,33 +73,12 @@ impl Options {
 }
 
 fn main() -> ExitCode {
-    process::clean_up_always();
     let options = Options::parse();
-    let ended = compare(&options);
-    process::clean_up();
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            say(&format!("side_by_side: {error}"));
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// Progress, on standard error: standard output is the table.
-fn say(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    frame::run("side_by_side", || compare(&options))
 }
 
 fn compare(options: &Options) -> Result<(), Failure> {
-    let program = options.stillpoint.canonicalize().map_err(|error| {
-        format!(
-            "{}: {error}; build it with `cargo build --release -p stillpoint`",
-            options.stillpoint.display()
-        )
-    })?;
-    let beside = program.parent().unwrap_or(Path::new("."));
-    let backing = options.backing.as_deref().unwrap_or(beside).canonicalize()?;
+    let (program, backing) = options.place.find()?;
     let scratch = Scratch::new(&backing)?;
     let bench = Bench::set_up(options, &program, &scratch)?;
     let mut report = Report {
@@ -129,14 +103,12 @@ fn compare(options: &Options) -> Result<(), Failure> {
         say("around a snapshot");
         report.snapshot = Some(bench.around_snapshots(options, &mut report.snapshots_taken)?);
     }
-    let text = report.markdown();
-    if let Some(out) = &options.out {
-        fs::create_dir_all(out)?;
-        fs::write(out.join("side_by_side.md"), &text)?;
-        fs::write(out.join("side_by_side.json"), serde_json::to_vec_pretty(&report)?)?;
-    }
-    writeln!(std::io::stdout(), "{text}")?;
-    Ok(())
+    frame::tell(
+        "side_by_side",
+        options.out.as_deref(),
+        &report.markdown(),
+        &report,
+    )
 }
 
 fn method(options: &Options, direct: bool) -> String {

@@ -1,28 +1,26 @@
 //! The appliance: the real binary, its command line, a pool on one file.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use super::make_written_file;
+use super::{Daemon, make_written_file};
 use crate::Failure;
+use crate::api::Api;
 use crate::fio::Target;
-use crate::process::{self, Process, Scratch};
+use crate::process::Scratch;
 
-const POOL: &str = "bench";
+/// The pool.
+pub const POOL: &str = "bench";
 /// The volume, and the name of its export.
 pub const VOLUME: &str = "volume";
 
 /// A running appliance with one pool, one volume and one export.
 #[derive(Debug)]
 pub struct Stillpoint {
-    process: Process,
-    program: PathBuf,
-    control_socket: PathBuf,
-    nbd_socket: PathBuf,
+    daemon: Daemon,
     /// What clients connect to.
     pub target: Target,
     _tail: Scratch,
@@ -50,36 +48,15 @@ impl Stillpoint {
     pub fn start(setup: &Setup<'_>, scratch: &Scratch) -> Result<Self, Failure> {
         let device = scratch.path("pool.img");
         make_written_file(&device, setup.pool_bytes, scratch)?;
-        // The log tail belongs on tmpfs wherever the pool is.
         let tail = Scratch::new(Path::new("/dev/shm"))?;
-        let control_socket = scratch.path("control.sock");
-        let nbd_socket = scratch.path("stillpoint.sock");
-        let mut command = Command::new(setup.program);
-        command
-            .arg("serve")
-            .args(["--log", "warn"])
-            .arg("--socket")
-            .arg(&control_socket)
-            .arg("--nbd-unix")
-            .arg(&nbd_socket)
-            .arg("--state-dir")
-            .arg(scratch.path("state"))
-            .arg("--run-dir")
-            .arg(scratch.path("run"))
-            .arg("--tail-dir")
-            .arg(tail.path("tails"))
-            .args(setup.serve_options);
-        let process = Process::start("stillpoint", &mut command, scratch)?;
-        process.wait_until(|| control_socket.exists() && nbd_socket.exists())?;
+        let daemon = Daemon::start(setup.program, setup.serve_options, scratch, &tail)?;
+        let target = Target::Nbd {
+            socket: daemon.nbd_socket().to_path_buf(),
+            export: VOLUME.into(),
+        };
         let appliance = Self {
-            process,
-            program: setup.program.to_path_buf(),
-            control_socket,
-            nbd_socket: nbd_socket.clone(),
-            target: Target::Nbd {
-                socket: nbd_socket,
-                export: VOLUME.into(),
-            },
+            daemon,
+            target,
             _tail: tail,
         };
         let device = device.display().to_string();
@@ -93,13 +70,21 @@ impl Stillpoint {
     /// Where NBD clients connect.
     #[must_use]
     pub fn nbd_socket(&self) -> &Path {
-        &self.nbd_socket
+        self.daemon.nbd_socket()
     }
 
     /// The server's process.
     #[must_use]
     pub fn process_id(&self) -> u32 {
-        self.process.id()
+        self.daemon.process_id()
+    }
+
+    /// A connection to its API.
+    ///
+    /// # Errors
+    /// It does not listen.
+    pub fn api(&self) -> Result<Api, Failure> {
+        self.daemon.api()
     }
 
     /// Makes another volume of this name with an export; gives what clients connect to.
@@ -111,7 +96,7 @@ impl Stillpoint {
         self.command(&["volume", "create", name, "--size", &size], scratch)?;
         self.command(&["export", "create", name], scratch)?;
         Ok(Target::Nbd {
-            socket: self.nbd_socket.clone(),
+            socket: self.nbd_socket().to_path_buf(),
             export: name.into(),
         })
     }
@@ -166,13 +151,6 @@ impl Stillpoint {
     }
 
     fn command(&self, arguments: &[&str], scratch: &Scratch) -> Result<String, Failure> {
-        process::run(
-            "stillpoint-command",
-            Command::new(&self.program)
-                .arg("--socket")
-                .arg(&self.control_socket)
-                .args(arguments),
-            scratch,
-        )
+        self.daemon.command(arguments, scratch)
     }
 }
