@@ -25,14 +25,13 @@ use crate::mailbox::{Listener, NoticeSender, ToProcessor};
 
 /// Parts that may wait for shards or links before no client is asked for more.
 const BACKLOG_MAX: usize = 1024;
-/// How long a loop with clients that wait for buffers sleeps at most: buffers come home without a sign.
-const STARVED_SLEEP_NS: u64 = 1_000_000;
 /// How long any loop sleeps at most: it looks around now and then, whatever happened to a wake-up.
 const SLEEP_NS_MAX: u64 = 500_000_000;
 /// How long a listener rests that could not be given a connection.
 const REST_NS: u64 = 100_000_000;
-/// How long a loop that was told to stop waits for its sockets.
+/// How long a loop that was told to stop waits for its sockets, and how long it sleeps meanwhile.
 const STOP_NS: u64 = 2_000_000_000;
+const STOP_SLEEP_NS: u64 = 1_000_000;
 
 /// What a loop is made of.
 pub struct Parts {
@@ -365,6 +364,7 @@ impl Loop {
             return true;
         }
         self.clients.has_listed()
+            || self.clients.has_starved()
             || self.links.waiting() > 0
             || self
                 .pools
@@ -396,12 +396,8 @@ impl Loop {
     fn sleep_ns(&self) -> u64 {
         let pools = self.pools.iter().flatten().filter_map(OpenPool::next_deadline_ns);
         let clients = self.clients.next_deadline_ns();
-        let starved = self
-            .clients
-            .has_starved()
-            .then_some(self.now.monotonic_ns + STARVED_SLEEP_NS);
         let resting = self.resting.first().map(|&(_, until_ns)| until_ns);
-        let deadline = pools.chain(clients).chain(starved).chain(resting).min();
+        let deadline = pools.chain(clients).chain(resting).min();
         let left_ns = deadline.map_or(SLEEP_NS_MAX, |at| at.saturating_sub(self.now.monotonic_ns));
         left_ns.clamp(1_000, SLEEP_NS_MAX)
     }
@@ -417,7 +413,7 @@ impl Loop {
         while self.sockets.under_way() > 0 && self.now.monotonic_ns - began_ns < STOP_NS {
             if self.turn() {
                 self.hand_over();
-            } else if let Err(error) = self.ring.wait(Some(STARVED_SLEEP_NS)) {
+            } else if let Err(error) = self.ring.wait(Some(STOP_SLEEP_NS)) {
                 tracing::error!("io_uring: {error}");
             }
         }

@@ -76,6 +76,8 @@ pub(super) struct Conversation<L> {
     pub(super) starved: bool,
     /// In the list of those that wait for more memory than there was.
     pub(super) waiting: bool,
+    /// It waited for more memory, and nothing has happened to it since.
+    pub(super) waited: bool,
     pub(super) leaving: bool,
     /// When its line is shut down, should it not be gone by then.
     pub(super) deadline_ns: u64,
@@ -98,6 +100,7 @@ impl<L: Line> Conversation<L> {
             listed: false,
             starved: false,
             waiting: false,
+            waited: false,
             leaving: false,
             deadline_ns: u64::MAX,
             decision: Decision::New,

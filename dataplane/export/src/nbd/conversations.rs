@@ -20,8 +20,11 @@ pub const CONNECTIONS_MAX: usize = 65_536;
 
 /// Who found no memory twice is looked at again when the pool has so much more...
 const MORE_BYTES: usize = 256 << 10;
-/// ...or after this time. There may be many of them, and each look costs those that have work.
+/// ...or after this time, and then after twice as long each time, up to...
 const WAIT_NS: u64 = 1_000_000;
+/// ...this. Some wait for as long as they are connected (their clients fetch nothing), and each look costs those that
+/// have work: to set the clock for it more than to look.
+const WAIT_NS_MAX: u64 = 64_000_000;
 
 /// Low bits of a session's tag: the place of its connection. The bits above are its processor.
 const PLACE_BITS: u32 = 24;
@@ -57,6 +60,47 @@ fn place_of(token: Token) -> usize {
     (session_tag(token) & ((1 << PLACE_BITS) - 1)) as usize
 }
 
+/// How long those wait that found no memory twice.
+#[derive(Debug)]
+struct Wait {
+    /// The least that was left when one of them was looked at.
+    least_bytes: usize,
+    /// Until when at most.
+    until_ns: u64,
+    /// How long the one that is looked at now may have to wait.
+    patience_ns: u64,
+}
+
+impl Wait {
+    const NONE: Self = Self {
+        least_bytes: usize::MAX,
+        until_ns: u64::MAX,
+        patience_ns: WAIT_NS,
+    };
+
+    /// Somebody begins to wait, or goes on.
+    fn begin(&mut self, again: bool, now_ns: u64, free_bytes: usize) {
+        if !again {
+            self.patience_ns = WAIT_NS;
+        }
+        self.least_bytes = self.least_bytes.min(free_bytes);
+        self.until_ns = self.until_ns.min(now_ns + self.patience_ns);
+    }
+
+    /// It is over, because there is more or because the time is up.
+    fn end(&mut self, more: bool) {
+        let patience_ns = if more {
+            self.patience_ns
+        } else {
+            (2 * self.patience_ns).min(WAIT_NS_MAX)
+        };
+        *self = Self {
+            patience_ns,
+            ..Self::NONE
+        };
+    }
+}
+
 /// The connections of one processor.
 #[derive(Debug)]
 pub struct Conversations<L> {
@@ -72,8 +116,7 @@ pub struct Conversations<L> {
     starved: Vec<usize>,
     /// They found no memory twice.
     waiting: Vec<usize>,
-    /// The least that was left when one of these was looked at, and until when they wait at most.
-    wait: (usize, u64),
+    wait: Wait,
     /// How many have to end and have not.
     leaving: usize,
     /// Those that have chosen no export: until when they may, and their places.
@@ -97,7 +140,7 @@ impl<L: Line> Conversations<L> {
             asked: 0,
             starved: Vec::new(),
             waiting: Vec::new(),
-            wait: (usize::MAX, u64::MAX),
+            wait: Wait::NONE,
             leaving: 0,
             undecided: BTreeSet::new(),
             handshake_limit_ns: u64::MAX,
@@ -170,6 +213,7 @@ impl<L: Line> Conversations<L> {
         let conversation = self.places[place].as_mut();
         let conversation = conversation.expect("gone only when all came back");
         conversation.starved = false;
+        conversation.waited = false;
         conversation
     }
 
@@ -223,6 +267,7 @@ impl<L: Line> Conversations<L> {
                 && let Some(request) = conversation.next_request(pool)
             {
                 conversation.starved = false;
+                conversation.waited = false;
                 return Some(request);
             }
             self.asked += 1;
@@ -249,15 +294,18 @@ impl<L: Line> Conversations<L> {
                 Noted::Over(until_ns) => drop(self.undecided.remove(&(until_ns, place))),
             }
             match looked {
-                Looked::Settled => conversation.starved = false,
+                Looked::Settled => {
+                    conversation.starved = false;
+                    conversation.waited = false;
+                }
                 Looked::Starved if !conversation.starved => {
                     conversation.starved = true;
                     self.starved.push(place);
                 }
                 Looked::Starved => {
-                    let (least_bytes, until_ns) = &mut self.wait;
-                    *least_bytes = pool.room(PART_BYTES_MAX).free_bytes.min(*least_bytes);
-                    *until_ns = (now_ns + WAIT_NS).min(*until_ns);
+                    let again = core::mem::replace(&mut conversation.waited, true);
+                    let free_bytes = pool.room(PART_BYTES_MAX).free_bytes;
+                    self.wait.begin(again, now_ns, free_bytes);
                     if !core::mem::replace(&mut conversation.waiting, true) {
                         self.waiting.push(place);
                     }
@@ -281,14 +329,13 @@ impl<L: Line> Conversations<L> {
         if self.waiting.is_empty() {
             return;
         }
-        let (least_bytes, until_ns) = self.wait;
         let free_bytes = pool.room(PART_BYTES_MAX).free_bytes;
         // A pool that does not know what it has is asked every time.
-        let more = free_bytes == usize::MAX || free_bytes >= least_bytes.saturating_add(MORE_BYTES);
-        if !more && now_ns < until_ns {
+        let more = free_bytes == usize::MAX || free_bytes >= self.wait.least_bytes.saturating_add(MORE_BYTES);
+        if !more && now_ns < self.wait.until_ns {
             return;
         }
-        self.wait = (usize::MAX, u64::MAX);
+        self.wait.end(more);
         for &place in &self.waiting {
             if let Some(conversation) = &mut self.places[place] {
                 conversation.waiting = false;
@@ -327,20 +374,21 @@ impl<L: Line> Conversations<L> {
         !self.listed.is_empty()
     }
 
-    /// Whether some wait for memory, which may come without a sign: take another turn soon.
+    /// Whether some found no memory just now: take another turn at once. (Who finds none then waits, and has a deadline.)
     #[must_use]
     pub fn has_starved(&self) -> bool {
-        !self.starved.is_empty() || !self.waiting.is_empty()
+        !self.starved.is_empty()
     }
 
     /// When to take a turn even if nothing happens: the grace of a connection that has to end is over, or the time of a
-    /// client that has chosen no export.
+    /// client that has chosen no export, or those that wait for memory, which may come without a sign, look again.
     #[must_use]
     pub fn next_deadline_ns(&self) -> Option<u64> {
         let places = if self.leaving > 0 { &self.places[..] } else { &[] };
         let graces = places.iter().flatten().map(|one| one.deadline_ns);
         let late = self.undecided.first().map(|&(until_ns, _)| until_ns);
-        let deadline = graces.chain(late).min();
+        let look = (!self.waiting.is_empty()).then_some(self.wait.until_ns);
+        let deadline = graces.chain(late).chain(look).min();
         deadline.filter(|&deadline_ns| deadline_ns != u64::MAX)
     }
 
@@ -470,27 +518,31 @@ mod tests {
             (looked, request.is_some())
         };
         assert_eq!(looks(&mut all, &mut pool, 0), (true, false), "once more");
-        for now_ns in [0, 10, WAIT_NS - 1] {
+        // After a while, and then after a longer one.
+        let mut now_ns = 0;
+        for wait_ns in [1, 2, 4, 8, 16, 32, 64, 64, 64].map(|times| times * WAIT_NS) {
+            for early_ns in [0, 10, wait_ns - 1] {
+                assert_eq!(looks(&mut all, &mut pool, now_ns + early_ns), (false, false));
+                assert!(!all.has_starved());
+                assert_eq!(all.next_deadline_ns(), Some(now_ns + wait_ns));
+            }
+            now_ns += wait_ns;
             assert_eq!(looks(&mut all, &mut pool, now_ns), (false, false));
-            assert!(all.has_starved());
+            assert!(all.has_starved(), "in the next turn");
+            assert_eq!(looks(&mut all, &mut pool, now_ns), (true, false));
         }
-        assert_eq!(looks(&mut all, &mut pool, WAIT_NS), (false, false));
-        assert_eq!(
-            looks(&mut all, &mut pool, WAIT_NS),
-            (true, false),
-            "after a while"
-        );
         pool.held_bytes -= MORE_BYTES - 1;
         assert_eq!(
-            looks(&mut all, &mut pool, WAIT_NS),
+            looks(&mut all, &mut pool, now_ns),
             (false, false),
             "that is not much more"
         );
         pool.held_bytes -= 1;
-        assert_eq!(looks(&mut all, &mut pool, WAIT_NS), (false, false));
+        assert_eq!(looks(&mut all, &mut pool, now_ns), (false, false));
         pool.held_bytes = 0;
-        assert_eq!(looks(&mut all, &mut pool, WAIT_NS), (true, true), "there is more");
+        assert_eq!(looks(&mut all, &mut pool, now_ns), (true, true), "there is more");
         assert!(!all.has_starved());
+        assert_eq!(all.next_deadline_ns(), None);
     }
 
     #[test]
