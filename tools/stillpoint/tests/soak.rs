@@ -19,6 +19,8 @@ const WARM_UP_PERCENT: u32 = 35;
 /// After the warm-up resident memory may grow by so much; a leak of 100 bytes per request would exceed it within
 /// the short form.
 const GROWTH_BYTES_MAX: u64 = 4 << 20;
+/// For threads that were started to end, when there is nothing left to do.
+const TIME_TO_END: Duration = Duration::from_secs(60);
 const PROCESSORS: u64 = 2;
 const VOLUME_BYTES: u64 = 12 << 20;
 /// Answered requests of a round.
@@ -41,9 +43,7 @@ impl Held {
     fn now(appliance: &Appliance) -> Self {
         let process = format!("/proc/{}", appliance.pid());
         let status = fs::read_to_string(format!("{process}/status")).expect("the daemon runs");
-        let names = fs::read_dir(format!("{process}/task")).expect("ours").flatten();
-        // A thread may end while they are counted.
-        let names = names.filter_map(|thread| fs::read_to_string(thread.path().join("comm")).ok());
+        let names = thread_names(appliance).into_iter();
         let (workers, own): (Vec<_>, Vec<_>) = names.partition(|name| name.starts_with("iou-wrk"));
         let number = |key: &str| {
             let line = status.lines().find(|line| line.starts_with(key)).expect(key);
@@ -66,6 +66,16 @@ impl Held {
             workers: self.workers.max(other.workers),
         }
     }
+}
+
+/// What the daemon's threads are called, in order.
+fn thread_names(appliance: &Appliance) -> Vec<String> {
+    let threads = fs::read_dir(format!("/proc/{}/task", appliance.pid())).expect("ours");
+    // A thread may end while they are counted.
+    let names = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("comm")).ok());
+    let mut names: Vec<String> = names.map(|name| name.trim_end().to_owned()).collect();
+    names.sort_unstable();
+    names
 }
 
 struct Scene {
@@ -179,12 +189,25 @@ fn memory_and_descriptors_stay_flat() {
         "resident memory grew by {growth} bytes: {warm:?}, {later:?}"
     );
     assert_eq!(later.descriptors, fresh.descriptors);
-    // Without work for some seconds, a ring keeps one worker of each of two kinds at most.
-    scene
-        .appliance
-        .wait_until("all threads have ended that were started", || {
-            let held = Held::now(&scene.appliance);
-            held.threads <= fresh.threads && held.workers <= PROCESSORS * 2
-        });
+    wait_for_threads(&scene.appliance, fresh);
     scene.appliance.stop();
+}
+
+/// Until all threads have ended that were started: the daemon's own, and those of the kernel but for one of each of two
+/// kinds that a ring keeps at most.
+fn wait_for_threads(appliance: &Appliance, fresh: Held) {
+    let begun = Instant::now();
+    loop {
+        let held = Held::now(appliance);
+        if held.threads <= fresh.threads && held.workers <= PROCESSORS * 2 {
+            return;
+        }
+        assert!(
+            begun.elapsed() < TIME_TO_END,
+            "threads that do not end: {:?}; at first there were {}",
+            thread_names(appliance),
+            fresh.threads
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
