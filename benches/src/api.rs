@@ -4,11 +4,16 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::Failure;
+
+/// How often it is asked whether space has come back, and for how long.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A connection to the control socket.
 #[derive(Debug)]
@@ -53,6 +58,59 @@ impl Api {
             serde_json::from_slice(&answer)?
         };
         Ok((value, took))
+    }
+
+    /// Takes a snapshot of a volume; gives what is said of it and how long that took.
+    ///
+    /// # Errors
+    /// As [`Api::ask`].
+    pub fn take_snapshot(&mut self, volume: &str, name: &str) -> Result<(Value, Duration), Failure> {
+        self.ask(
+            "POST",
+            "/v1/snapshots",
+            &json!({"volumes": [volume], "name": name}),
+        )
+    }
+
+    /// Deletes a snapshot; gives how long the command took. Its space comes free in the background.
+    ///
+    /// # Errors
+    /// As [`Api::ask`].
+    pub fn delete_snapshot(&mut self, volume: &str, name: &str) -> Result<Duration, Failure> {
+        let path = format!("/v1/snapshots/{volume}@{name}");
+        Ok(self.ask("DELETE", &path, &Value::Null)?.1)
+    }
+
+    /// Bytes in use in a pool: data and maps, of volumes and of snapshots.
+    ///
+    /// # Errors
+    /// As [`Api::ask`].
+    pub fn used_bytes(&mut self, pool: &str) -> Result<u64, Failure> {
+        let (info, _) = self.ask("GET", &format!("/v1/pools/{pool}"), &Value::Null)?;
+        info["used_bytes"]
+            .as_u64()
+            .ok_or_else(|| format!("no used_bytes in {info}").into())
+    }
+
+    /// Waits until a pool uses no more than so much; gives how long that took.
+    ///
+    /// # Errors
+    /// It takes longer than two minutes; as [`Api::ask`].
+    pub fn wait_for_space(&mut self, pool: &str, used_bytes_max: u64) -> Result<Duration, Failure> {
+        let begun = Instant::now();
+        loop {
+            let used = self.used_bytes(pool)?;
+            if used <= used_bytes_max {
+                return Ok(begun.elapsed());
+            }
+            if begun.elapsed() > PATIENCE {
+                return Err(format!(
+                    "{used} bytes of pool {pool} are in use after {PATIENCE:?}, and not {used_bytes_max}"
+                )
+                .into());
+            }
+            thread::sleep(LOOK_AGAIN);
+        }
     }
 
     fn answer(&mut self) -> Result<(u16, Vec<u8>), Failure> {

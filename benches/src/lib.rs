@@ -3,7 +3,7 @@
 //! | bench | question |
 //! |---|---|
 //! | `side_by_side` | How does Stillpoint compare with qemu-nbd and with the raw device, on the same file system? |
-//! | `snapshot_cost` | What do snapshots cost those who write meanwhile: latency with and without, and the holds? |
+//! | `snapshots` | What do snapshots cost those who write meanwhile, here and with qcow2 and btrfs? What do they cost themselves, a thousand deletions, a change log volume? |
 //! | `crowd` | What does a crowd of idle, slow, non-reading and connecting clients cost a good one? |
 //! | `scale` | Do snapshots cost the same however many there are, and however large their volume is? |
 //! | `micro` | What do the parts cost: checksum, ring, a shard over memory? |
@@ -22,6 +22,7 @@ pub mod report;
 pub mod rounds;
 pub mod servers;
 pub mod stats;
+pub mod writer;
 
 /// What goes wrong in a bench: a sentence that names the thing.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;

@@ -16,6 +16,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 #[derive(Debug, Default)]
 struct Registry {
     children: Vec<Arc<Mutex<Child>>>,
+    /// Directories that something is mounted on, oldest first.
+    mounts: Vec<PathBuf>,
     scratch: Vec<PathBuf>,
     /// Everything was cleaned up; nothing may be started any more.
     closed: bool,
@@ -62,17 +64,21 @@ async fn ending_signal() -> i32 {
     }
 }
 
-/// Kills every child that still runs and removes every scratch directory.
+/// Kills every child that still runs, unmounts what is mounted and removes every scratch directory.
 pub fn clean_up() {
-    let (children, scratch) = with_registry(|registry| {
+    let (children, mounts, scratch) = with_registry(|registry| {
         registry.closed = true;
         (
             std::mem::take(&mut registry.children),
+            std::mem::take(&mut registry.mounts),
             std::mem::take(&mut registry.scratch),
         )
     });
     for child in children {
         kill(&child);
+    }
+    for directory in mounts.iter().rev() {
+        unmount(directory);
     }
     for directory in scratch {
         let _ = fs::remove_dir_all(directory);
@@ -116,6 +122,46 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         with_registry(|registry| registry.scratch.retain(|path| *path != self.0));
         let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// An image that is mounted through a loop device until this is dropped.
+#[derive(Debug)]
+pub struct Mount(PathBuf);
+
+impl Mount {
+    /// Mounts the file system in `image` on `directory`, which is made.
+    ///
+    /// # Errors
+    /// Not allowed (it takes root and loop devices), or no file system that the kernel knows.
+    pub fn new(image: &Path, directory: &Path, scratch: &Scratch) -> Result<Self, Failure> {
+        fs::create_dir(directory)?;
+        let mut command = Command::new("mount");
+        command.args(["-o", "loop"]).arg(image).arg(directory);
+        run("mount", &mut command, scratch)?;
+        with_registry(|registry| registry.mounts.push(directory.to_path_buf()));
+        Ok(Self(directory.to_path_buf()))
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        with_registry(|registry| registry.mounts.retain(|path| *path != self.0));
+        unmount(&self.0);
+    }
+}
+
+/// The loop device goes with it.
+fn unmount(directory: &Path) {
+    let ended = Command::new("umount").arg(directory).status();
+    if !ended.is_ok_and(|status| status.success()) {
+        let _ = Command::new("umount").arg("--lazy").arg(directory).status();
     }
 }
 

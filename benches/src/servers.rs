@@ -3,20 +3,48 @@
 
 mod daemon;
 mod qemu;
+mod qemu_daemon;
+mod reflink;
 mod stillpoint;
 
 pub use daemon::Daemon;
 pub use qemu::{QemuNbd, make_qcow2, make_qcow2_over};
+pub use qemu_daemon::QemuDaemon;
+pub use reflink::Reflinked;
 pub use stillpoint::{POOL, Setup, Stillpoint, VOLUME};
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::Failure;
 use crate::fio::{self, Extent, Job, Target};
 use crate::process::{self, Scratch};
+
+/// A server of one volume that takes snapshots of it while it is written.
+pub trait TakesSnapshots {
+    /// Its name in tables.
+    fn name(&self) -> &str;
+
+    /// The socket and the export that clients connect to.
+    fn target(&self) -> (PathBuf, String);
+
+    /// The process that serves.
+    fn process_id(&self) -> u32;
+
+    /// Takes a snapshot.
+    ///
+    /// # Errors
+    /// It is refused.
+    fn take(&mut self, number: u32) -> Result<(), Failure>;
+
+    /// Goes back to having no snapshots, with the volume written from end to end. Nobody is connected.
+    ///
+    /// # Errors
+    /// A command fails.
+    fn forget_all(&mut self) -> Result<(), Failure>;
+}
 
 /// `O_DIRECT` of the ports that have `fallocate` in common use (x86, and every port with the generic number).
 const O_DIRECT: i32 = if cfg!(any(target_arch = "aarch64", target_arch = "arm")) {

@@ -40,6 +40,38 @@ pub fn quantile(sorted: &[u64], share: f64) -> u64 {
     sorted.get(place.min(last)).copied().unwrap_or(0)
 }
 
+/// What a reader wants to know of many values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Distribution {
+    /// How many there are.
+    pub count: usize,
+    /// Half of them are lower.
+    pub p50: f64,
+    /// 99 of 100 are lower.
+    pub p99: f64,
+    /// 999 of 1000 are lower.
+    pub p99_9: f64,
+    /// The highest.
+    pub max: f64,
+}
+
+impl Distribution {
+    /// That of whole numbers, each divided by `unit`; zeros if there are none.
+    #[must_use]
+    pub fn of(values: impl IntoIterator<Item = u64>, unit: f64) -> Self {
+        let mut sorted: Vec<u64> = values.into_iter().collect();
+        sorted.sort_unstable();
+        let at = |share| quantile(&sorted, share) as f64 / unit;
+        Self {
+            count: sorted.len(),
+            p50: at(0.5),
+            p99: at(0.99),
+            p99_9: at(0.999),
+            max: at(1.0),
+        }
+    }
+}
+
 /// Which of `values` lie within `tolerance` (a fraction) of their median.
 #[must_use]
 pub fn near_the_median(values: &[f64], tolerance: f64) -> Vec<bool> {
@@ -67,6 +99,14 @@ mod tests {
         let sorted: Vec<u64> = (1..=100).collect();
         assert_eq!((quantile(&sorted, 0.5), quantile(&sorted, 0.99)), (51, 100));
         assert_eq!((quantile(&sorted, 1.0), quantile(&[], 0.5)), (100, 0));
+    }
+
+    #[test]
+    fn a_distribution_is_in_its_unit() {
+        let found = Distribution::of((1..=1000).rev().map(|value| value * 1000), 1e3);
+        assert_eq!((found.count, found.p50, found.p99), (1000, 501.0, 991.0));
+        assert_eq!((found.p99_9, found.max), (1000.0, 1000.0));
+        assert_eq!(Distribution::of([], 1.0), Distribution::default());
     }
 
     #[test]

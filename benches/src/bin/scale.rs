@@ -124,8 +124,7 @@ fn sizes(
         }
         let mut times = Vec::new();
         for number in 0..options.samples {
-            let request = json!({"volumes": [name], "name": format!("s{number}")});
-            times.push(api.ask("POST", "/v1/snapshots", &request)?.1);
+            times.push(api.take_snapshot(name, &format!("s{number}"))?.1);
         }
         writeln!(
             out,
@@ -233,8 +232,8 @@ impl Row {
         sample: u64,
     ) -> Result<(), Failure> {
         let name = format!("sample-{sample}");
-        let request = json!({"volumes": [format!("v{volume}")], "name": name});
-        self.create.push(api.ask("POST", "/v1/snapshots", &request)?.1);
+        self.create
+            .push(api.take_snapshot(&format!("v{volume}"), &name)?.1);
         let view = format!("v{volume}@{name}");
         let path = format!("/v1/snapshots/{view}");
         self.show.push(api.ask("GET", &path, &Value::Null)?.1);
@@ -250,14 +249,14 @@ impl Row {
         self.read.push(begun.elapsed());
         drop(connection);
         api.ask("DELETE", &format!("/v1/exports/{view}"), &Value::Null)?;
-        self.delete.push(api.ask("DELETE", &path, &Value::Null)?.1);
+        self.delete
+            .push(api.delete_snapshot(&format!("v{volume}"), &name)?);
         Ok(())
     }
 }
 
 fn snapshot(api: &mut Api, volume: u64, number: u64) -> Result<Duration, Failure> {
-    let request = json!({"volumes": [format!("v{volume}")], "name": format!("s{number}")});
-    Ok(api.ask("POST", "/v1/snapshots", &request)?.1)
+    Ok(api.take_snapshot(&format!("v{volume}"), &format!("s{number}"))?.1)
 }
 
 /// p50 (p99) in milliseconds.

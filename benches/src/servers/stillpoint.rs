@@ -124,6 +124,15 @@ impl Stillpoint {
         Ok(serde_json::from_str(&printed)?)
     }
 
+    /// Takes a snapshot and asks for nothing else.
+    ///
+    /// # Errors
+    /// The command fails.
+    pub fn take(&self, name: &str, scratch: &Scratch) -> Result<(), Failure> {
+        self.command(&["snapshot", "create", &format!("{VOLUME}@{name}")], scratch)
+            .map(drop)
+    }
+
     /// Deletes a snapshot and waits until what it held is free again.
     ///
     /// # Errors

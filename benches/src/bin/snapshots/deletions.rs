@@ -1,0 +1,132 @@
+//! Deleting very many snapshots at once under full load: what the writes notice. Windows before, during and after, in each
+//! round.
+
+use std::fmt::Write;
+use std::thread;
+use std::time::Duration;
+
+use serde::Serialize;
+use stillpoint_benches::Failure;
+use stillpoint_benches::servers::{POOL, Stillpoint, VOLUME};
+use stillpoint_benches::stats::Spread;
+use stillpoint_benches::writer::{Arrivals, Writer};
+
+use super::Options;
+use super::prices::used_under_load;
+use super::windows::{self, HEADS, Window, cells, p99_ratio};
+use super::writes::DEPTH;
+
+/// What creating left to do is done.
+const REST: Duration = Duration::from_millis(500);
+
+/// What came out.
+#[derive(Debug, Serialize)]
+pub struct Deletions {
+    snapshots: u32,
+    before: Vec<Window>,
+    /// From the first command to the last.
+    commanded: Vec<Window>,
+    /// From then on until all space is back.
+    freed: Vec<Window>,
+    /// Both.
+    during: Vec<Window>,
+    after: Vec<Window>,
+}
+
+/// The instants of one round.
+struct Round {
+    before: [windows::Instant; 2],
+    commanded: [windows::Instant; 2],
+    freed: [windows::Instant; 2],
+    after: [windows::Instant; 2],
+}
+
+/// Runs all rounds, beside one writer.
+///
+/// # Errors
+/// A command fails.
+pub fn measure(options: &Options, appliance: &Stillpoint) -> Result<Deletions, Failure> {
+    let snapshots = options.deletions();
+    let writer = Writer::start(appliance.nbd_socket(), VOLUME, Arrivals::Depth(DEPTH))?;
+    let server = appliance.process_id();
+    let mut api = appliance.api()?;
+    let used = used_under_load(&mut api, options.volume_bytes())?;
+    let mut rounds = Vec::new();
+    for _ in 0..options.rounds() {
+        for number in 0..snapshots {
+            api.take_snapshot(VOLUME, &format!("many-{number}"))?;
+        }
+        thread::sleep(REST);
+        let before = pass(&writer, server, options.time() / 2)?;
+        let from = windows::now(&writer, server)?;
+        for number in 0..snapshots {
+            api.delete_snapshot(VOLUME, &format!("many-{number}"))?;
+        }
+        let told = windows::now(&writer, server)?;
+        api.wait_for_space(POOL, used)?;
+        let to = windows::now(&writer, server)?;
+        thread::sleep(REST);
+        let after = pass(&writer, server, options.time() / 2)?;
+        rounds.push(Round {
+            before,
+            commanded: [from, told],
+            freed: [told, to],
+            after,
+        });
+    }
+    let samples = writer.finish()?;
+    let windows = |of: fn(&Round) -> [windows::Instant; 2]| {
+        let spans = rounds.iter().map(of);
+        spans
+            .map(|[from, to]| Window::between(&samples, from, to))
+            .collect()
+    };
+    Ok(Deletions {
+        snapshots,
+        before: windows(|round| round.before),
+        commanded: windows(|round| round.commanded),
+        freed: windows(|round| round.freed),
+        during: windows(|round| [round.commanded[0], round.freed[1]]),
+        after: windows(|round| round.after),
+    })
+}
+
+fn pass(writer: &Writer, server: u32, time: Duration) -> Result<[windows::Instant; 2], Failure> {
+    let from = windows::now(writer, server)?;
+    thread::sleep(time);
+    Ok([from, windows::now(writer, server)?])
+}
+
+impl Deletions {
+    /// As a table.
+    pub fn markdown(&self) -> String {
+        let mut text = format!(
+            "### Deleting {} snapshots at once under full load\n\n| | {HEADS} | p99 to before |\n|---|{}---:|\n",
+            self.snapshots,
+            "---:|".repeat(6)
+        );
+        for (name, windows) in [
+            ("before", &self.before),
+            ("from the first command until all space is back", &self.during),
+            ("of it: while the commands come", &self.commanded),
+            ("of it: after the last one", &self.freed),
+            ("after", &self.after),
+        ] {
+            let _ = writeln!(
+                text,
+                "| {name} | {} | {} |",
+                cells(windows),
+                p99_ratio(windows, &self.before)
+            );
+        }
+        let seconds =
+            |values: Spread| format!("{:.1} s ({:.1}..{:.1})", values.median, values.min, values.max);
+        let _ = writeln!(
+            text,
+            "\nThe commands took {}, all space was back after {}.",
+            seconds(Spread::of(self.commanded.iter().map(|window| window.seconds))),
+            seconds(Spread::of(self.during.iter().map(|window| window.seconds)))
+        );
+        text
+    }
+}
