@@ -2,6 +2,7 @@
 
 use crate::seats::{Seat, Seats};
 use crate::snapshot_names::SnapshotNames;
+use crate::snapshot_taker::SnapshotTaker;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use stillpoint_processor::host_view::HostView;
@@ -34,6 +35,8 @@ pub struct ExportTable {
     seats: Vec<Arc<Seats>>,
     /// What each may be compared with, in the same order.
     snapshots: Vec<Option<Arc<dyn SnapshotNames>>>,
+    /// Who takes snapshots for the clients of each, in the same order; `None`: they may take none.
+    takers: Vec<Option<Arc<dyn SnapshotTaker>>>,
 }
 
 impl ExportTable {
@@ -56,10 +59,12 @@ impl ExportTable {
         let exports: Vec<Export> = by_name.into_values().collect();
         let seats = exports.iter().map(|_| Seats::new(u32::MAX)).collect();
         let snapshots = exports.iter().map(|_| None).collect();
+        let takers = exports.iter().map(|_| None).collect();
         Self {
             exports,
             seats,
             snapshots,
+            takers,
         }
     }
 
@@ -74,6 +79,25 @@ impl ExportTable {
     #[must_use]
     pub(crate) fn snapshots(&self, name: &str) -> Option<&dyn SnapshotNames> {
         self.snapshots[self.place(name)?].as_deref()
+    }
+
+    /// The same table, with whoever takes snapshots for the clients of each export.
+    #[must_use]
+    pub fn with_snapshot_takers(mut self, of: impl Fn(&Export) -> Option<Arc<dyn SnapshotTaker>>) -> Self {
+        self.takers = self.exports.iter().map(of).collect();
+        self
+    }
+
+    /// Who takes snapshots for the clients of the export of this name; `None` if they may take none.
+    #[must_use]
+    pub(crate) fn snapshot_taker(&self, name: &str) -> Option<&dyn SnapshotTaker> {
+        self.takers[self.place(name)?].as_deref()
+    }
+
+    /// Whether the clients of an export of this table may take snapshots.
+    #[must_use]
+    pub(crate) fn takes_snapshots(&self, export: &Export) -> bool {
+        !export.host_view.read_only && self.snapshot_taker(&export.name).is_some()
     }
 
     /// The same table, each export of which takes so many connections. Exports that were in the table before go on

@@ -8,7 +8,9 @@ pub mod export_table;
 pub mod nbd;
 pub mod seats;
 pub mod snapshot_names;
+pub mod snapshot_taker;
 
 pub use export_table::{Export, ExportTable, PoolIndex};
 pub use seats::{Seat, Seats};
 pub use snapshot_names::{Busy, SnapshotNames};
+pub use snapshot_taker::{NotTaken, SnapshotTaker, SnapshotWish};

@@ -2,8 +2,10 @@
 //! by the demo, the benches and the tests; always asks for structured replies, and copes without.
 
 mod connection;
+mod snapshot;
 
 pub use connection::{Completed, Connection, RequestFailed};
+pub use snapshot::take_snapshot;
 
 use super::wire::{
     CHUNK_MAGIC, CONTEXT_ALLOCATION, ChunkHeader, GREETING_MAGIC, NAME_BYTES_MAX, OPTION_MAGIC, OptionHeader,
@@ -98,19 +100,7 @@ pub fn negotiate_with(
     name: &str,
     structured: bool,
 ) -> Result<ExportInfo, ClientError> {
-    let mut greeting = [0; 18];
-    stream.read_exact(&mut greeting)?;
-    let mut reader = Reader::new(&greeting);
-    if reader.u64() != Some(GREETING_MAGIC) || reader.u64() != Some(OPTION_MAGIC) {
-        return Err(ClientError::Protocol("this is not a newstyle NBD server"));
-    }
-    let known = handshake_flags::FIXED_NEWSTYLE | handshake_flags::NO_ZEROES;
-    let flags = reader.u16().unwrap_or(0) & known;
-    if flags & handshake_flags::FIXED_NEWSTYLE == 0 {
-        return Err(ClientError::Protocol("the server does not speak fixed newstyle"));
-    }
-    stream.write_all(&u32::from(flags).to_be_bytes())?;
-
+    greet(stream)?;
     let mut export = ExportInfo {
         block_bytes: 1,
         ..ExportInfo::default()
@@ -139,6 +129,23 @@ pub fn negotiate_with(
         return Err(ClientError::Protocol("no information about the export"));
     }
     Ok(export)
+}
+
+/// Takes the server's greeting and answers it.
+fn greet(stream: &mut (impl io::Read + io::Write)) -> Result<(), ClientError> {
+    let mut greeting = [0; 18];
+    stream.read_exact(&mut greeting)?;
+    let mut reader = Reader::new(&greeting);
+    if reader.u64() != Some(GREETING_MAGIC) || reader.u64() != Some(OPTION_MAGIC) {
+        return Err(ClientError::Protocol("this is not a newstyle NBD server"));
+    }
+    let known = handshake_flags::FIXED_NEWSTYLE | handshake_flags::NO_ZEROES;
+    let flags = reader.u16().unwrap_or(0) & known;
+    if flags & handshake_flags::FIXED_NEWSTYLE == 0 {
+        return Err(ClientError::Protocol("the server does not speak fixed newstyle"));
+    }
+    stream.write_all(&u32::from(flags).to_be_bytes())?;
+    Ok(())
 }
 
 /// Data of a `GO` or `INFO` option that asks for these kinds of information.

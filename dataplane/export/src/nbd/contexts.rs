@@ -6,13 +6,14 @@
 //! | `base:allocation` | what is a hole |
 //! | `stillpoint:changes:SNAPSHOT` | what changed since that snapshot, and what of it is a hole now |
 //! | `qemu:dirty-bitmap:SNAPSHOT` | what changed since that snapshot, as qemu's tools ask for it |
+//! | `stillpoint:snapshot:NAME` | selecting it takes the snapshot; then the same as `stillpoint:changes:NAME` |
 //!
 //! A name that ends in a colon (also `base:`, `stillpoint:`, `qemu:`) asks for a list of all that begin with it. Without
 //! any query the two lists come in short, as such names, when there are many snapshots.
 
 use super::wire::{
-    CONTEXT_ALLOCATION, CONTEXT_BASE, CONTEXT_CHANGES, CONTEXT_DIRTY, CONTEXT_QEMU, CONTEXT_STILLPOINT,
-    NAME_BYTES_MAX, Reader, changes_state, dirty_state, extent_state,
+    CONTEXT_ALLOCATION, CONTEXT_BASE, CONTEXT_CHANGES, CONTEXT_DIRTY, CONTEXT_QEMU, CONTEXT_SNAPSHOT,
+    CONTEXT_STILLPOINT, NAME_BYTES_MAX, Reader, changes_state, dirty_state, extent_state,
 };
 use crate::snapshot_names::{Busy, SNAPSHOT_NAME_BYTES_MAX, SnapshotNames};
 use std::collections::{BTreeSet, VecDeque};
@@ -87,6 +88,8 @@ enum Wanted {
     Allocation,
     Every(Dialect),
     One(Dialect, String),
+    /// Whether snapshots can be taken.
+    Taking,
 }
 
 impl Wanted {
@@ -97,7 +100,8 @@ impl Wanted {
         };
         match query {
             CONTEXT_ALLOCATION | CONTEXT_BASE => return vec![Self::Allocation],
-            CONTEXT_STILLPOINT => return vec![Self::Every(Dialect::Changes)],
+            CONTEXT_STILLPOINT => return vec![Self::Every(Dialect::Changes), Self::Taking],
+            CONTEXT_SNAPSHOT => return vec![Self::Taking],
             CONTEXT_QEMU => return vec![Self::Every(Dialect::Dirty)],
             _ => {}
         }
@@ -121,6 +125,8 @@ pub(super) struct Queries<'a> {
     pub(super) export: &'a [u8],
     none: bool,
     wanted: BTreeSet<Wanted>,
+    /// Snapshots to be taken, by name; only of a selection: a list takes none.
+    pub(super) taking: BTreeSet<&'a [u8]>,
 }
 
 impl<'a> Queries<'a> {
@@ -129,20 +135,23 @@ impl<'a> Queries<'a> {
         let mut reader = Reader::new(data);
         let export = reader.string()?;
         let count = reader.u32()?;
-        let mut wanted = BTreeSet::new();
+        let (mut wanted, mut taking) = (BTreeSet::new(), BTreeSet::new());
         for _ in 0..count {
             let query = reader.string()?;
             if query.len() > NAME_BYTES_MAX {
                 return None;
             }
-            if !(set && query.ends_with(b":")) {
-                wanted.extend(Wanted::of(query));
+            match query.strip_prefix(CONTEXT_SNAPSHOT.as_bytes()) {
+                Some(name) if set && !name.is_empty() => drop(taking.insert(name)),
+                _ if set && query.ends_with(b":") => {}
+                _ => wanted.extend(Wanted::of(query)),
             }
         }
         (reader.rest().is_empty() && export.len() <= NAME_BYTES_MAX).then_some(Self {
             export,
             none: count == 0,
             wanted,
+            taking,
         })
     }
 
@@ -150,14 +159,14 @@ impl<'a> Queries<'a> {
     ///
     /// # Errors
     /// [`Busy`].
-    pub(super) fn select(self, names: Option<&dyn SnapshotNames>) -> Result<Vec<Context>, Busy> {
+    pub(super) fn select(&self, names: Option<&dyn SnapshotNames>) -> Result<Vec<Context>, Busy> {
         let mut selected = Vec::new();
-        for wanted in self.wanted {
+        for wanted in &self.wanted {
             let (name, about) = match wanted {
                 Wanted::Allocation => (CONTEXT_ALLOCATION.to_owned(), About::Allocation),
-                Wanted::Every(_) => continue,
-                Wanted::One(dialect, name) => match find(names, &name)? {
-                    Some(base) => (dialect.prefix().to_owned() + &name, About::Since(dialect, base)),
+                Wanted::Every(_) | Wanted::Taking => continue,
+                Wanted::One(dialect, name) => match find(names, name)? {
+                    Some(base) => (dialect.prefix().to_owned() + name, About::Since(*dialect, base)),
                     None => continue,
                 },
             };
@@ -165,6 +174,23 @@ impl<'a> Queries<'a> {
             selected.push(Context { id, name, about });
         }
         Ok(selected)
+    }
+
+    /// The context of a snapshot that was just taken, with this id; none if it has been deleted since.
+    ///
+    /// # Errors
+    /// [`Busy`].
+    pub(super) fn of_taken(
+        id: u32,
+        name: &str,
+        names: Option<&dyn SnapshotNames>,
+    ) -> Result<Option<Context>, Busy> {
+        let context = |base| Context {
+            id,
+            name: CONTEXT_SNAPSHOT.to_owned() + name,
+            about: About::Since(Dialect::Changes, base),
+        };
+        Ok(find(names, name)?.map(context))
     }
 
     /// The list that answers the queries.
@@ -182,6 +208,7 @@ impl<'a> Queries<'a> {
             short = some.len() > SNAPSHOTS_LISTED_MAX;
             self.wanted.insert(Wanted::Allocation);
             self.wanted.extend(Dialect::ALL.map(Wanted::Every));
+            self.wanted.insert(Wanted::Taking);
         }
         Ok(ContextList {
             export: export.to_owned(),
@@ -205,15 +232,20 @@ pub(super) struct ContextList {
 }
 
 impl ContextList {
-    /// The next name; `None` when all were told.
+    /// The next name; `None` when all were told. `takes_snapshots`: whether that is allowed now.
     ///
     /// # Errors
     /// [`Busy`].
-    pub(super) fn next(&mut self, names: Option<&dyn SnapshotNames>) -> Result<Option<String>, Busy> {
+    pub(super) fn next(
+        &mut self,
+        names: Option<&dyn SnapshotNames>,
+        takes_snapshots: bool,
+    ) -> Result<Option<String>, Busy> {
         while let Some(wanted) = self.wanted.first() {
             let told = match wanted {
                 Wanted::Allocation => Some(CONTEXT_ALLOCATION.to_owned()),
                 Wanted::One(dialect, name) => find(names, name)?.map(|_| dialect.prefix().to_owned() + name),
+                Wanted::Taking => takes_snapshots.then(|| CONTEXT_SNAPSHOT.to_owned()),
                 Wanted::Every(dialect) if self.short => Some(dialect.prefix().to_owned()),
                 Wanted::Every(dialect) => {
                     if self.page.is_empty() {

@@ -3,10 +3,11 @@
 //!
 //! One option is handled at a time; the protocol forbids a client to send the next before it has the reply.
 
-use super::contexts::{CONTEXTS_MAX, Context, ContextList, Queries};
+use super::contexts::{ALLOCATION_CONTEXT_ID, CONTEXTS_MAX, Context, ContextList, Queries};
 use super::outbox::{OUTBOX_BYTES, Outbox};
+use super::taking::{Taking, Untaken};
 use super::wire::{
-    CONTEXT_DIRTY, EXPORT_NAME_PADDING_BYTES, GREETING_MAGIC, NAME_BYTES_MAX, OPTION_MAGIC,
+    CONTEXT_SNAPSHOT, EXPORT_NAME_PADDING_BYTES, GREETING_MAGIC, NAME_BYTES_MAX, OPTION_MAGIC,
     OptionReplyHeader, PAYLOAD_BYTES_MAX, PREFERRED_BLOCK_BYTES, Reader, handshake_flags, info, option,
     option_reply, transmission_flags,
 };
@@ -26,7 +27,7 @@ const REPLY_BYTES_MAX: usize = 5 * (OptionReplyHeader::BYTES + 16) + 2 * NAME_BY
 const _: () = assert!(REPLY_BYTES_MAX <= OUTBOX_BYTES);
 /// Room that the reply to a selection of contexts needs.
 const SELECTION_BYTES_MAX: usize = OptionReplyHeader::BYTES
-    + CONTEXTS_MAX * (OptionReplyHeader::BYTES + 4 + CONTEXT_DIRTY.len() + 1 + SNAPSHOT_NAME_BYTES_MAX);
+    + CONTEXTS_MAX * (OptionReplyHeader::BYTES + 4 + CONTEXT_SNAPSHOT.len() + 1 + SNAPSHOT_NAME_BYTES_MAX);
 const _: () = assert!(SELECTION_BYTES_MAX <= OUTBOX_BYTES);
 
 /// What a client and the server agreed on.
@@ -72,6 +73,8 @@ pub(super) struct Handshake {
     structured: bool,
     /// The export for which metadata contexts were selected, and these.
     selected: Option<(String, Vec<Context>)>,
+    /// Snapshots that this client takes.
+    taking: Taking,
     options: u32,
     listing: Option<Listing>,
     /// The list waits for names of snapshots.
@@ -176,9 +179,16 @@ impl Handshake {
             option::LIST | option::STRUCTURED_REPLY => invalid(outbox, option, b"this option takes no data"),
             option::INFO | option::GO => return self.info(option, data, exports, outbox),
             option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
-                if self.meta_context(option, data, exports, outbox) == Err(Busy) {
-                    self.options -= 1;
-                    return Next::Later;
+                match self.meta_context(option, data, exports, outbox) {
+                    Ok(()) => {}
+                    Err(Untaken::NotYet) => {
+                        self.options -= 1;
+                        return Next::Later;
+                    }
+                    Err(Untaken::Refused(error, message)) => {
+                        let length = message.floor_char_boundary(NAME_BYTES_MAX);
+                        refuse(outbox, option, error, &message.as_bytes()[..length]);
+                    }
                 }
             }
             option::STARTTLS => refuse(
@@ -303,14 +313,14 @@ impl Handshake {
         }
     }
 
-    /// `LIST_META_CONTEXT` and `SET_META_CONTEXT`, see [`Queries`]. Nothing is said if the names are busy.
+    /// `LIST_META_CONTEXT` and `SET_META_CONTEXT`, see [`Queries`]. Nothing is said if it gives an error.
     fn meta_context(
         &mut self,
         option: u32,
         data: &[u8],
         exports: &ExportTable,
         outbox: &mut Outbox,
-    ) -> Result<(), Busy> {
+    ) -> Result<(), Untaken> {
         let set = option == option::SET_META_CONTEXT;
         if set {
             self.selected = None;
@@ -334,14 +344,17 @@ impl Handshake {
             self.go_on_listing(exports, outbox);
             return Ok(());
         }
-        let contexts = queries.select(names)?;
-        if contexts.len() > CONTEXTS_MAX {
-            let message = format!(
-                "{} contexts: {CONTEXTS_MAX} are possible at a time",
-                contexts.len()
-            );
+        let mut contexts = queries.select(names)?;
+        let count = contexts.len() + queries.taking.len();
+        if count > CONTEXTS_MAX {
+            let message = format!("{count} contexts: {CONTEXTS_MAX} are possible at a time");
             refuse(outbox, option, option_reply::ERR_TOO_BIG, message.as_bytes());
             return Ok(());
+        }
+        if let Some(name) = one_name(&queries)? {
+            self.taking.take(exports, export, name)?;
+            let id = ALLOCATION_CONTEXT_ID + contexts.len() as u32;
+            contexts.extend(Queries::of_taken(id, name, names)?);
         }
         for context in &contexts {
             context_reply(outbox, option, context.id, &context.name);
@@ -372,11 +385,28 @@ fn list_export(exports: &ExportTable, next: &mut usize, outbox: &mut Outbox) -> 
 
 /// Names the next context; false if there is none.
 fn list_context(exports: &ExportTable, list: &mut ContextList, outbox: &mut Outbox) -> Result<bool, Busy> {
-    let name = list.next(exports.snapshots(&list.export))?;
+    let takes = exports
+        .find(&list.export)
+        .is_some_and(|export| exports.takes_snapshots(export));
+    let name = list.next(exports.snapshots(&list.export), takes)?;
     if let Some(name) = &name {
         context_reply(outbox, option::LIST_META_CONTEXT, 0, name);
     }
     Ok(name.is_some())
+}
+
+/// The name of the snapshot that a selection takes, if it takes one.
+fn one_name<'a>(queries: &Queries<'a>) -> Result<Option<&'a str>, Untaken> {
+    let invalid = |message: String| Untaken::Refused(option_reply::ERR_INVALID, message);
+    if queries.taking.len() > 1 {
+        let count = queries.taking.len();
+        return Err(invalid(format!(
+            "{count} snapshots at once: select one {CONTEXT_SNAPSHOT}NAME at a time"
+        )));
+    }
+    let name = queries.taking.first().copied().map(str::from_utf8);
+    name.transpose()
+        .map_err(|_| invalid("the name of the snapshot is not UTF-8".to_owned()))
 }
 
 fn context_reply(outbox: &mut Outbox, option: u32, id: u32, name: &str) {

@@ -34,6 +34,7 @@ mod outbox;
 mod request;
 mod session;
 mod slab;
+mod taking;
 mod transmission;
 
 pub use contexts::{ALLOCATION_CONTEXT_ID, CONTEXTS_MAX, SNAPSHOTS_LISTED_MAX};

@@ -65,7 +65,7 @@ enum Phase {
     /// The client's flags are awaited.
     Flags,
     /// Options are negotiated.
-    Options(Handshake),
+    Options(Box<Handshake>),
     /// Requests are served.
     Transmission(Box<Agreed>),
 }

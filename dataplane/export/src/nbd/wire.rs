@@ -36,7 +36,9 @@ pub const CONTEXT_ALLOCATION: &str = "base:allocation";
 pub const CONTEXT_BASE: &str = "base:";
 /// Before the name of a snapshot: the context that tells what changed since it. Alone, the wildcard.
 pub const CONTEXT_CHANGES: &str = "stillpoint:changes:";
-/// Another wildcard for the same.
+/// Before the name of a snapshot that does not exist yet: selecting this takes it. Alone, says in a list that this is allowed.
+pub const CONTEXT_SNAPSHOT: &str = "stillpoint:snapshot:";
+/// The wildcard that lists both.
 pub const CONTEXT_STILLPOINT: &str = "stillpoint:";
 /// Before the name of a snapshot: the context that tells the same as qemu tells of its dirty bitmaps.
 pub const CONTEXT_DIRTY: &str = "qemu:dirty-bitmap:";

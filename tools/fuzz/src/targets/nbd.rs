@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 
-use stillpoint_export::nbd::client::{Connection, ReplyHead, parse_chunk, parse_head};
+use stillpoint_export::nbd::client::{Connection, ReplyHead, parse_chunk, parse_head, take_snapshot};
 use stillpoint_export::nbd::{Limits, Session, SessionOptions};
-use stillpoint_export::{Export, ExportTable, PoolIndex, SnapshotNames};
+use stillpoint_export::{
+    Export, ExportTable, NotTaken, PoolIndex, SnapshotNames, SnapshotTaker, SnapshotWish,
+};
 use stillpoint_processor::host_view::{HostView, Placement};
 use stillpoint_processor::ports::{Buffer, BufferPool};
 use stillpoint_processor::{
@@ -34,6 +36,30 @@ impl BufferPool for Pool {
 
     fn give(&mut self, buffer: Buffer) {
         self.held_bytes -= buffer.capacity();
+    }
+}
+
+/// Takes a snapshot at once, or says no.
+#[derive(Debug)]
+struct Taker;
+
+impl SnapshotTaker for Taker {
+    fn begin(&self, name: &str) -> Result<Box<dyn SnapshotWish>, NotTaken> {
+        let outcome = match name.len() {
+            0 => Err(NotTaken::Invalid("it has no name".to_owned())),
+            1..=128 => Ok(()),
+            _ => Err(NotTaken::Unable(name.to_owned())),
+        };
+        Ok(Box::new(Wish(outcome)))
+    }
+}
+
+#[derive(Debug)]
+struct Wish(Result<(), NotTaken>);
+
+impl SnapshotWish for Wish {
+    fn outcome(&mut self) -> Option<Result<(), NotTaken>> {
+        Some(self.0.clone())
     }
 }
 
@@ -67,7 +93,11 @@ fn exports() -> Arc<ExportTable> {
         export("disk@noon", 512, true),
         export("big-blocks", 4096, false),
     ];
-    Arc::new(ExportTable::new(exports).with_snapshots(|_| Some(Arc::clone(&names))))
+    let table = ExportTable::new(exports).with_snapshots(|_| Some(Arc::clone(&names)));
+    Arc::new(table.with_snapshot_takers(|export| {
+        let taker: Arc<dyn SnapshotTaker> = Arc::new(Taker);
+        (export.name != "big-blocks").then_some(taker)
+    }))
 }
 
 /// A shard that does nothing, and looks at what it is asked.
@@ -185,6 +215,8 @@ pub(super) fn client(data: &[u8]) {
     let Some((&structured, said)) = data.split_first() else {
         return;
     };
+    // A snapshot that is there or not: what it says is all there is to it.
+    let _ = take_snapshot(&mut Stream(said), "disk", "noon");
     let Ok(mut connection) = Connection::open_with(Stream(said), "disk", structured & 1 == 1) else {
         return;
     };

@@ -251,7 +251,7 @@ impl Session {
             return Step::Bytes;
         };
         match Handshake::new(u32::from_be_bytes(*bytes)) {
-            Some(handshake) => self.phase = Phase::Options(handshake),
+            Some(handshake) => self.phase = Phase::Options(Box::new(handshake)),
             None => self.stop_reading(pool),
         }
         self.inbox.consume(4);

@@ -7,4 +7,5 @@ pub mod harness;
 mod limits;
 mod malformed;
 mod model;
+mod taking;
 mod transmission;
