@@ -4,6 +4,7 @@ mod pools;
 
 pub(crate) use pools::device_error;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -15,7 +16,7 @@ use crate::mailbox::{Export, ExportTable, Mailbox, MailboxError, PoolOptions, To
 use crate::pool::{GROUP_PREFIX, Pool, no_export, no_group, no_volume};
 use crate::state::{KnownPool, State};
 use stillpoint_coordinator::OverallSnapshot;
-use stillpoint_export::{Seats, SnapshotNames};
+use stillpoint_export::{Seats, SnapshotNames, SnapshotTaker};
 use stillpoint_processor::VolumeId;
 use tokio::sync::oneshot;
 
@@ -296,22 +297,34 @@ impl Appliance {
     /// All exports. Where two pools bring the same name, that of the later one is `pool/name`.
     fn export_table(&self) -> ExportTable {
         let mut all: Vec<Export> = Vec::new();
+        let mut allowed = BTreeSet::new();
         let pools = self.pools();
         for pool in &pools {
             for mut export in pool.exports() {
+                let takes_snapshots = pool.allows_snapshots(&export.name);
                 if all.iter().any(|other| other.name == export.name) {
                     export.name = format!("{}/{}", pool.name(), export.name);
                     tracing::warn!(export = export.name, "the name is taken by another pool");
                 }
+                if takes_snapshots {
+                    allowed.insert(export.name.clone());
+                }
                 all.push(export);
             }
         }
-        ExportTable::new(all).with_snapshots(|export| {
-            let pool = pools.iter().find(|pool| pool.index == export.pool)?;
+        let pool_of = |export: &Export| pools.iter().find(|pool| pool.index == export.pool);
+        let with_names = ExportTable::new(all).with_snapshots(|export| {
+            let pool = pool_of(export)?;
             let mut catalog = pool.catalog();
             let volume = catalog.view_of_shares(export.host_view.view)?.volume;
             let names = catalog.snapshot_names(volume);
             Some(Arc::new(names) as Arc<dyn SnapshotNames>)
+        });
+        with_names.with_snapshot_takers(|export| {
+            let pool = pool_of(export).filter(|_| allowed.contains(&export.name))?;
+            let volume = pool.catalog().view_of_shares(export.host_view.view)?.volume;
+            let taker = pool.snapshot_taker(volume);
+            Some(Arc::new(taker) as Arc<dyn SnapshotTaker>)
         })
     }
 

@@ -101,6 +101,8 @@ pub struct ExportRow {
     pub view: View,
     /// Whether writes are refused.
     pub read_only: bool,
+    /// Whether clients may take snapshots; only of a volume that they may write to.
+    pub allow_snapshots: bool,
     /// When it was made, nanoseconds since the Unix epoch.
     pub created_ns: u64,
 }

@@ -18,6 +18,7 @@ mod tasks;
 #[cfg(test)]
 mod tests;
 mod volumes;
+mod wishes;
 
 pub use change_logs::no_change_log;
 pub use changes::{ChangedRange, Changes, Comparison};
@@ -71,6 +72,7 @@ pub struct Pool {
     locked: tokio::sync::Notify,
     tasks: tasks::Tasks,
     change_logs: change_logs::ChangeLogs,
+    wishes: wishes::Wishes,
     runners: Mutex<BTreeMap<u64, Arc<schedule_runs::Runner>>>,
     /// For its tasks; set when they start.
     itself: OnceLock<Weak<Self>>,
@@ -144,6 +146,7 @@ impl Pool {
             locked: tokio::sync::Notify::new(),
             tasks: tasks::Tasks::default(),
             change_logs: change_logs::ChangeLogs::default(),
+            wishes: wishes::Wishes::default(),
             runners: Mutex::default(),
             itself: OnceLock::new(),
         };

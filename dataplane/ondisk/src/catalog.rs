@@ -280,8 +280,10 @@ pub struct ExportHead {
     pub snapshot: U64,
     /// 1 if writes are refused.
     pub read_only: u8,
+    /// 1 if clients may take snapshots. Programs that do not know it let none.
+    pub allow_snapshots: u8,
     /// Zero.
-    pub reserved: [u8; 7],
+    pub reserved: [u8; 6],
     /// When it was made, nanoseconds since the Unix epoch.
     pub created_ns: U64,
 }
@@ -419,6 +421,9 @@ impl<'a> Value<'a> {
                 let name = name(rest, row.name_bytes, EXPORT_NAME_BYTES_MAX)?;
                 if row.read_only > 1 {
                     return Err(Damage::Field("read_only"));
+                }
+                if row.allow_snapshots > 1 {
+                    return Err(Damage::Field("allow_snapshots"));
                 }
                 Self::Export(row, name)
             }

@@ -71,6 +71,9 @@ pub enum Command {
     /// Offer volumes and snapshots to NBD clients
     #[command(subcommand)]
     Export(ExportCommand),
+    /// What a host does through its NBD connection alone (works without the control socket)
+    #[command(subcommand)]
+    Host(HostCommand),
     /// Show what this is: a small appliance in a temporary directory, a snapshot in the middle of a load, and the
     /// proof that it shows one instant
     Demo(DemoArguments),
@@ -615,6 +618,19 @@ pub enum ScheduleCommand {
     },
 }
 
+/// `stillpoint host`
+#[derive(Debug, Subcommand)]
+pub enum HostCommand {
+    /// Take a snapshot of the volume behind an export that was made with --allow-snapshots; what was written and answered
+    /// before is in it
+    Snapshot {
+        /// `nbd://HOST[:PORT]/EXPORT` or `nbd+unix:///EXPORT?socket=PATH`, as `export list` shows it.
+        uri: String,
+        /// The name of the snapshot: the part after the @.
+        name: String,
+    },
+}
+
 /// `stillpoint export`
 #[derive(Debug, Subcommand)]
 pub enum ExportCommand {
@@ -629,6 +645,9 @@ pub enum ExportCommand {
         /// Refuse writes
         #[arg(long)]
         read_only: bool,
+        /// Let clients take snapshots of the volume through their connections: `stillpoint host snapshot`, docs/nbd.md
+        #[arg(long)]
+        allow_snapshots: bool,
         /// The pool; not needed if the volume's name is unique
         #[arg(long)]
         pool: Option<String>,

@@ -7,6 +7,7 @@ pub mod doctor;
 pub mod events;
 pub mod export;
 pub mod group;
+pub mod host;
 pub mod inspect;
 pub mod pool;
 pub mod schedule;

@@ -195,6 +195,7 @@ fn export_of(view: &str) -> CreateExport {
         view: view.to_owned(),
         name: None,
         read_only: false,
+        allow_snapshots: false,
         pool: None,
     }
 }

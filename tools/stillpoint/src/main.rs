@@ -8,6 +8,7 @@ mod demo;
 mod exit;
 mod keep;
 mod nbd_client;
+mod nbd_uri;
 mod output;
 mod size;
 mod when;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         Command::Group(command) => commands::group::run(command, &global),
         Command::Schedule(command) => commands::schedule::run(command, &global),
         Command::Export(command) => commands::export::run(command, &global),
+        Command::Host(command) => commands::host::run(command, &global),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Events(arguments) => commands::events::run(&arguments, &global),
         Command::Status => commands::status::run(&global),

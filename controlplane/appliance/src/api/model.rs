@@ -301,6 +301,9 @@ pub struct CreateExport {
     /// Refuse writes. Snapshots are never written.
     #[serde(default)]
     pub read_only: bool,
+    /// Let clients take snapshots of the volume through their connections.
+    #[serde(default)]
+    pub allow_snapshots: bool,
     /// The pool; not needed if the volume's name is unique.
     #[serde(default)]
     pub pool: Option<String>,
@@ -668,6 +671,8 @@ pub struct ExportInfo {
     pub block_bytes: u32,
     /// Whether writes are refused.
     pub read_only: bool,
+    /// Whether clients may take snapshots through their connections.
+    pub allow_snapshots: bool,
     /// When it was made.
     pub created_ns: u64,
     /// Clients that have chosen it and are connected.

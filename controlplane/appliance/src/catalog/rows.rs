@@ -155,7 +155,8 @@ impl Change {
             volume: export.view.volume.0.into(),
             snapshot: export.view.snapshot.map_or(0, |snapshot| snapshot.0).into(),
             read_only: export.read_only.into(),
-            reserved: [0; 7],
+            allow_snapshots: export.allow_snapshots.into(),
+            reserved: [0; 6],
             created_ns: export.created_ns.into(),
         };
         Self::put(Key::Export(export.id), Value::Export(head, &export.name))
@@ -376,6 +377,7 @@ fn export(id: u32, head: &ExportHead, name: &str) -> ExportRow {
             snapshot: (snapshot != 0).then_some(SnapshotId(snapshot)),
         },
         read_only: head.read_only != 0,
+        allow_snapshots: head.allow_snapshots != 0,
         created_ns: head.created_ns.get(),
     }
 }

@@ -67,6 +67,7 @@ fn export(id: u32, name: &str, volume: u32, snapshot: Option<u64>) -> ExportRow 
             snapshot: snapshot.map(SnapshotId),
         },
         read_only: false,
+        allow_snapshots: snapshot.is_none(),
         created_ns: 6,
     }
 }

@@ -20,6 +20,7 @@ impl Pool {
         name::check_export(&name)?;
         let _gate = self.gate.write().await;
         let view = self.view(&view_name)?;
+        check_taking(request, &view_name)?;
         if self.catalog().export(&name).is_some() {
             return Err(Error::conflict(format!("export {name} exists already"))
                 .hint("choose another name with --name, or delete that export first"));
@@ -31,6 +32,7 @@ impl Pool {
             name,
             view,
             read_only,
+            allow_snapshots: request.allow_snapshots,
             created_ns: wall_ns(),
         };
         self.change([Change::put_export(&export)]).await?;
@@ -38,6 +40,14 @@ impl Pool {
         let text = format!("exported as {}", export.name);
         self.tell(EventKind::ExportCreated, &view_name.to_string(), text);
         Ok(export)
+    }
+
+    /// Whether the clients of the export of this name may take snapshots.
+    #[must_use]
+    pub fn allows_snapshots(&self, export: &str) -> bool {
+        self.catalog()
+            .export(export)
+            .is_some_and(|export| export.allow_snapshots)
     }
 
     /// Forgets an export. The caller publishes the table.
@@ -91,6 +101,21 @@ impl Pool {
             })
             .collect()
     }
+}
+
+/// Only who may write to a volume may take snapshots of it.
+fn check_taking(request: &CreateExport, view: &ViewName) -> Result<()> {
+    if !request.allow_snapshots {
+        return Ok(());
+    }
+    let complaint = match &view.snapshot {
+        Some(_) => format!("{view} is a snapshot: no snapshots are taken of it"),
+        None if request.read_only => {
+            "clients of a read-only export take no snapshots: they fill a pool as writes do".to_owned()
+        }
+        None => return Ok(()),
+    };
+    Err(Error::usage(complaint).hint("leave --allow-snapshots out, or export the volume to be written"))
 }
 
 /// There is no such export.

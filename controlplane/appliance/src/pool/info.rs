@@ -264,6 +264,7 @@ impl Pool {
                     size_bytes: host_view.size_bytes,
                     block_bytes: host_view.block_bytes,
                     read_only: host_view.read_only,
+                    allow_snapshots: export.allow_snapshots,
                     created_ns: export.created_ns,
                     connections: seats.map_or(0, |seats| seats.taken()),
                     connection_limit: seats.map_or(0, |seats| seats.limit()),

@@ -256,7 +256,8 @@ fn subject(request: &CreateSnapshot) -> String {
     format!("{}@{}", request.volumes.join(","), request.name)
 }
 
-fn told(error: &SnapshotError) -> Error {
+/// What is said of a cut that failed.
+pub(super) fn told(error: &SnapshotError) -> Error {
     let (kind, hint) = match error {
         SnapshotError::Refused { reason, .. } => match reason {
             RefusedReason::NoSpace => (ErrorKind::NoSpace, "delete snapshots or volumes, or discard data"),

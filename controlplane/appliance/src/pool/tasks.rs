@@ -71,6 +71,7 @@ impl Pool {
         self.tasks.spawn(async move {
             pool.tasks.until_the_end(pool.keep_time()).await;
         });
+        self.start_granting();
         let schedules: Vec<u64> = self.catalog().schedules().map(|schedule| schedule.id).collect();
         for id in schedules {
             self.start_schedule(id);

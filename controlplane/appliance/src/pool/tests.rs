@@ -205,6 +205,7 @@ impl Bench {
                 name: None,
                 view: view.to_owned(),
                 read_only: false,
+                allow_snapshots: false,
                 pool: None,
             };
             bench.pool.create_export(&export).await.expect("an export");

@@ -81,8 +81,15 @@ fn samples() -> Vec<(Key, Vec<u8>)> {
         volume: 1.into(),
         snapshot: 6u64.into(),
         read_only: 1,
-        reserved: [0; 7],
+        allow_snapshots: 0,
+        reserved: [0; 6],
         created_ns: 5u64.into(),
+    };
+    let open_export = ExportHead {
+        snapshot: 0u64.into(),
+        read_only: 0,
+        allow_snapshots: 1,
+        ..export
     };
     let figures = Key::Figures {
         snapshot: 6,
@@ -110,6 +117,7 @@ fn samples() -> Vec<(Key, Vec<u8>)> {
     vec![
         (Key::Counters, Value::Counters(counters).encode()),
         (Key::Export(9), Value::Export(export, "vol@abc").encode()),
+        (Key::Export(10), Value::Export(open_export, "vol").encode()),
         (figures, Value::Figures(&[hold(), hold()]).encode()),
         (
             Key::Snapshot(6),
@@ -169,6 +177,10 @@ fn these_bytes_are_version_1() {
         (
             "4500000009",
             "0100070001000000060000000000000001000000000000000500000000000000766f6c40616263",
+        ),
+        (
+            "450000000a",
+            "0100030001000000000000000000000000010000000000000500000000000000766f6c",
         ),
         (
             "4600000000000000060040",
@@ -241,6 +253,20 @@ fn a_newer_version_is_refused_as_newer() {
     for (key, mut bytes) in samples() {
         bytes[0] = 3;
         assert_eq!(Value::decode(key, &bytes), Err(Damage::Version(3)));
+    }
+}
+
+#[test]
+fn an_export_that_cannot_be_is_refused() {
+    let bytes = samples()
+        .into_iter()
+        .find(|(key, _)| *key == Key::Export(9))
+        .map(|(_, bytes)| bytes);
+    let bytes = bytes.expect("a sample");
+    for flag in [16, 17] {
+        let mut bytes = bytes.clone();
+        bytes[flag] = 2;
+        assert!(Value::decode(Key::Export(9), &bytes).is_err(), "byte {flag}");
     }
 }
 

@@ -307,6 +307,7 @@ fn structures() -> Vec<(&'static str, usize, Vec<Field>)> {
             volume,
             snapshot,
             read_only,
+            allow_snapshots,
             reserved,
             created_ns,
         }),

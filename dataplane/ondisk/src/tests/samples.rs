@@ -93,7 +93,8 @@ pub fn catalog_rows() -> Vec<u8> {
         volume: 10.into(),
         snapshot: 50.into(),
         read_only: 1,
-        reserved: [0; 7],
+        allow_snapshots: 0,
+        reserved: [0; 6],
         created_ns: 14.into(),
     };
     let holds = [1u64, 4].map(|n| HoldRow {

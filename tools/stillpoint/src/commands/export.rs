@@ -15,6 +15,7 @@ pub fn run(command: ExportCommand, global: &Global) -> Result<(), Failure> {
             view,
             name,
             read_only,
+            allow_snapshots,
             pool,
         } => {
             let info: ExportInfo = client.post(
@@ -23,6 +24,7 @@ pub fn run(command: ExportCommand, global: &Global) -> Result<(), Failure> {
                     view,
                     name,
                     read_only,
+                    allow_snapshots,
                     pool,
                 },
             )?;
@@ -46,7 +48,7 @@ fn list(infos: &[ExportInfo]) -> String {
             info.view.clone(),
             info.pool.clone(),
             Size(info.size_bytes).to_string(),
-            if info.read_only { "read-only" } else { "read-write" }.to_owned(),
+            access(info).to_owned(),
             info.connections.to_string(),
             info.uris.join("\n"),
         ]
@@ -55,4 +57,12 @@ fn list(infos: &[ExportInfo]) -> String {
         &["NAME", "SHOWS", "POOL", ">SIZE", "ACCESS", ">CLIENTS", "URI"],
         rows,
     )
+}
+
+fn access(info: &ExportInfo) -> &'static str {
+    match (info.read_only, info.allow_snapshots) {
+        (true, _) => "read-only",
+        (false, false) => "read-write",
+        (false, true) => "read-write, snapshots",
+    }
 }

@@ -230,6 +230,67 @@ fn inner_lengths() -> Vec<Case> {
     cases
 }
 
+/// Queries that would take a snapshot if they were well-formed, allowed and about something that can be cut.
+fn snapshots() -> Vec<Case> {
+    let structured = encode_option(option::STRUCTURED_REPLY, &[]);
+    let set =
+        |export: &str, asked: &[&[u8]]| encode_option(option::SET_META_CONTEXT, &queries(export, asked));
+    let named = |name: &[u8]| [b"stillpoint:snapshot:", name].concat();
+    let refused = |name: String, option: Vec<u8>, answer: u32| {
+        let bytes = flags_then(&[&structured, &option]);
+        case(format!("snapshot: {name}"), bytes, &[reply::ACK, answer], true)
+    };
+    let bad_names: [&[u8]; 12] = [
+        b":",
+        b"a:",
+        b"-a",
+        b".a",
+        b"a b",
+        b"a/b",
+        b"a@b",
+        b"a\0",
+        b"\xff",
+        b"\xc3\xa4",
+        &[b'x'; 129],
+        &[b'x'; 4076],
+    ];
+    let mut cases: Vec<Case> = bad_names
+        .iter()
+        .map(|name| {
+            let shown = format!("the name {:.40}", name.escape_ascii().to_string());
+            refused(shown, set(EXPORT, &[&named(name)]), reply::ERR_INVALID)
+        })
+        .collect();
+    let many: Vec<Vec<u8>> = (0..17).map(|number: u8| named(&[b'a' + number])).collect();
+    let many: Vec<&[u8]> = many.iter().map(Vec::as_slice).collect();
+    let a = named(b"a");
+    let mut longer = queries(EXPORT, &[&a]);
+    longer.push(0);
+    let longer = encode_option(option::SET_META_CONTEXT, &longer);
+    let list = encode_option(option::LIST_META_CONTEXT, &queries(EXPORT, &[&a]));
+    cases.extend([
+        refused("two at once".into(), set(EXPORT, &many[..2]), reply::ERR_INVALID),
+        refused("seventeen at once".into(), set(EXPORT, &many), reply::ERR_TOO_BIG),
+        refused("a read-only export".into(), set("ro", &[&a]), reply::ERR_POLICY),
+        refused("no such export".into(), set("v9", &[&a]), reply::ERR_UNKNOWN),
+        refused("a byte behind".into(), longer, reply::ERR_INVALID),
+        refused("a list with a name".into(), list, reply::ACK),
+        refused("no name".into(), set(EXPORT, &[&named(b"")]), reply::ACK),
+        refused(
+            "another space".into(),
+            set(EXPORT, &[b"stillpoint:snapshots:a"]),
+            reply::ACK,
+        ),
+        case(
+            "snapshot: before structured replies",
+            flags_then(&[&set(EXPORT, &[&a])]),
+            &[reply::ERR_INVALID],
+            true,
+        ),
+    ]);
+    cases
+}
+
 /// Options in odd orders, repeated, unknown and without end; and everything around TLS.
 fn orders() -> Vec<Case> {
     let structured = encode_option(option::STRUCTURED_REPLY, &[]);
@@ -378,7 +439,7 @@ fn play(siege: &Siege, case: &Case) -> Result<(), String> {
 #[test]
 fn a_malformed_handshake_is_refused_and_harms_nobody() {
     let siege = Siege::begin(1, &[]);
-    let cases: Vec<Case> = [flags(), lengths(), inner_lengths(), orders()]
+    let cases: Vec<Case> = [flags(), lengths(), inner_lengths(), snapshots(), orders()]
         .into_iter()
         .flatten()
         .collect();
@@ -397,6 +458,7 @@ fn a_malformed_handshake_is_refused_and_harms_nobody() {
     );
     eprintln!("{count} cases of malformed handshakes");
     assert!(siege.read(EXPORT) == contents());
+    siege.assert_no_snapshots();
     siege.end();
 }
 
@@ -420,5 +482,22 @@ fn a_handshake_may_be_cut_after_every_byte() {
         }
     }
     eprintln!("{cuts} handshakes cut");
+    siege.end();
+}
+
+#[test]
+fn a_query_for_a_snapshot_may_be_cut_after_every_byte() {
+    let siege = Siege::begin(1, &[]);
+    let structured = encode_option(option::STRUCTURED_REPLY, &[]);
+    let query = queries(EXPORT, &[b"base:allocation", b"stillpoint:snapshot:cut"]);
+    let whole = flags_then(&[&structured, &encode_option(option::SET_META_CONTEXT, &query)]);
+    for cut in 0..whole.len() {
+        let mut raw = Raw::open(&siege.appliance.nbd_socket()).expect("greeted");
+        raw.send(&whole[..cut]);
+        raw.end();
+        assert!(option_replies(&raw.rest()).1.is_empty(), "cut after {cut} bytes");
+    }
+    siege.assert_no_snapshots();
+    eprintln!("{} queries cut", whole.len());
     siege.end();
 }

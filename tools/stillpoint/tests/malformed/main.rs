@@ -42,7 +42,7 @@ fn contents() -> Vec<u8> {
 }
 
 impl Siege {
-    /// Volumes (and exports) `v0`, `v1`, ... with 512-byte blocks, and a read-only export `ro` of the first.
+    /// Volumes (and exports, through which snapshots may be taken) `v0`, `v1`, ... with 512-byte blocks, and a read-only export `ro` of the first.
     fn begin(volumes: usize, arguments: &[&str]) -> Self {
         let appliance = Appliance::started(&[&["--processors", "2"], arguments].concat());
         appliance.create_pool("p", 1, "1GiB", &[]);
@@ -50,7 +50,7 @@ impl Siege {
             let size = VOLUME_BYTES.to_string();
             let more = ["--block-size", "512", "--object-size", "1MiB"];
             appliance.run(&[&["volume", "create", name, "--size", &size], &more[..]].concat());
-            appliance.run(&["export", "create", name]);
+            appliance.run(&["export", "create", name, "--allow-snapshots"]);
         };
         create("good");
         for volume in 0..volumes {
@@ -93,6 +93,13 @@ impl Siege {
         raw.send(&hello(export, structured, wanted));
         raw.skip_options();
         raw
+    }
+
+    /// # Panics
+    /// If there are snapshots: nothing malformed takes one.
+    fn assert_no_snapshots(&self) {
+        let found = self.appliance.run(&["snapshot", "list"]);
+        assert!(list(&found, "").is_empty(), "{found:#}");
     }
 
     /// All of a volume.
