@@ -1,15 +1,18 @@
 //! Discarding: blocks become holes, leaves without blocks go, bounded work at a time.
 
 use super::cache::PageCache;
-use super::tree::{Leaf, index_at, next_in_leaf, slot_at};
+use super::tree::{Leaf, index_at, last_leaf, next_in_leaf, slot_at};
 use super::{LEVEL_BITS, MapError, TreeMut};
 use crate::ids::ShareBlock;
+use crate::space::Purpose;
 use stillpoint_ondisk::map_page::MapEntry;
 
 impl PageCache {
     /// Makes up to `count` blocks from `first` on holes, looking at `leaves_max` leaves or unmapped subtrees at
     /// most (at least 1). Gives how many blocks are done; go on from there. What was a hole already keeps its
-    /// birth, unless its whole leaf or subtree goes with it.
+    /// birth, unless its whole leaf or subtree goes with it; and that does not go before all of it has counted as changed since
+    /// the newest snapshot (what is written into it later would not count any more), unless there is no room: then all of the leaf
+    /// counts.
     ///
     /// # Errors
     /// Every [`MapError`], if nothing was done in this call.
@@ -47,14 +50,21 @@ impl PageCache {
         };
         let blocks = slots.len() as u64;
         let entries = &self.frames.page(frame).entries;
-        if !any_mapped(&entries[slots.clone()]) {
-            return Ok(blocks);
-        }
-        if !any_mapped(&entries[..slots.start]) && !any_mapped(&entries[slots.end..]) {
+        let is_last = !any_mapped(&entries[..slots.start]) && !any_mapped(&entries[slots.end..]);
+        if is_last && !tree.has_uncounted_holes(leaf, entries) {
             self.drop_leaf(tree, leaf)?;
             return Ok(blocks);
         }
-        let frame = self.writable_leaf(tree, leaf)?;
+        if !any_mapped(&entries[slots.clone()]) {
+            return Ok(blocks);
+        }
+        let frame = match self.leaf_to_clear(tree, leaf, is_last) {
+            Err(MapError::NoSpace) if is_last => {
+                self.drop_leaf(tree, leaf)?;
+                return Ok(blocks);
+            }
+            found => found?,
+        };
         let hole = MapEntry::new(0, 0, tree.epoch.0);
         for run in self.frames.page_mut(frame).entries[slots].chunk_by_mut(both_or_neither_mapped) {
             if is_mapped(&run[0]) {
@@ -65,7 +75,19 @@ impl PageCache {
         Ok(blocks)
     }
 
-    /// Puts a hole in the place of a leaf with all its blocks, and of the pages above that lead nowhere else.
+    /// The frame of a leaf in which blocks become holes. One that loses its last block could go: it is not copied into the
+    /// room that the map needs when the pool is full.
+    fn leaf_to_clear(&mut self, tree: &mut TreeMut<'_>, leaf: u64, is_last: bool) -> Result<u32, MapError> {
+        let purpose = tree.purpose;
+        if is_last {
+            tree.purpose = Purpose::Data;
+        }
+        let found = self.writable_leaf(tree, leaf);
+        tree.purpose = purpose;
+        found
+    }
+
+    /// Puts a hole in the place of a leaf with all its blocks, which all count as changed, and of the pages above that lead nowhere else.
     fn drop_leaf(&mut self, tree: &mut TreeMut<'_>, leaf: u64) -> Result<(), MapError> {
         let hole = MapEntry::new(0, 0, tree.epoch.0);
         let top = tree.root.level;
@@ -81,6 +103,8 @@ impl PageCache {
         for run in self.frames.page(frame).entries.chunk_by(both_or_neither_mapped) {
             if is_mapped(&run[0]) {
                 tree.release(leaf, run);
+            } else {
+                tree.count_holes(leaf, run);
             }
         }
         self.release_page(tree, 0, leaf, &entry, frame);
@@ -92,7 +116,8 @@ impl PageCache {
             let frame = path[usize::from(level)];
             let page = self.frames.page_mut(frame);
             page.entries[slot_at(leaf, level)] = hole;
-            if any_mapped(&page.entries) {
+            let (index, entries) = (index_at(leaf, level), &page.entries);
+            if any_mapped(entries) || tree.has_uncounted_holes(last_leaf(level, index), entries) {
                 return Ok(());
             }
             let entry = if level == top {
@@ -100,7 +125,7 @@ impl PageCache {
             } else {
                 self.frames.page(path[usize::from(level) + 1]).entries[slot_at(leaf, level + 1)]
             };
-            self.release_page(tree, level, index_at(leaf, level), &entry, frame);
+            self.release_page(tree, level, index, &entry, frame);
         }
         tree.root.entry = hole;
         Ok(())

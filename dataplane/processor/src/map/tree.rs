@@ -40,7 +40,7 @@ pub(super) fn slot_at(leaf: u64, level: u8) -> usize {
 }
 
 /// The last leaf below the page at `index` of `level`.
-fn last_leaf(level: u8, index: u64) -> u64 {
+pub(super) fn last_leaf(level: u8, index: u64) -> u64 {
     ((index + 1) << (LEVEL_BITS * u32::from(level))) - 1
 }
 
@@ -350,6 +350,23 @@ impl PageCache {
 }
 
 impl TreeMut<'_> {
+    /// Whether there are holes among these entries that were not changed since the newest snapshot, if there is one.
+    pub(super) fn has_uncounted_holes(&self, last_leaf: u64, entries: &[MapEntry]) -> bool {
+        let newest = self.free.newest_at(last_leaf);
+        newest.is_some_and(|newest| {
+            let mut holes = entries.iter().filter(|entry| entry.address() == 0);
+            holes.any(|hole| hole.birth.get() <= newest.0)
+        })
+    }
+
+    /// Holes that are to be born again count as changed, as blocks do.
+    pub(super) fn count_holes(&mut self, leaf: u64, holes: &[MapEntry]) {
+        if let Some(newest) = self.free.newest_at(leaf) {
+            let unchanged = holes.iter().filter(|hole| hole.birth.get() <= newest.0);
+            self.stats.changed_blocks += unchanged.count() as u64;
+        }
+    }
+
     /// Takes leaf entries out of the figures and frees their blocks unless a snapshot holds them; blocks that
     /// lie one after the other are freed together. They count as changed if they had not changed since the
     /// newest snapshot.

@@ -8,6 +8,7 @@ use super::*;
 use crate::change_log_volume::{REFUSE_NS, WAIT_NS_MAX};
 use crate::command::{ChangeLogPart, WhenFull};
 use crate::ids::ChangeLogId;
+use crate::map::LEAF_BLOCKS;
 use crate::space::DEVICES_ALL;
 
 const LOG: ChangeLogId = ChangeLogId(7);
@@ -99,6 +100,24 @@ fn the_limit_is_exact_and_what_has_changed_may_change_again() {
     delete(&mut rig, VOLUME, 1);
     assert_eq!(used(&rig), 0, "as soon as it is to be freed");
     assert_eq!(try_write(&mut rig, 0, 40), Ok(()));
+}
+
+/// Found by the simulator: a leaf that lost its last block became a hole that was born now, and what was written into it
+/// counted as changed already.
+#[test]
+fn what_is_written_around_a_block_that_was_discarded_counts() {
+    let mut rig = with_room_for_ten(WhenFull::FailWrites);
+    let leaf = LEAF_BLOCKS as usize;
+    assert_eq!(try_write(&mut rig, leaf, 1), Ok(()));
+    let kind = RequestKind::Discard { fua: false };
+    assert_eq!(rig.ask(LIVE, kind, leaf * BLOCK, BLOCK, None).result, Ok(()));
+    assert_eq!(used(&rig), 1);
+    assert_eq!(try_write(&mut rig, leaf, 1), Ok(()));
+    assert_eq!(used(&rig), 1, "each block counts once");
+    assert_eq!(rig.ask(LIVE, kind, leaf * BLOCK, BLOCK, None).result, Ok(()));
+    assert_eq!(try_write(&mut rig, leaf + 1, 9), Ok(()));
+    assert_eq!(used(&rig), 10);
+    assert_eq!(try_write(&mut rig, leaf + 10, 1), Err(RequestError::NoSpace));
 }
 
 #[test]
