@@ -331,3 +331,92 @@ fn log_pages_of_a_life_before_the_power_cut_never_chain_on_again() {
         .collect();
     assert_eq!(volumes, [1, 7]);
 }
+
+/// A flush that fails may have lost anything that no flush has covered, and the next one would not say so: nothing is
+/// called durable any more, by any shard on these devices, until the pool is opened again.
+#[test]
+fn a_failed_flush_stops_writes_and_nothing_is_called_durable_afterwards() {
+    let mut rig = Rig::with(64 << 20, ShardOptions::default());
+    rig.write(0, &[1; BLOCK]);
+    let flush = |rig: &mut Rig| rig.ask(LIVE, RequestKind::Flush, 0, 0, None).result;
+    assert_eq!(flush(&mut rig), Ok(()));
+    rig.processor.device_mut().unflushed = Some(Vec::new());
+    rig.write(BLOCK, &[2; BLOCK]);
+
+    rig.processor.device_mut().failing = Some(OperationKind::Flush);
+    assert_eq!(flush(&mut rig), Err(RequestError::ShardStopped));
+    let stopped = rig.outbox.events.iter().any(|event| {
+        let error = DeviceError::Os(5);
+        event.kind
+            == EventKind::Notice(Notice::Stopped {
+                operation: "flush",
+                error,
+            })
+    });
+    assert!(stopped, "an operator is told: {:?}", rig.outbox.events);
+    assert!(rig.processor.shards()[0].status().stopped);
+
+    // The device works again. Nobody is told that it does not matter.
+    rig.processor.device_mut().failing = None;
+    assert_eq!(flush(&mut rig), Err(RequestError::ShardStopped));
+    let fua = RequestKind::Write { fua: true };
+    for kind in [fua, RequestKind::Write { fua: false }] {
+        let write = rig.ask(LIVE, kind, 2 * BLOCK, BLOCK, Some(&[3; BLOCK]));
+        assert_eq!(write.result, Err(RequestError::ShardStopped), "{kind:?}");
+    }
+    let discard = RequestKind::Discard { fua: true };
+    assert_eq!(
+        rig.ask(LIVE, discard, 0, BLOCK, None).result,
+        Err(RequestError::ShardStopped)
+    );
+    let stopped = EventKind::Failed(RequestError::ShardStopped);
+    assert_eq!(rig.command(ShardCommand::Checkpoint), stopped);
+    let (key, value) = (vec![1], vec![2]);
+    assert_eq!(rig.command(ShardCommand::CatalogPut { key, value }), stopped);
+    let (snapshot, volumes) = (SnapshotId(1), vec![VOLUME]);
+    let reason = crate::command::RefusedReason::ShardStopped;
+    assert_eq!(
+        rig.command(ShardCommand::Prepare { snapshot, volumes }),
+        EventKind::Refused { reason }
+    );
+    assert_eq!(
+        rig.read(LIVE, BLOCK, BLOCK),
+        [2; BLOCK],
+        "what is there can be read"
+    );
+
+    // What was called durable is there after a power cut that leaves nothing else, and the pool works again.
+    let mut rig = rig.cut_power(|_| false);
+    assert_eq!(rig.read(LIVE, 0, BLOCK), [1; BLOCK]);
+    assert_eq!(rig.read(LIVE, BLOCK, BLOCK), [0; BLOCK]);
+    rig.write(0, &[4; BLOCK]);
+    assert_eq!(flush(&mut rig), Ok(()));
+}
+
+/// Two flushes are under way, of what was written before them and of what was written between; the first fails.
+#[test]
+fn a_flush_that_ends_well_after_another_failed_is_not_called_durable() {
+    let mut rig = Rig::with(64 << 20, ShardOptions::default());
+    rig.write(0, &[1; BLOCK]);
+    rig.processor.device_mut().held = Some(OperationKind::Flush);
+    rig.send(request(LIVE, RequestKind::Flush, 0, 0, None));
+    rig.turn();
+    rig.send(request(
+        LIVE,
+        RequestKind::Write { fua: true },
+        BLOCK,
+        BLOCK,
+        Some(&[2; BLOCK]),
+    ));
+    for _ in 0..5 {
+        rig.turn();
+    }
+    assert!(rig.outbox.answers.is_empty(), "both wait");
+    rig.processor.device_mut().held = None;
+    rig.processor.device_mut().failing = Some(OperationKind::Flush);
+    rig.turn();
+    rig.processor.device_mut().failing = None;
+    rig.settle();
+    let answers: Vec<_> = rig.outbox.answers.iter().map(|answer| answer.result).collect();
+    assert_eq!(answers, [Err(RequestError::ShardStopped); 2]);
+}

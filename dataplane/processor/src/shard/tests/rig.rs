@@ -58,6 +58,7 @@ impl BlockDevice for MemoryDevice {
             return Ok(());
         }
         if operation.kind == OperationKind::Flush
+            && self.failing != Some(OperationKind::Flush)
             && let Some(unflushed) = &mut self.unflushed
         {
             unflushed.clear();
