@@ -23,6 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::error::{Error, Result};
 use crate::pool::time_text;
 use stillpoint_coordinator::OverallSnapshot;
+pub use stillpoint_coordinator::promotion::Origin;
 use stillpoint_processor::host_view::{HostView, Placement};
 use stillpoint_processor::{BLOCK_BYTES, ChangeLogId, ShardIndex, SnapshotId, TimeStamp, View, VolumeId};
 
@@ -54,15 +55,6 @@ pub struct Volume {
     pub origin: Option<Origin>,
     /// Its change log volume.
     pub change_log: Option<ChangeLogId>,
-}
-
-/// The snapshot that a volume was cloned from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Origin {
-    /// The volume.
-    pub volume: VolumeId,
-    /// Its snapshot; it may have been deleted since.
-    pub snapshot: SnapshotId,
 }
 
 impl Volume {

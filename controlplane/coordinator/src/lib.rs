@@ -16,7 +16,7 @@
 //! Anything else that happens (a shard refuses, fails, stalls or released by itself at the deadline) leads to
 //! *abort* on every shard, and to an error that names the shard and the reason.
 //!
-//! [`timing`] and [`retention`] say when a schedule is due, and which of its snapshots are kept.
+//! [`promotion`] says what a clone takes over from the volume it was made of. [`timing`] and [`retention`] say when a schedule is due, and which of its snapshots are kept.
 //!
 //! Everything here is pure: time comes in as [`Now`](stillpoint_processor::Now), commands to shards go out as
 //! [`Action`]s, what shards tell comes in as events. The poll loop of processor 0 drives it, and the
@@ -25,6 +25,7 @@
 mod coordinator;
 mod cut;
 mod overall_snapshot;
+pub mod promotion;
 pub mod retention;
 pub mod timing;
 

@@ -4,7 +4,7 @@
 //! | change | order | after a crash in between, opening the pool |
 //! |---|---|---|
 //! | clone | shares on all shards, then the row | deletes shares that are no volume's head |
-//! | promote | rows of the snapshots, then of the volumes | nothing: part of the snapshots has gone over; promoting again ends it |
+//! | promote | rows of the snapshots, then of the volumes, the clone's last | nothing: part of the snapshots has gone over; promoting again ends it |
 //! | roll back | safety snapshot, new shares on all shards, then the row, then the old live map | deletes whichever is no head |
 
 use std::collections::BTreeSet;
@@ -13,17 +13,15 @@ use std::sync::Arc;
 use super::change_logs::half_done;
 use super::{Pool, wall_ns};
 use crate::api::model::{CloneVolume, CreateSnapshot};
-use crate::catalog::{Catalog, Change, Origin, Volume};
+use crate::catalog::{Catalog, Change, ExportRow, Origin, Volume};
 use crate::error::{Error, Result};
 use crate::events::EventKind as Told;
 use crate::{label, name};
+use stillpoint_coordinator::promotion::{Family, Knot, Member};
 use stillpoint_coordinator::{Marks, OverallSnapshot};
 use stillpoint_ondisk::label::FEATURE_CLONES;
 use stillpoint_processor::command::EventKind;
 use stillpoint_processor::{ShardCommand, ShardIndex, SnapshotId, View, VolumeId};
-
-/// The shares and the number of an intermediate snapshot.
-type Knot = (VolumeId, SnapshotId);
 
 impl Pool {
     /// Makes a volume that begins as a snapshot is.
@@ -167,12 +165,15 @@ impl Pool {
                 .hint("stillpoint volume show says what a volume was cloned from"));
         };
         let path = self.path_to(clone.head).await?;
-        let source = self.catalog().volume_by_id(origin.volume).cloned();
-        let path_of_source = match &source {
-            Some(source) => self.path_to(source.head).await?,
+        let source = self
+            .catalog()
+            .volume_by_id(origin.volume)
+            .map(|source| source.head);
+        let path_of_source = match source {
+            Some(head) => self.path_to(head).await?,
             None => BTreeSet::new(),
         };
-        let plan = Promotion::plan(&self.catalog(), &clone, source.as_ref(), &path, &path_of_source)?;
+        let plan = Promoted::plan(&self.catalog(), &clone, origin, path, path_of_source)?;
         self.change(plan.changes()).await?;
         let moved = plan.snapshots.len();
         let before = self.catalog().shares_of_change_logs();
@@ -221,70 +222,68 @@ impl Pool {
     }
 }
 
-/// What a promotion changes.
-struct Promotion {
+/// The rows that a promotion changes.
+struct Promoted {
     snapshots: Vec<OverallSnapshot>,
     volumes: Vec<Volume>,
-    exports: Vec<crate::catalog::ExportRow>,
+    exports: Vec<ExportRow>,
 }
 
-impl Promotion {
+impl Promoted {
     fn plan(
         catalog: &Catalog,
         clone: &Volume,
-        source: Option<&Volume>,
-        path: &BTreeSet<Knot>,
-        path_of_source: &BTreeSet<Knot>,
+        origin: Origin,
+        path: BTreeSet<Knot>,
+        path_of_source: BTreeSet<Knot>,
     ) -> Result<Self> {
-        let origin = clone.origin.expect("only clones are promoted");
-        let mut snapshots = Vec::new();
-        let mut last_common = None;
-        for snapshot in catalog.snapshots_of(origin.volume) {
-            let mut row = snapshot.clone();
-            let moves = row.volumes.iter_mut().find(|of| of.owner == origin.volume);
-            let Some(of) = moves.filter(|of| path.contains(&(of.volume, snapshot.snapshot))) else {
-                continue;
+        let family = Family {
+            clone: clone.id,
+            origins: catalog
+                .volumes()
+                .map(|volume| (volume.id, volume.origin))
+                .collect(),
+            path,
+            path_of_source,
+        };
+        let snapshots = catalog
+            .snapshots_of(origin.volume)
+            .chain(catalog.snapshots_of(clone.id));
+        let members = snapshots.flat_map(|snapshot| {
+            snapshot.volumes.iter().map(|of| Member {
+                knot: (of.volume, snapshot.snapshot),
+                owner: of.owner,
+            })
+        });
+        let promotion = family
+            .promote(members)
+            .expect("the caller saw that it is a clone");
+        let mut snapshots: Vec<OverallSnapshot> = Vec::with_capacity(promotion.goes_over.len());
+        for &(shares, id) in &promotion.goes_over {
+            let mut row = match snapshots.pop_if(|row| row.snapshot == id) {
+                Some(row) => row,
+                None => catalog
+                    .snapshot_by_id(id)
+                    .expect("a snapshot of the catalog")
+                    .clone(),
             };
-            if catalog.snapshot(clone.id, &snapshot.name).is_some() {
+            if catalog.snapshot(clone.id, &row.name).is_some() {
                 return Err(Error::conflict(format!(
                     "{}@{} exists already, and the snapshot of that name would go over to it",
-                    clone.name, snapshot.name
+                    clone.name, row.name
                 ))
                 .hint("delete one of the two"));
             }
-            if path_of_source.contains(&(of.volume, snapshot.snapshot)) {
-                last_common = Some(snapshot.snapshot);
-            }
-            of.owner = clone.id;
+            let of = row.volumes.iter_mut().find(|of| of.volume == shares);
+            of.expect("one of its volumes").owner = clone.id;
             snapshots.push(row);
         }
-        let went = |id: SnapshotId| {
-            snapshots
-                .iter()
-                .any(|snapshot: &OverallSnapshot| snapshot.snapshot == id)
-        };
-        let mut volumes = vec![Volume {
-            origin: source.and_then(|source| source.origin),
-            ..clone.clone()
-        }];
-        for volume in catalog.volumes().filter(|volume| volume.id != clone.id) {
-            let of_what_went = volume
-                .origin
-                .filter(|of| of.volume == origin.volume && went(of.snapshot));
-            let becomes = match (volume.id == origin.volume, last_common) {
-                (true, Some(snapshot)) => Some(snapshot),
-                _ => of_what_went.map(|of| of.snapshot),
-            };
-            if let Some(snapshot) = becomes {
-                volumes.push(Volume {
-                    origin: Some(Origin {
-                        volume: clone.id,
-                        snapshot,
-                    }),
-                    ..volume.clone()
-                });
-            }
-        }
+        let volumes = promotion.origins.into_iter().map(|(id, origin)| Volume {
+            origin,
+            ..catalog.volume_by_id(id).expect("a volume of the catalog").clone()
+        });
+        let volumes = volumes.collect();
+        let went = |id: SnapshotId| promotion.goes_over.iter().any(|&(_, snapshot)| snapshot == id);
         let shown = |view: View| view.volume == origin.volume && view.snapshot.is_some_and(went);
         let exports = catalog.exports().filter(|export| shown(export.view)).cloned();
         let exports = exports.map(|mut export| {
@@ -303,7 +302,7 @@ impl Promotion {
         let mut changes = Vec::new();
         for snapshot in &self.snapshots {
             changes.push(Change::put_snapshot(snapshot));
-            let of_it = |export: &&crate::catalog::ExportRow| export.view.snapshot == Some(snapshot.snapshot);
+            let of_it = |export: &&ExportRow| export.view.snapshot == Some(snapshot.snapshot);
             changes.extend(self.exports.iter().filter(of_it).map(Change::put_export));
         }
         changes.extend(self.volumes.iter().map(Change::put_volume));
