@@ -41,6 +41,9 @@ pub struct Family {
     pub path: BTreeSet<Knot>,
     /// The same of the volume that it was cloned from; empty if that is gone.
     pub path_of_source: BTreeSet<Knot>,
+    /// The bug planted here, if one is.
+    #[cfg(feature = "planted-bugs")]
+    pub planted_bug: Option<stillpoint_processor::PlantedBug>,
 }
 
 /// What a promotion changes.
@@ -102,6 +105,10 @@ impl Family {
     }
 
     fn is_on_path(&self, knot: Knot) -> bool {
+        #[cfg(feature = "planted-bugs")]
+        if self.planted_bug == Some(stillpoint_processor::PlantedBug::PromotionTakesEverything) {
+            return true;
+        }
         self.path.contains(&knot)
     }
 }
@@ -137,6 +144,8 @@ mod tests {
             ]),
             path: BTreeSet::from([knot(CLONE, 5), knot(SOURCE, 1), knot(SOURCE, 2)]),
             path_of_source: (1..=4).map(|snapshot| knot(SOURCE, snapshot)).collect(),
+            #[cfg(feature = "planted-bugs")]
+            planted_bug: None,
         };
         (family, members)
     }

@@ -48,11 +48,15 @@ pub enum PlantedBug {
     CloneFreesOrigins,
     /// The live map of a share whose snapshots stay is freed as if it had none.
     HeadFreesSnapshots,
+    /// A promoted clone gets snapshots of its origin that were taken after it was made.
+    PromotionTakesEverything,
+    /// A block that is discarded does not count in the change log.
+    ChangeLogForgetsDiscards,
 }
 
 impl PlantedBug {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::AnswersNotHeld,
         Self::FlushAnsweredBeforeLog,
         Self::FlushSkipsOneShard,
@@ -75,5 +79,7 @@ impl PlantedBug {
         Self::MergeNotRepeated,
         Self::CloneFreesOrigins,
         Self::HeadFreesSnapshots,
+        Self::PromotionTakesEverything,
+        Self::ChangeLogForgetsDiscards,
     ];
 }

@@ -47,13 +47,13 @@ const CHECKS: [Check; 5] = [
     },
     Check {
         name: "boundaries",
-        seeds: 10,
+        seeds: 11,
         at_a_time: 1,
         run: |turn, bug| {
             PLANTED.set(bug);
-            // The last scripts first: one has the longest log pages of all, then come clones and rollbacks.
+            // The last scripts first: one has the longest log pages of all, then come clones, rollbacks and promotions.
             let scripts = boundary::scripts_by_hand();
-            let script = (scripts + turn - 4) % scripts;
+            let script = (scripts + turn - 5) % scripts;
             boundary::run(script, boundary::Budget::SHORT).map(|_| ())
         },
     },

@@ -30,6 +30,7 @@ pub mod model;
 pub mod network;
 pub mod random;
 pub mod report;
+mod rows;
 pub mod scenario;
 pub mod stamp;
 pub mod world;

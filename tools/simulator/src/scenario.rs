@@ -63,6 +63,8 @@ pub struct Plan {
     pub corruption: bool,
     /// The load is made of reads and writes of whole blocks, which are checked as a history; crashes are kills.
     pub registers: bool,
+    /// Whether there are change log volumes.
+    pub change_logs: bool,
     /// The load through NBD sessions, beside the direct one.
     pub nbd: NbdPlan,
 }
@@ -155,6 +157,7 @@ impl Plan {
             registers: false,
             nbd: NbdPlan::new(random),
             step_limit_ns: *random.pick(&[LONG_NS, LONG_NS, LONG_NS, LONG_NS, LONG_NS, 500_000]),
+            change_logs: random.percent(50),
             flushes_percent: 100,
         };
         if random.percent(3) {

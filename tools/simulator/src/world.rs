@@ -4,7 +4,10 @@
 //! |---|---|
 //! | `operations.rs` | reads, writes, flushes, discards of clients, and the checks of their answers |
 //! | `jobs.rs` | the control plane: volumes, snapshots, checkpoints, in the order of commands that is safe at a crash |
+//! | `change_logs.rs`, `change_log_count.rs` | change log volumes, and what they must hold |
 //! | `clones.rs` | clones and rollbacks |
+//! | `deletion.rs` | volumes that are deleted, with their snapshots or without |
+//! | `promotion.rs` | clones that take over the snapshots of what they were made of |
 //! | `looks.rs` | whole volumes and snapshots read and compared |
 //! | `exports.rs` | what is offered over NBD, and what waits until something no longer is |
 //! | `hosts.rs` | clients of NBD: connections made, read, cut |
@@ -15,18 +18,22 @@
 //! | `workload.rs` | what the clients and the operator happen to want next |
 
 mod audit;
+mod change_log_count;
+mod change_logs;
 mod clones;
+mod deletion;
 mod exports;
 mod hosts;
 mod jobs;
 mod looks;
 mod nbd;
 mod operations;
+mod promotion;
 mod recorder;
 mod recovery;
 mod workload;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use stillpoint_ondisk::layout::Layout;
@@ -42,6 +49,7 @@ use crate::random::Random;
 use crate::scenario::Plan;
 use crate::stamp::{SECTOR_BYTES, Shown};
 
+use change_logs::ChangeLog;
 use clones::Knot;
 use exports::Exports;
 use hosts::Hosts;
@@ -65,6 +73,13 @@ pub struct Volume {
     family: u32,
     /// What it was made of.
     origin: Option<Knot>,
+    /// What its row says that it was cloned from: volume and snapshot. Promotions change that.
+    row_origin: Option<(u32, u64)>,
+    /// What its row is about to say.
+    becomes: Option<Option<(u32, u64)>>,
+    /// Its change log volume, 0 if none; and what its row is about to say.
+    change_log: u32,
+    becomes_log: Option<u32>,
     /// The shares that it takes the place of, if it is what a rollback led to.
     replaces: Option<u32>,
     /// It is to be rolled back when its safety snapshot is there.
@@ -105,6 +120,14 @@ pub struct Snapshot {
     id: u64,
     /// Volumes with their sizes at the time.
     volumes: Vec<(u32, u64)>,
+    /// For each of them the volume whose snapshot it is.
+    owners: BTreeMap<u32, u32>,
+    /// What goes over to a clone that is being promoted: shares, and the clone's row.
+    goes: Option<(u32, u32)>,
+    /// The volume that is being deleted together with it.
+    ends_with: Option<u32>,
+    /// The change log volume that it is deleted to make room in.
+    dropped_for: Option<u32>,
     state: State,
     bounds: CutBounds,
     /// What each volume shows, once it was looked at.
@@ -151,6 +174,17 @@ pub struct World {
     operations_sent: u64,
     jobs: BTreeMap<u64, Job>,
     jobs_begun: u64,
+    /// A clone is being promoted.
+    promoting: bool,
+    change_logs: BTreeMap<u32, ChangeLog>,
+    /// The change log volume of every share, as the shards were told.
+    attached: BTreeMap<u32, u32>,
+    /// Families of volumes of which something was discarded or cut off.
+    discarded: BTreeSet<u32>,
+    /// A recovery dropped writes that had not arrived.
+    has_dropped: bool,
+    /// Change log volumes in which room is being made.
+    making_room: BTreeSet<u32>,
     next_volume: u32,
     next_snapshot: u64,
     /// Clients that want to send something now.

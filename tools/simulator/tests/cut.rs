@@ -25,6 +25,12 @@ fn some_seeds_keep_all_laws_and_meet_every_message_and_every_fault() {
     assert_eq!(faults.len(), FAULTS.len());
     assert!(met.faults.len() > 60, "{:?}", met.faults);
     assert!(met.answers_held > 100, "{met}");
+    assert_eq!(
+        met.with_clones.len(),
+        FAULTS.len(),
+        "every fault beside clones: {met}"
+    );
+    assert!(met.refused.1 > 0 && met.refused.0 > met.refused.1, "{met}");
     let ends: Vec<_> = met.ends.keys().copied().collect();
     assert_eq!(ends, ["in doubt", "not there", "there"]);
 }

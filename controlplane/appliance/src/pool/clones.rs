@@ -245,6 +245,8 @@ impl Promoted {
                 .collect(),
             path,
             path_of_source,
+            #[cfg(feature = "planted-bugs")]
+            planted_bug: None,
         };
         let snapshots = catalog
             .snapshots_of(origin.volume)

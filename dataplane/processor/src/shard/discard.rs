@@ -72,6 +72,10 @@ impl<T: LogTail> Shard<T> {
         let done = done.map_err(Outcome::Map)?;
         assert!(done > 0 && done <= count, "a step goes forward");
         // Never refused: what makes room has to work when there is none.
+        #[cfg(feature = "planted-bugs")]
+        if self.options.planted_bug == Some(crate::PlantedBug::ChangeLogForgetsDiscards) {
+            volume.stats.changed_blocks = stats.changed_blocks;
+        }
         self.change_logs
             .changed(volume, volume.stats.changed_blocks - stats.changed_blocks);
         if volume.stats.mapped_blocks == stats.mapped_blocks {

@@ -77,6 +77,7 @@ impl<'a> Explorer<'a> {
             "volume resize" => "boundaries of volume resize",
             "clone" => "boundaries of clones",
             "rollback" => "boundaries of rollbacks",
+            "promotion" => "boundaries of promotions",
             "volume create" => "boundaries of volume create",
             _ => "boundaries of other steps",
         };

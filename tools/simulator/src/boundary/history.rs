@@ -48,6 +48,10 @@ pub(crate) struct Volume {
     pub(crate) family: u32,
     /// The shares and the snapshot that it was made of.
     pub(crate) origin: Option<(u32, u64)>,
+    /// What its row says that it was cloned from: volume and snapshot.
+    pub(crate) row_origin: Option<(u32, u64)>,
+    /// What its row is about to say.
+    pub(crate) becomes: Option<Option<(u32, u64)>>,
     /// It is being made to take the place of others: one of the two is there.
     pub(crate) replaces: bool,
     pub(crate) placement: Placement,
@@ -64,6 +68,10 @@ pub(crate) struct Snapshot {
     pub(crate) id: u64,
     pub(crate) life: Life,
     pub(crate) volumes: BTreeMap<u32, Frozen>,
+    /// For each of these shares the volume whose snapshot it is.
+    pub(crate) owners: BTreeMap<u32, u32>,
+    /// Who gets them, if a promotion is going on.
+    pub(crate) goes: BTreeMap<u32, u32>,
 }
 
 /// A volume in a snapshot.

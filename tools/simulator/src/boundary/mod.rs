@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `script.rs` | what is done: a few scripts made by hand, any number from seeds |
 //! | `rig.rs`, `client.rs`, `operator.rs`, `play.rs` | one life of a pool, and a script played in it |
+//! | `promotion.rs` | clones that take over the snapshots of what they were made of |
 //! | `history.rs` | what the client was told, and so what may be there |
 //! | `medium.rs`, `choices.rs`, `memory.rs` | devices, what a crash leaves of them, log tails |
 //! | `recover.rs` | a pool after a crash: put right by its catalog, read, compared |
@@ -21,6 +22,7 @@ pub(crate) mod medium;
 pub(crate) mod memory;
 mod operator;
 pub(crate) mod play;
+mod promotion;
 pub(crate) mod recover;
 pub(crate) mod rig;
 pub(crate) mod script;
@@ -182,8 +184,12 @@ mod tests {
     const CLONES: u64 = 8;
 
     #[test]
-    fn the_scripts_of_clones_and_rollbacks_cross_their_boundaries() {
-        for (number, what) in [(CLONES, "clone"), (CLONES + 1, "rollback")] {
+    fn the_scripts_of_clones_rollbacks_and_promotions_cross_their_boundaries() {
+        for (number, what) in [
+            (CLONES, "clone"),
+            (CLONES + 1, "rollback"),
+            (CLONES + 2, "promotion"),
+        ] {
             let script = script_of(number);
             let mut rig = start(&script).unwrap_or_else(|Broken(why)| panic!("{why}"));
             let mut crossed = 0;
@@ -194,6 +200,33 @@ mod tests {
             assert!(played.is_ok(), "{played:?}");
             assert!(crossed > 1, "{crossed} boundaries during a {what}");
             assert!(rig.compare(None).is_ok());
+        }
+    }
+
+    /// Crashes come while a deleted snapshot waits for one of its branches, and while it is being freed at last; and while
+    /// shares without a live map lose their snapshots one by one.
+    #[test]
+    fn the_scripts_of_clones_and_promotions_are_interrupted_in_the_middle_of_deletions() {
+        for (number, least) in [(CLONES, 10), (CLONES + 2, 10)] {
+            let script = script_of(number);
+            let mut rig = start(&script).unwrap_or_else(|Broken(why)| panic!("{why}"));
+            let (mut waiting, mut headless) = (0, 0);
+            let played = play::Player::new(&script).play(&mut rig, |rig| {
+                let mut shares = rig.shards()[0].shares();
+                waiting += u32::from(shares.any(|share| share.snapshots.iter().any(|found| found.deleting)));
+                let mut shares = rig.shards()[0].shares();
+                headless += u32::from(shares.any(|share| share.deleting && !share.snapshots.is_empty()));
+                Ok(true)
+            });
+            assert!(played.is_ok(), "{played:?}");
+            assert!(
+                waiting >= least,
+                "{waiting} boundaries while a snapshot is being deleted"
+            );
+            assert!(
+                number == CLONES || headless >= least,
+                "{headless} boundaries without a live map"
+            );
         }
     }
 

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use stillpoint_coordinator::{Marks, OverallSnapshot, SnapshotError, SnapshotRequest, SnapshotVolume};
-use stillpoint_ondisk::catalog::{self, Key, Value, VolumeHead, VolumeMore};
+use stillpoint_ondisk::catalog::Key;
 use stillpoint_processor::command::EventKind;
 use stillpoint_processor::host_view::Placement;
 use stillpoint_processor::{BLOCK_BYTES, ShardCommand, ShardEvent, ShardIndex, SnapshotId, Ticket, VolumeId};
@@ -28,6 +28,7 @@ pub(super) enum Purpose {
     Clone(u32),
     /// What it is, and what it becomes.
     RollBack(u32, u32),
+    Promote,
     Checkpoint,
     Reconcile,
 }
@@ -132,33 +133,13 @@ impl Rig {
                 let new = volumes.get_mut(&new).expect("volumes stay known");
                 (new.life, new.replaces) = (Life::There, false);
             }
+            Purpose::Promote => self.promoted(),
             Purpose::Checkpoint | Purpose::Reconcile => {}
         }
     }
 
     fn row(&self, volume: &Volume, size: u64) -> Stage {
-        let head = VolumeHead {
-            version: catalog::VERSION.into(),
-            name_bytes: 0.into(),
-            rotation: volume.placement.rotation.into(),
-            reserved: [0; 2],
-            block_bytes: 512.into(),
-            object_blocks: volume.placement.object_blocks.into(),
-            size_bytes: (size * BLOCK_BYTES as u64).into(),
-            created_ns: 0.into(),
-        };
-        let key = Key::Volume(volume.row).encode();
-        let more = volume.origin.map(|(of, snapshot)| {
-            let is_clone = volume.row == volume.id;
-            VolumeMore {
-                head: volume.id.into(),
-                origin_volume: if is_clone { of } else { 0 }.into(),
-                origin_snapshot: if is_clone { snapshot } else { 0 }.into(),
-                ..VolumeMore::default()
-            }
-        });
-        let value = Value::Volume(head, more, &format!("volume-{}", volume.row)).encode();
-        vec![(ShardIndex(0), ShardCommand::CatalogPut { key, value })]
+        vec![volume.row(size).put(volume.placement, 512)]
     }
 
     fn shares(&self, volume: &Volume, size: u64, resize: bool) -> Stage {
@@ -187,6 +168,8 @@ impl Rig {
             row: id,
             family: id,
             origin: None,
+            row_origin: None,
+            becomes: None,
             replaces: false,
             placement: Placement {
                 shard_count,
@@ -232,7 +215,12 @@ impl Rig {
         let key = Key::Volume(known.row).encode();
         let row = vec![(ShardIndex(0), ShardCommand::CatalogDelete { key })];
         let volume = VolumeId(id);
-        let shares = self.for_all(|_| ShardCommand::DeleteVolume { volume });
+        // Snapshots in it may have gone over to a clone.
+        let keeps = self.history.has_snapshots_in(id);
+        let shares = self.for_all(|_| match keeps {
+            true => ShardCommand::DeleteHead { volume },
+            false => ShardCommand::DeleteVolume { volume },
+        });
         self.begin(Purpose::Delete(id), vec![row, shares]);
     }
 
@@ -243,6 +231,7 @@ impl Rig {
         let source = &self.history.volumes[&of];
         let frozen = self.history.snapshots.get(&snapshot);
         let frozen = frozen.filter(|snapshot| snapshot.life == Life::There);
+        let owner = frozen.and_then(|snapshot| snapshot.owners.get(&of).copied());
         let frozen = frozen.and_then(|snapshot| snapshot.volumes.get(&of));
         let blocks = frozen.and_then(|frozen| frozen.blocks(source));
         let may_begin = replaces.is_none_or(|old| self.is_usable(old));
@@ -251,6 +240,11 @@ impl Rig {
             row: replaces.map_or(id, |old| self.history.volumes[&old].row),
             family: source.family,
             origin: Some((of, snapshot)),
+            row_origin: match replaces {
+                None => owner.map(|owner| (owner, snapshot)),
+                Some(old) => self.history.volumes[&old].row_origin,
+            },
+            becomes: None,
             replaces: replaces.is_some(),
             placement: source.placement,
             life: Life::Gone,
@@ -336,6 +330,11 @@ impl Rig {
         let snapshot = Snapshot {
             id,
             life: Life::Unsure,
+            owners: frozen
+                .keys()
+                .map(|volume| (*volume, self.history.volumes[volume].row))
+                .collect(),
+            goes: BTreeMap::new(),
             volumes: frozen,
         };
         self.history.snapshots.insert(id, snapshot);
@@ -429,6 +428,8 @@ impl Rig {
             id,
             life: Life::Gone,
             volumes: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            goes: BTreeMap::new(),
         };
         self.history.snapshots.insert(id, snapshot);
     }

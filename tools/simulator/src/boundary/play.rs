@@ -81,7 +81,8 @@ impl<'a> Player<'a> {
             Step::CreateVolume { .. }
             | Step::Resize { .. }
             | Step::DeleteVolume { .. }
-            | Step::DeleteSnapshot { .. } => rig.is_answered(),
+            | Step::DeleteSnapshot { .. }
+            | Step::Promote { .. } => rig.is_answered(),
             Step::Clone { .. } | Step::RollBack { .. } => rig.is_answered() && rig.unseen.is_empty(),
             Step::Drain => rig.is_quiet(),
             Step::Idle => rig.is_quiet() && !rig.is_waiting(),
@@ -100,7 +101,7 @@ fn begin(rig: &mut Rig, step: &Step) -> Checked {
             rig.doing = "volume resize";
             rig.resize_volume(*volume, *blocks);
         }
-        Step::DeleteVolume { volume } if rig.is_usable(*volume) => {
+        Step::DeleteVolume { volume } if rig.is_usable(*volume) && !rig.history.owns_snapshots(*volume) => {
             rig.doing = "volume delete";
             rig.delete_volume(*volume);
         }
@@ -145,6 +146,10 @@ fn begin(rig: &mut Rig, step: &Step) -> Checked {
         Step::RollBack { volume, of, snapshot } => {
             rig.doing = "rollback";
             rig.make_volume_of(*of, *snapshot, Some(*volume));
+        }
+        Step::Promote { volume } if rig.is_usable(*volume) => {
+            rig.doing = "promotion";
+            rig.promote(*volume);
         }
         Step::Checkpoint => {
             rig.doing = "checkpoint";

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use stillpoint_ondisk::catalog::{Key, Value};
 use stillpoint_processor::{BLOCK_BYTES, ShardCommand, ShardIndex, SnapshotId, VolumeId};
 
 use super::history::{History, Life, Sectors};
 use super::operator::{Purpose, Stage};
 use super::rig::{Checked, Rig, broken};
-use crate::model::{Broken, Crash};
+use crate::model::Crash;
+use crate::rows::{Rows, VolumeRow};
 
 /// What a volume or snapshot shows, block by block; `None` where reading was refused.
 pub(crate) type Seen = Vec<Option<Sectors>>;
@@ -126,20 +126,9 @@ impl Rig {
     /// Decides by the catalog what exists, checks it against what was confirmed (I8), and gives the commands that put
     /// the rest right.
     pub(super) fn decide(&mut self) -> Checked<Stage> {
-        let (mut volumes, mut snapshots, mut figures) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
-        for (key, value) in self.shards()[0].catalog() {
-            let decoded = Key::decode(&key).and_then(|key| Ok((key, Value::decode(key, &value)?)));
-            match decoded.map_err(|damage| Broken(format!("a catalog row is damaged: {damage}")))? {
-                (Key::Volume(id), Value::Volume(head, more, _)) => {
-                    let shares = more.map_or(id, |more| more.head.get());
-                    volumes.insert(id, (shares, head.size_bytes.get() / BLOCK_BYTES as u64));
-                }
-                (Key::Snapshot(id), _) => drop(snapshots.insert(id)),
-                (Key::Figures { snapshot, .. }, _) => figures.push((snapshot, key)),
-                (other, _) => return broken(format!("a row that nobody wrote: {other:?}")),
-            }
-        }
-        self.decide_volumes(&volumes)?;
+        let rows = Rows::read(&self.shards()[0].catalog())?;
+        self.decide_volumes(&rows.volumes)?;
+        let mut snapshots: BTreeSet<u64> = rows.snapshots.keys().copied().collect();
         for snapshot in self.history.snapshots.values_mut() {
             snapshot.life = match (snapshot.life, snapshots.remove(&snapshot.id)) {
                 (Life::There, false) => return broken(format!("I8: snapshot {} is lost", snapshot.id)),
@@ -151,7 +140,9 @@ impl Rig {
         if let Some(id) = snapshots.first() {
             return broken(format!("snapshot {id} was never asked for"));
         }
-        let mut commands: Stage = figures
+        self.decide_owners(&rows)?;
+        let mut commands: Stage = rows
+            .figures
             .into_iter()
             .filter(|(snapshot, _)| self.history.snapshots[snapshot].life == Life::Gone)
             .map(|(_, key)| (ShardIndex(0), ShardCommand::CatalogDelete { key }))
@@ -162,20 +153,20 @@ impl Rig {
         Ok(commands)
     }
 
-    /// `rows`: for each volume its shares, and its size in blocks.
-    fn decide_volumes(&mut self, rows: &BTreeMap<u32, (u32, u64)>) -> Checked {
+    fn decide_volumes(&mut self, rows: &BTreeMap<u32, VolumeRow>) -> Checked {
         for volume in self.history.volumes.values_mut() {
             // In the middle of a rollback it is what it was or what it becomes, but it is there.
             let rolled_back = volume.life == Life::Unsure && volume.replaces;
             if rolled_back && !rows.contains_key(&volume.row) {
                 return broken(format!("volume {} is lost in a rollback", volume.row));
             }
-            let row = rows.get(&volume.row).filter(|(shares, _)| *shares == volume.id);
+            let row = rows.get(&volume.row).filter(|row| row.head == volume.id);
             match (volume.life, row) {
                 (Life::There, None) => return broken(format!("volume {} is lost", volume.id)),
                 (Life::Gone, Some(_)) => return broken(format!("volume {} came back", volume.id)),
                 (_, None) => volume.life = Life::Gone,
-                (_, Some(&(_, size))) => {
+                (_, Some(row)) => {
+                    let size = row.size_bytes / BLOCK_BYTES as u64;
                     if size != volume.size && volume.resizing != Some(size) {
                         return broken(format!(
                             "volume {} has {size} blocks, not {} or {:?}",
@@ -188,8 +179,8 @@ impl Rig {
             }
         }
         let known = &self.history.volumes;
-        match rows.values().find(|(shares, _)| !known.contains_key(shares)) {
-            Some((shares, _)) => broken(format!("volume {shares} was never made")),
+        match rows.values().find(|row| !known.contains_key(&row.head)) {
+            Some(row) => broken(format!("volume {} was never made", row.head)),
             None => Ok(()),
         }
     }

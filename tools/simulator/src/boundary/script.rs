@@ -50,6 +50,10 @@ pub(crate) enum Step {
         of: u32,
         snapshot: u64,
     },
+    /// Gives a clone the snapshots that it and what it was made of have in common.
+    Promote {
+        volume: u32,
+    },
     Checkpoint,
     /// Waits until nothing goes on, not even in the background.
     Drain,
@@ -227,6 +231,7 @@ pub(crate) fn by_hand() -> Vec<Script> {
         make("pages", 1, &one, LONG_PAGE_WRITES as usize, long_pages()),
         make("clones", 1, &one, 3, clones()),
         make("rollbacks", 2, &two[..1], 3, rollbacks()),
+        make("promotions", 2, &two[..1], 3, promotions()),
     ]
 }
 
@@ -265,6 +270,49 @@ fn clones() -> Vec<Step> {
         Step::Drain,
         write(3, 0, 3),
         Step::Checkpoint,
+    ]
+}
+
+/// A clone takes over what it and its origin have in common, the origin goes, and then the snapshots that it leaves behind
+/// in shares without a live map; one of them waits for a second clone.
+fn promotions() -> Vec<Step> {
+    let snapshot = |volume| Step::Snapshot {
+        volumes: vec![volume],
+    };
+    let clone = |volume, snapshot| Step::Clone { volume, snapshot };
+    let delete = |snapshot| Step::DeleteSnapshot { snapshot };
+    vec![
+        Step::CreateVolume { blocks: 260 },
+        write(1, 0, 2),
+        write(1, 254, 2),
+        snapshot(1),
+        write(1, 1, 1),
+        snapshot(1),
+        write(1, 256, 2),
+        snapshot(1),
+        clone(1, 2),
+        write(2, 255, 2),
+        snapshot(2),
+        clone(1, 1),
+        Step::Promote { volume: 2 },
+        fua(2, 0),
+        delete(3),
+        Step::DeleteVolume { volume: 1 },
+        write(2, 1, 1),
+        delete(1),
+        Step::Checkpoint,
+        Step::DeleteVolume { volume: 3 },
+        Step::Drain,
+        Step::RollBack {
+            volume: 2,
+            of: 1,
+            snapshot: 2,
+        },
+        write(4, 0, 1),
+        delete(4),
+        delete(2),
+        Step::Drain,
+        fua(4, 255),
     ]
 }
 
@@ -332,8 +380,12 @@ struct Draft {
     random: Random,
     /// Size of each volume; 0 if it is deleted.
     volumes: Vec<u64>,
-    /// For each snapshot its volumes; none if it is deleted.
-    snapshots: Vec<Vec<u32>>,
+    /// For each snapshot its volumes with their sizes; none if it is deleted.
+    snapshots: Vec<Vec<(u32, u64)>>,
+    /// Volumes that were made of snapshots, and of which.
+    clones: Vec<(u32, u32)>,
+    /// Volumes whose snapshots may have gone over to a clone.
+    promoted: Vec<u32>,
 }
 
 /// The script of a seed.
@@ -345,11 +397,13 @@ pub(crate) fn from_seed(seed: u64) -> Script {
         .map(|_| 257 + u64::from(shards) * SLICE + random.below(5))
         .collect();
     let (tail, depth) = (random.percent(70), random.between(1, 3) as usize);
-    let count = random.between(9, 18);
+    let count = random.between(9, 20);
     let mut draft = Draft {
         random,
         volumes: Vec::new(),
         snapshots: Vec::new(),
+        clones: Vec::new(),
+        promoted: Vec::new(),
     };
     let mut steps = vec![draft.create(), draft.write()];
     while steps.len() < count as usize {
@@ -369,7 +423,7 @@ pub(crate) fn from_seed(seed: u64) -> Script {
 
 impl Draft {
     fn step(&mut self) -> Option<Step> {
-        Some(match self.random.below(100) {
+        Some(match self.random.below(132) {
             0..42 => self.write(),
             42..52 => Step::Flush {
                 volume: self.volume()?,
@@ -408,7 +462,10 @@ impl Draft {
             91..94 => self.create(),
             94..96 => Step::Drain,
             96..98 => Step::Idle,
-            _ => self.delete()?,
+            98..100 => self.delete()?,
+            100..112 => self.make_of_snapshot(false)?,
+            112..119 => self.make_of_snapshot(true)?,
+            _ => self.promote()?,
         })
     }
 
@@ -460,14 +517,52 @@ impl Draft {
         if second != first && self.random.percent(50) {
             volumes.push(second);
         }
-        self.snapshots.push(volumes.clone());
+        let sizes = volumes.iter().map(|&of| (of, self.volumes[of as usize - 1]));
+        self.snapshots.push(sizes.collect());
         Some(Step::Snapshot { volumes })
     }
 
-    /// A volume that has no snapshots.
+    /// A clone of a snapshot, or the volume that a rollback to it leads to.
+    fn make_of_snapshot(&mut self, roll_back: bool) -> Option<Step> {
+        let all = (1..).zip(&self.snapshots);
+        let all: Vec<(u64, u32, u64)> = all
+            .flat_map(|(id, of)| of.iter().map(move |&(of, size)| (id, of, size)))
+            .collect();
+        let &(snapshot, of, size) = all.get(self.random.below(all.len().max(1) as u64) as usize)?;
+        if !roll_back {
+            self.volumes.push(size);
+            self.clones.push((self.volumes.len() as u32, of));
+            return Some(Step::Clone { volume: of, snapshot });
+        }
+        if self.volumes[of as usize - 1] == 0 {
+            return None;
+        }
+        self.volumes[of as usize - 1] = 0;
+        self.volumes.push(size);
+        Some(Step::RollBack {
+            volume: of,
+            of,
+            snapshot,
+        })
+    }
+
+    fn promote(&mut self) -> Option<Step> {
+        let clones: Vec<(u32, u32)> = self
+            .clones
+            .iter()
+            .copied()
+            .filter(|(clone, _)| self.volumes[*clone as usize - 1] > 0)
+            .collect();
+        let &(volume, of) = clones.get(self.random.below(clones.len().max(1) as u64) as usize)?;
+        self.promoted.push(of);
+        Some(Step::Promote { volume })
+    }
+
+    /// A volume that has no snapshots, or whose snapshots may be a clone's.
     fn delete(&mut self) -> Option<Step> {
         let volume = self.volume()?;
-        if self.snapshots.iter().flatten().any(|of| *of == volume) {
+        let is_cut = self.snapshots.iter().flatten().any(|(of, _)| *of == volume);
+        if is_cut && !self.promoted.contains(&volume) {
             return None;
         }
         self.volumes[volume as usize - 1] = 0;
@@ -488,5 +583,13 @@ mod tests {
         assert!(has(|step| matches!(step, Step::DeleteSnapshot { .. })));
         assert!(has(|step| matches!(step, Step::Resize { .. })));
         assert!(has(|step| matches!(step, Step::Idle)));
+        let seeds: Vec<Step> = (0..60).flat_map(|seed| from_seed(seed).steps).collect();
+        for wanted in [
+            |step: &Step| matches!(step, Step::Clone { .. }),
+            |step: &Step| matches!(step, Step::RollBack { .. }),
+            |step: &Step| matches!(step, Step::Promote { .. }),
+        ] {
+            assert!(seeds.iter().filter(|step| wanted(step)).count() > 5);
+        }
     }
 }

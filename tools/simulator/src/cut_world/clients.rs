@@ -90,6 +90,8 @@ pub struct Snapshot {
 /// A volume.
 pub struct Volume {
     pub(super) view: HostView,
+    /// The volume that it, or what it was made of, was first: sectors are stamped with it.
+    family: u32,
     pub(super) model: VolumeModel,
 }
 
@@ -105,6 +107,8 @@ pub struct Clients {
     pub idle: Vec<usize>,
     /// Answers that were held for snapshots that are there.
     pub answers_held: u64,
+    /// Snapshots that a shard refused, and of these the ones that clones were part of.
+    pub refused: (u64, u64),
     trace: bool,
 }
 
@@ -150,7 +154,8 @@ impl Clients {
                     read_only: false,
                 };
                 let model = VolumeModel::new(index as u32 + 1, size_bytes / SECTOR_BYTES as u64);
-                Volume { view, model }
+                let family = index as u32 + 1;
+                Volume { view, family, model }
             })
             .collect();
         for volume in &volumes {
@@ -173,8 +178,38 @@ impl Clients {
             sent: 0,
             idle: (0..clients).collect(),
             answers_held: 0,
+            refused: (0, 0),
             trace,
         })
+    }
+
+    /// Makes a clone of every volume, of a snapshot that is there and was looked at.
+    ///
+    /// # Errors
+    /// If the shards do not make them.
+    pub fn clone_all(&mut self, stage: &mut Stage, snapshot: u64) -> Result<(), Broken> {
+        let tick = self.tick();
+        let originals = self.volumes.len();
+        for index in 0..originals {
+            let (clone, origin) = (VolumeId((originals + index) as u32 + 1), &self.volumes[index]);
+            for shard in 0..stage.shard_count() {
+                let command = ShardCommand::CloneVolume {
+                    volume: clone,
+                    origin: origin.view.view.volume,
+                    snapshot: SnapshotId(snapshot),
+                };
+                stage.control(shard, command);
+            }
+            let mut view = origin.view.clone();
+            view.view.volume = clone;
+            let shown = &self.snapshots[&snapshot].content[&index];
+            let (family, model) = (
+                origin.family,
+                VolumeModel::of_snapshot(origin.family, shown, tick),
+            );
+            self.volumes.push(Volume { view, family, model });
+        }
+        stage.settle()
     }
 
     /// The next moment.
@@ -225,7 +260,7 @@ impl Clients {
             target.model.write_sent(number, range);
         }
         self.sent += 1;
-        let mut view = target.view.clone();
+        let (mut view, family) = (target.view.clone(), target.family);
         if let Does::Look(snapshot) = does {
             view.view.snapshot = Some(SnapshotId(snapshot));
         }
@@ -245,7 +280,8 @@ impl Clients {
             }
             _ => {
                 let numbered = parts.iter().enumerate();
-                let requests = numbered.map(|(at, part)| request(token(at), does, &view, range, part));
+                let requests =
+                    numbered.map(|(at, part)| request(token(at), does, &view, family, range, part));
                 stage.requests.extend(requests);
             }
         }
@@ -408,6 +444,13 @@ impl Clients {
             }
             Ok(_) => Known::There,
             Err(SnapshotError::InDoubt { .. }) => Known::InDoubt,
+            Err(SnapshotError::Refused { .. }) => {
+                let is_clone =
+                    |volume: &usize| self.volumes[*volume].family != self.volumes[*volume].view.view.volume.0;
+                self.refused.0 += 1;
+                self.refused.1 += u64::from(snapshot.volumes.iter().any(is_clone));
+                Known::NotThere
+            }
             Err(_) => Known::NotThere,
         };
         self.answers_held += result.as_ref().map_or(0, OverallSnapshot::answers_held);
@@ -451,7 +494,14 @@ fn flush(token: Token, shard: ShardIndex, view: View) -> ShardRequest {
     }
 }
 
-fn request(token: Token, does: Does, view: &HostView, range: Range, part: &Part) -> ShardRequest {
+fn request(
+    token: Token,
+    does: Does,
+    view: &HostView,
+    family: u32,
+    range: Range,
+    part: &Part,
+) -> ShardRequest {
     let mut buffer = Buffer::owned(part.blocks as usize * BLOCK_BYTES);
     let kind = match does {
         Does::Write { number, fua } => {
@@ -460,7 +510,7 @@ fn request(token: Token, does: Does, view: &HostView, range: Range, part: &Part)
             let (start, length) = (part.skip_bytes as usize, part.length_bytes as usize);
             let sector = range.first + part.offset_bytes / SECTOR_BYTES as u64;
             let data = &mut buffer.bytes_mut()[start..start + length];
-            stamp::fill(number, view.view.volume.0, sector, data);
+            stamp::fill(number, family, sector, data);
             RequestKind::Write { fua }
         }
         _ => RequestKind::Read,

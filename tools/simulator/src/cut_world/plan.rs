@@ -8,7 +8,7 @@ use stillpoint_processor::command::EventKind;
 use stillpoint_processor::{ShardCommand, ShardOptions};
 
 use super::clients::Limits;
-use super::stage::{Move, Props, Stage};
+use super::stage::{Move, Props, STRANGERS, Stage};
 use crate::random::Random;
 
 /// A message of a cut.
@@ -59,16 +59,19 @@ pub enum Fault {
     LateForStep,
     /// The shard gets no turn for longer than answers may be held.
     ShardStalls,
+    /// Another cut of all volumes goes on at the shard for as long: it refuses to prepare.
+    ShardRefuses,
 }
 
 /// All faults.
-pub const FAULTS: [Fault; 6] = [
+pub const FAULTS: [Fault; 7] = [
     Fault::Kill,
     Fault::PowerCut,
     Fault::CoordinatorDies,
     Fault::LateForHold,
     Fault::LateForStep,
     Fault::ShardStalls,
+    Fault::ShardRefuses,
 ];
 
 /// What runs came across: a simulation that never gets into trouble proves nothing.
@@ -82,6 +85,10 @@ pub struct Met {
     pub answers_held: u64,
     /// Operations of clients.
     pub operations: u64,
+    /// Faults that came where half of the volumes are clones.
+    pub with_clones: BTreeMap<Fault, u64>,
+    /// Snapshots that a shard refused, and of these the ones that clones were part of.
+    pub refused: (u64, u64),
 }
 
 impl Met {
@@ -93,6 +100,11 @@ impl Met {
         for (what, count) in &other.ends {
             *self.ends.entry(what).or_default() += count;
         }
+        for (fault, count) in &other.with_clones {
+            *self.with_clones.entry(*fault).or_default() += count;
+        }
+        self.refused.0 += other.refused.0;
+        self.refused.1 += other.refused.1;
         self.answers_held += other.answers_held;
         self.operations += other.operations;
     }
@@ -104,7 +116,11 @@ impl fmt::Display for Met {
         let (operations, held) = (self.operations, self.answers_held);
         write!(
             f,
-            "{operations} operations, {held} answers held, {faults} faults of {kinds} kinds"
+            "{operations} operations, {held} answers held, {faults} faults of {kinds} kinds ({} beside clones), {} snapshots \
+             refused ({} of clones)",
+            self.with_clones.values().sum::<u64>(),
+            self.refused.0,
+            self.refused.1
         )?;
         self.ends
             .iter()
@@ -134,6 +150,8 @@ pub struct Plan {
     pub lazy_percent: u64,
     /// What goes wrong, at which message of a cut (counted from 0), and whether just after it; one or two of them.
     pub faults: Vec<(Fault, u64, bool)>,
+    /// Whether there is a clone of every volume.
+    pub clones: bool,
 }
 
 impl Plan {
@@ -176,6 +194,7 @@ impl Plan {
             step_ns: *random.pick(&[10, 100, 1_000]),
             lazy_percent: *random.pick(&[0, 50, 90, 97]),
             faults,
+            clones: random.percent(25),
         }
     }
 }
@@ -194,6 +213,7 @@ pub(super) fn message(stage: &Stage, next: Move) -> Option<Message> {
                 _ => Message::Commit,
             })
         }
+        Move::Event(shard) if stage.events[shard].front()?.ticket == Some(STRANGERS) => None,
         Move::Event(shard) => match stage.events[shard].front()?.kind {
             EventKind::Prepared => Some(Message::Prepared),
             EventKind::Taken => Some(Message::Taken),

@@ -56,7 +56,10 @@ pub fn run_with(seed: u64, trace: bool, change: impl FnOnce(&mut Plan)) -> Resul
     }
     let mut stage = Stage::new(plan.props, random.fork())?;
     let blocks = u64::from(plan.props.shards) * u64::from(OBJECT_BLOCKS);
-    let clients = Clients::new(&mut stage, plan.volumes, blocks, plan.clients, trace)?;
+    let mut clients = Clients::new(&mut stage, plan.volumes, blocks, plan.clients, trace)?;
+    if plan.clones {
+        make_clones(&plan, &mut random, &mut stage, &mut clients)?;
+    }
     let run = Run {
         snapshots_left: plan.snapshots,
         operations_left: plan.operations,
@@ -73,9 +76,39 @@ pub fn run_with(seed: u64, trace: bool, change: impl FnOnce(&mut Plan)) -> Resul
     run.go()
 }
 
+/// Writes something into each volume, takes a snapshot of all and clones it: from then on there are twice as many volumes.
+fn make_clones(
+    plan: &Plan,
+    random: &mut Random,
+    stage: &mut Stage,
+    clients: &mut Clients,
+) -> Result<(), Broken> {
+    for volume in 0..plan.volumes {
+        let sectors = clients.volumes[volume].model.sectors();
+        let first = random.below(sectors / SECTORS_PER_BLOCK) * SECTORS_PER_BLOCK;
+        let range = Range {
+            first,
+            count: SECTORS_PER_BLOCK,
+        };
+        let client = clients.idle.pop().expect("there are as many clients as volumes");
+        clients.write(stage, client, volume, range, false);
+        settle(stage, clients)?;
+    }
+    clients.ask(stage, (0..plan.volumes).collect(), plan.limits);
+    settle(stage, clients)?;
+    match clients.snapshots[&1].known {
+        Known::There => clients.clone_all(stage, 1),
+        // Its hold became too long.
+        _ => Ok(()),
+    }
+}
+
 impl Run {
     fn go(mut self) -> Result<Met, Broken> {
         loop {
+            if let Some(end) = self.stage.vacate(self.stage.now_ns) {
+                self.step(end)?;
+            }
             if self.begin_something() {
                 continue;
             }
@@ -99,6 +132,9 @@ impl Run {
                 None => self.step(next)?,
             }
         }
+        if let Some(end) = self.stage.vacate(u64::MAX) {
+            self.step(end)?;
+        }
         settle(&mut self.stage, &mut self.clients)?;
         if self.stage.coordinator.is_some() {
             compare_in_silence(&mut self.stage, &mut self.clients)?;
@@ -118,9 +154,9 @@ impl Run {
     fn begin_something(&mut self) -> bool {
         if self.snapshots_left > 0 && self.random.percent(8) {
             self.snapshots_left -= 1;
-            let mut volumes: Vec<usize> = (0..self.plan.volumes).collect();
+            let mut volumes: Vec<usize> = (0..self.clients.volumes.len()).collect();
             self.random.shuffle(&mut volumes);
-            volumes.truncate(self.random.between(1, self.plan.volumes as u64) as usize);
+            volumes.truncate(self.random.between(1, volumes.len() as u64) as usize);
             return self.clients.ask(&mut self.stage, volumes, self.plan.limits);
         }
         if self.operations_left == 0 || self.clients.idle.is_empty() || self.random.percent(60) {
@@ -130,7 +166,7 @@ impl Run {
         self.met.operations += 1;
         let at = self.random.below(self.clients.idle.len() as u64) as usize;
         let client = self.clients.idle.swap_remove(at);
-        let volume = self.random.below(self.plan.volumes as u64) as usize;
+        let volume = self.random.below(self.clients.volumes.len() as u64) as usize;
         let range = self.range(volume);
         let (stage, clients) = (&mut self.stage, &mut self.clients);
         match self.random.below(100) {
@@ -216,6 +252,7 @@ impl Run {
         let next = holds
             .chain(coordinator)
             .chain(stall.map(|stall| stall.until_ns))
+            .chain(self.stage.occupied_until_ns())
             .min();
         let Some(next_ns) = next else { return Ok(false) };
         self.stage.now_ns = self.stage.now_ns.max(next_ns);
@@ -235,6 +272,9 @@ impl Run {
     /// Lets something go wrong at a message; true if that is the end of the run.
     fn strike(&mut self, message: Message, fault: Fault, after: bool, next: Move) -> Result<bool, Broken> {
         *self.met.faults.entry((message, fault)).or_default() += 1;
+        if self.clients.volumes.len() > self.plan.volumes {
+            *self.met.with_clones.entry(fault).or_default() += 1;
+        }
         if self.trace {
             eprintln!(
                 "  {fault:?} {} {message:?}",
@@ -265,6 +305,15 @@ impl Run {
             Fault::LateForHold => (late_ns(limits.hold_ns), false),
             Fault::LateForStep => (late_ns(limits.step_ns), false),
             Fault::ShardStalls => (late_ns(limits.hold_ns), true),
+            Fault::ShardRefuses => {
+                let volumes = self.clients.volumes.iter().map(|volume| volume.view.view.volume);
+                let until_ns = self.stage.now_ns + late_ns(limits.hold_ns);
+                if self.stage.occupied_until_ns().is_none() {
+                    let begin = self.stage.occupy(shard, volumes.collect(), until_ns);
+                    self.step(begin)?;
+                }
+                return Ok(false);
+            }
         };
         let until_ns = self.stage.now_ns + for_ns;
         self.stall = Some(Stall { until_ns, shard, all });
@@ -292,6 +341,7 @@ impl Run {
 
     fn end(mut self) -> Result<Met, Broken> {
         self.met.answers_held = self.clients.answers_held;
+        self.met.refused = self.clients.refused;
         for snapshot in self.clients.snapshots.values() {
             let end = match snapshot.known {
                 Known::There => "there",

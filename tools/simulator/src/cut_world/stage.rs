@@ -14,7 +14,7 @@ use stillpoint_processor::ports::{Operation, OperationKind};
 use stillpoint_processor::shard::RecoveryReport;
 use stillpoint_processor::{
     Now, Outbox, Processor, RequestError, Shard, ShardAnswer, ShardCommand, ShardEvent, ShardIndex,
-    ShardOptions, ShardRequest, SnapshotId, Ticket,
+    ShardOptions, ShardRequest, SnapshotId, Ticket, VolumeId,
 };
 
 use super::tail::{Shelf, SmallTail};
@@ -29,6 +29,10 @@ const TURNS_MAX: u32 = 10_000;
 /// Memory of a processor: without the largest buffer of the reserve, which nothing here needs and which takes longer to
 /// fill than all the rest.
 const POOL_BYTES: usize = 512 << 10;
+
+/// A snapshot that nobody waits for, and the mark on its commands.
+const STRANGER: SnapshotId = SnapshotId(u64::MAX);
+pub(super) const STRANGERS: Ticket = Ticket(1);
 
 /// One thing that can happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,6 +96,8 @@ pub struct Stage {
     ended: VecDeque<(SnapshotId, Result<OverallSnapshot, SnapshotError>)>,
     /// Commands of the control plane that were not answered yet.
     control_waiting: usize,
+    /// Where somebody else's cut goes on, and until when.
+    occupied: Option<(usize, u64)>,
     pub(super) now_ns: u64,
 }
 
@@ -141,6 +147,7 @@ impl Stage {
             answers: Vec::new(),
             ended: VecDeque::new(),
             control_waiting: 0,
+            occupied: None,
             now_ns: 1,
         };
         let opened = stage.open()?;
@@ -196,6 +203,7 @@ impl Stage {
         self.answers.clear();
         self.ended.clear();
         self.control_waiting = 0;
+        self.occupied = None;
         self.devices.crash(power_cut, fate);
         if power_cut && self.props.tail {
             self.shelves = self.shelves.iter().map(|_| Shelf::with_tail()).collect();
@@ -223,6 +231,7 @@ impl Stage {
             answers: Vec::new(),
             ended: VecDeque::new(),
             control_waiting: 0,
+            occupied: None,
             now_ns: self.now_ns,
         }
     }
@@ -264,6 +273,30 @@ impl Stage {
     pub fn control(&mut self, shard: usize, command: ShardCommand) {
         self.control_waiting += 1;
         self.commands[shard].push_back((Ticket(0), command));
+    }
+
+    /// A cut of these volumes at one shard that is nobody's and ends at this time: until then the shard refuses others (unless
+    /// it takes part in one already, and refuses this). Gives the move that begins it. There is no other one.
+    pub fn occupy(&mut self, shard: usize, volumes: Vec<VolumeId>, until_ns: u64) -> Move {
+        assert!(self.occupied.is_none(), "one at a time");
+        let snapshot = STRANGER;
+        self.commands[shard].push_front((STRANGERS, ShardCommand::Prepare { snapshot, volumes }));
+        self.occupied = Some((shard, until_ns));
+        Move::Command(shard)
+    }
+
+    /// The move that ends that cut, if its time has come.
+    pub fn vacate(&mut self, now_ns: u64) -> Option<Move> {
+        let (shard, _) = self.occupied.take_if(|(_, until_ns)| *until_ns <= now_ns)?;
+        let snapshot = STRANGER;
+        self.commands[shard].push_front((STRANGERS, ShardCommand::Abort { snapshot }));
+        Some(Move::Command(shard))
+    }
+
+    /// When that cut ends.
+    #[must_use]
+    pub fn occupied_until_ns(&self) -> Option<u64> {
+        self.occupied.map(|(_, until_ns)| until_ns)
     }
 
     /// Everything that can happen now, but for time.
@@ -327,6 +360,9 @@ impl Stage {
         let for_coordinator = event.ticket.is_some_and(Coordinator::gave)
             || matches!(event.kind, EventKind::HoldExpired { .. });
         let now = self.now();
+        if event.ticket == Some(STRANGERS) {
+            return Ok(());
+        }
         if for_coordinator {
             if let Some(coordinator) = &mut self.coordinator {
                 let mut actions = Vec::new();

@@ -23,12 +23,15 @@ type Owner = (u32, u8, u64);
 const DATA: u8 = u8::MAX;
 
 /// A row of the directory: kind, key, value.
-type OwnedRow = (RowKind, Vec<u8>, Vec<u8>);
+pub(super) type OwnedRow = (RowKind, Vec<u8>, Vec<u8>);
 
-struct Audit<'a> {
+/// What was met of one shard.
+pub(super) struct Audit<'a> {
     world: &'a World,
     shard: ShardIndex,
     owners: BTreeMap<u64, Owner>,
+    /// Data blocks that were walked, by position.
+    pub(super) positions: BTreeMap<u64, u64>,
 }
 
 impl World {
@@ -38,12 +41,7 @@ impl World {
     /// The first place that is wrong.
     pub fn audit(&self) -> Checked {
         self.shards().try_for_each(|shard| {
-            let audit = Audit {
-                world: self,
-                shard,
-                owners: BTreeMap::new(),
-            };
-            audit
+            Audit::new(self, shard)
                 .run()
                 .map_err(|Broken(why)| Broken(format!("audit of shard {}: {why}", shard.0)))
         })
@@ -61,6 +59,17 @@ impl World {
             })
             .max_by_key(|header| header.generation.get());
         newest.ok_or_else(|| Broken(format!("shard {} has no sound header", shard.0)))
+    }
+}
+
+impl<'a> Audit<'a> {
+    pub(super) fn new(world: &'a World, shard: ShardIndex) -> Self {
+        Self {
+            world,
+            shard,
+            owners: BTreeMap::new(),
+            positions: BTreeMap::new(),
+        }
     }
 }
 
@@ -91,6 +100,7 @@ impl Audit<'_> {
                 return broken(format!("a snapshot of volume {volume}, which is not there"));
             };
             let found = self.walk(family, &root, level, 0)?;
+            self.positions.clear();
             if found != mapped_blocks {
                 return broken(format!(
                     "volume {volume}: {found} blocks are mapped, the row says {mapped_blocks}"
@@ -123,7 +133,7 @@ impl Audit<'_> {
         }
     }
 
-    fn directory(&mut self, header: &ShardHeader) -> Checked<Vec<OwnedRow>> {
+    pub(super) fn directory(&mut self, header: &ShardHeader) -> Checked<Vec<OwnedRow>> {
         let (pool, shard) = (self.world.layout.pool, self.shard.0);
         let mut rows = Vec::new();
         let mut left = header.directory_pages.get();
@@ -160,7 +170,7 @@ impl Audit<'_> {
     }
 
     /// Walks a map; gives the data blocks it maps.
-    fn walk(&mut self, family: u32, entry: &MapEntry, level: u8, index: u64) -> Checked<u64> {
+    pub(super) fn walk(&mut self, family: u32, entry: &MapEntry, level: u8, index: u64) -> Checked<u64> {
         let address = entry.address();
         if address == 0 {
             return Ok(0);
@@ -186,6 +196,7 @@ impl Audit<'_> {
                 mapped += self.walk(family, entry, level - 1, child)?;
             } else if entry.address() != 0 {
                 mapped += 1;
+                self.positions.insert(child, entry.address());
                 if self.own(entry.address(), (family, DATA, child))?
                     && crc32c(&self.peek(entry.address())?) != entry.check.get()
                 {

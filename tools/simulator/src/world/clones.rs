@@ -6,12 +6,12 @@
 //! | clone a snapshot | shares on all shards, then the row |
 //! | roll back a volume | the safety snapshot, then shares on all shards, then the row, then the old live map goes |
 
-use stillpoint_ondisk::catalog::VolumeMore;
-use stillpoint_processor::{RequestError, ShardCommand, SnapshotId, VolumeId};
+use stillpoint_processor::{RequestError, ShardCommand, ShardIndex, SnapshotId, VolumeId};
 
 use super::jobs::{Job, Purpose, Stage};
 use super::{State, Volume, World};
 use crate::model::VolumeModel;
+use crate::rows::VolumeRow;
 use crate::stamp::{SECTOR_BYTES, Shown};
 
 /// Volumes made of snapshots, beside those that were made empty, at most.
@@ -56,7 +56,7 @@ impl World {
         }
         let volume = *self.random.pick(ready);
         let row = self.volumes[&volume].row;
-        let known = self.known_knots(|of| of.row == row);
+        let known = self.known_knots(|owner| owner == row);
         if known.is_empty() {
             return;
         }
@@ -104,7 +104,8 @@ impl World {
             new: made,
             snapshot: target.snapshot,
         };
-        self.begin(purpose, vec![shares, row, head]);
+        let attach = self.attach_new_head(made);
+        self.begin(purpose, vec![shares, row, attach, head]);
     }
 
     /// A clone was made, or was not.
@@ -129,6 +130,7 @@ impl World {
                 let made = self.volume(new);
                 (made.state, made.job, made.resizing) = (State::There, false, false);
                 self.coverage.count("volumes rolled back");
+                self.tell_change_logs();
             }
             // It is told before anything is logged: the row is as it was.
             Some(RequestError::NoSpace) => {
@@ -164,6 +166,13 @@ impl World {
             row: replaces.map_or(id, |old| self.volumes[&old].row),
             family: source.family,
             origin: Some(origin),
+            row_origin: match replaces {
+                None => Some((snapshot.owners[&origin.volume], origin.snapshot)),
+                Some(old) => self.volumes[&old].row_origin,
+            },
+            becomes: None,
+            change_log: replaces.map_or(0, |old| self.volumes[&old].change_log),
+            becomes_log: None,
             replaces,
             rolls_back_to: None,
             rolls_back_now: false,
@@ -190,15 +199,15 @@ impl World {
         })
     }
 
-    /// Snapshots that were looked at from end to end, of volumes that fit.
-    fn known_knots(&self, fits: impl Fn(&Volume) -> bool) -> Vec<Knot> {
+    /// Snapshots that were looked at from end to end, whose owners fit.
+    fn known_knots(&self, fits: impl Fn(u32) -> bool) -> Vec<Knot> {
         let mut known = Vec::new();
         let there = self.snapshots.values();
         for snapshot in there.filter(|snapshot| snapshot.state == State::There) {
             for &(volume, size_bytes) in &snapshot.volumes {
                 let sectors = size_bytes as usize / SECTOR_BYTES;
                 let content = snapshot.content.get(&volume);
-                if content.is_some_and(|content| content.len() == sectors) && fits(&self.volumes[&volume]) {
+                if content.is_some_and(|content| content.len() == sectors) && fits(snapshot.owners[&volume]) {
                     known.push(Knot {
                         volume,
                         snapshot: snapshot.id,
@@ -216,19 +225,15 @@ impl Volume {
         self.origin.is_some() && self.row == self.id
     }
 
-    /// What its row says beside the head, if it has to.
-    pub(super) fn more(&self) -> Option<VolumeMore> {
-        let origin = self.origin?;
-        let (volume, snapshot) = if self.is_clone() {
-            (origin.volume, origin.snapshot)
-        } else {
-            (0, 0)
+    /// The command that writes its row, with this origin and size.
+    pub(super) fn row_with(&self, origin: Option<(u32, u64)>, size_bytes: u64) -> (ShardIndex, ShardCommand) {
+        let row = VolumeRow {
+            row: self.row,
+            head: self.id,
+            size_bytes,
+            origin,
+            change_log: self.change_log,
         };
-        Some(VolumeMore {
-            head: self.id.into(),
-            origin_volume: volume.into(),
-            origin_snapshot: snapshot.into(),
-            ..VolumeMore::default()
-        })
+        row.put(self.placement, self.block_bytes)
     }
 }

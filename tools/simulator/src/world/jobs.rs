@@ -16,13 +16,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 
 use stillpoint_coordinator::{Marks, OverallSnapshot, SnapshotError, SnapshotRequest, SnapshotVolume};
-use stillpoint_ondisk::catalog::{self, Key, Value, VolumeHead};
+use stillpoint_ondisk::catalog::Key;
 use stillpoint_processor::command::{EventKind, Notice, ShardStatus};
 use stillpoint_processor::host_view::Placement;
 use stillpoint_processor::{
     RequestError, ShardCommand, ShardEvent, ShardIndex, SnapshotId, Ticket, VolumeId,
 };
 
+use super::change_logs::LogJob;
 use super::{Checked, Snapshot, State, Volume, World, broken};
 use crate::model::{CutBounds, Range, VolumeModel};
 use crate::stamp::{SECTOR_BYTES, Shown};
@@ -61,6 +62,10 @@ pub enum Purpose {
         /// What it was then.
         snapshot: u64,
     },
+    /// A clone takes over the snapshots that it has in common with what it was made of.
+    Promote(u32),
+    /// Something about change log volumes.
+    ChangeLog(LogJob),
     /// Shares that no row leads to go.
     FreeShares(u32),
     /// A checkpoint of all shards.
@@ -84,6 +89,11 @@ pub struct Job {
 }
 
 impl Job {
+    /// What shards told of themselves.
+    pub(super) fn statuses(&self) -> impl Iterator<Item = &ShardStatus> {
+        self.statuses.values()
+    }
+
     /// What a command said that failed.
     pub(super) fn failed(&self) -> Option<RequestError> {
         self.failed
@@ -206,6 +216,14 @@ impl World {
                 self.coverage.count("intermediate snapshots freed");
                 Ok(())
             }
+            &EventKind::Notice(Notice::ChangeLogFull { change_log }) => {
+                self.change_log_full(change_log.0);
+                Ok(())
+            }
+            EventKind::Notice(Notice::ChangeLogHigh { high: true, .. }) => {
+                self.coverage.count("change log volumes that became nearly full");
+                Ok(())
+            }
             EventKind::Notice(_) => Ok(()),
             other => broken(format!("an event that nobody asked for: {other:?}")),
         }
@@ -243,22 +261,22 @@ impl World {
                 target.shown_bytes = target.size_bytes;
                 self.coverage.count("volumes resized");
             }
-            Purpose::DeleteVolume(volume) if done => self.volume(volume).state = State::Gone,
+            Purpose::DeleteVolume(volume) if done => self.volume_deleted(volume),
             Purpose::DeleteSnapshot(snapshot) if done => {
                 self.snapshots
                     .get_mut(&snapshot)
                     .expect("snapshots stay known")
                     .state = State::Gone;
                 self.coverage.count("snapshots deleted");
+                self.dropped(snapshot);
             }
             Purpose::CloneVolume { volume, snapshot } => self.clone_ended(volume, snapshot, &job),
             Purpose::RollBack { old, new, snapshot } => self.rollback_ended(old, new, snapshot, &job),
+            Purpose::Promote(_) => self.promotion_ended(&job),
+            Purpose::ChangeLog(what) => self.change_log_ended(what, &job),
             Purpose::Status => self.statuses = job.statuses,
-            Purpose::Checkpoint
-            | Purpose::FreeShares(_)
-            | Purpose::Reconcile
-            | Purpose::DeleteVolume(_)
-            | Purpose::DeleteSnapshot(_) => {}
+            Purpose::Checkpoint | Purpose::FreeShares(_) | Purpose::Reconcile | Purpose::DeleteVolume(_) => {}
+            Purpose::DeleteSnapshot(snapshot) => self.dropped(snapshot),
         }
         self.refresh_exports();
     }
@@ -278,19 +296,7 @@ impl World {
 
     pub(super) fn volume_row(&self, volume: u32, size_bytes: u64) -> Stage {
         let target = &self.volumes[&volume];
-        let head = VolumeHead {
-            version: catalog::VERSION.into(),
-            name_bytes: 0.into(),
-            rotation: target.placement.rotation.into(),
-            reserved: [0; 2],
-            block_bytes: target.block_bytes.into(),
-            object_blocks: target.placement.object_blocks.into(),
-            size_bytes: size_bytes.into(),
-            created_ns: 0.into(),
-        };
-        let key = Key::Volume(target.row).encode();
-        let value = Value::Volume(head, target.more(), &format!("volume-{}", target.row)).encode();
-        vec![(ShardIndex(0), ShardCommand::CatalogPut { key, value })]
+        vec![target.row_with(target.row_origin, size_bytes)]
     }
 
     /// Makes a volume of a random shape.
@@ -315,6 +321,10 @@ impl World {
             row: id,
             family: id,
             origin: None,
+            row_origin: None,
+            becomes: None,
+            change_log: 0,
+            becomes_log: None,
             replaces: None,
             rolls_back_to: None,
             rolls_back_now: false,
@@ -347,6 +357,7 @@ impl World {
         target.shown_bytes = old_bytes.min(size_bytes);
         let sectors = |bytes: u64| bytes / SECTOR_BYTES as u64;
         target.model.grow(sectors(size_bytes));
+        let family = target.family;
         let zeros = (size_bytes < old_bytes).then(|| {
             let number = self.writes.send(true, tick);
             let range = Range {
@@ -356,6 +367,9 @@ impl World {
             target.model.write_sent(number, range);
             number
         });
+        if zeros.is_some() {
+            self.discarded.insert(family);
+        }
         let shares = self.resize_shares(volume, placement, size_bytes);
         let row = self.volume_row(volume, size_bytes);
         let stages = if zeros.is_some() {
@@ -377,18 +391,6 @@ impl World {
             volume: VolumeId(volume),
             share_blocks: placement.share_blocks(shard, size_bytes.div_ceil(4096)),
         })
-    }
-
-    /// Deletes a volume that has no snapshots.
-    pub(super) fn begin_delete_volume(&mut self, volume: u32) {
-        let target = self.volume(volume);
-        (target.state, target.job) = (State::Ending, true);
-        let key = Key::Volume(target.row).encode();
-        let row = vec![(ShardIndex(0), ShardCommand::CatalogDelete { key })];
-        let shares = self.for_all(|_| ShardCommand::DeleteVolume {
-            volume: VolumeId(volume),
-        });
-        self.begin(Purpose::DeleteVolume(volume), vec![row, shares]);
     }
 
     /// Takes a snapshot of some volumes at one instant.
@@ -420,6 +422,13 @@ impl World {
         };
         let snapshot = Snapshot {
             id,
+            owners: sizes
+                .iter()
+                .map(|(volume, _)| (*volume, self.volumes[volume].row))
+                .collect(),
+            goes: None,
+            ends_with: None,
+            dropped_for: None,
             volumes: sizes,
             state: State::Asked,
             bounds: CutBounds::new(sent, u64::MAX),
@@ -540,6 +549,8 @@ impl Purpose {
                 | Self::ResizeVolume { .. }
                 | Self::CloneVolume { .. }
                 | Self::RollBack { .. }
+                | Self::Promote(_)
+                | Self::ChangeLog(_)
         )
     }
 }

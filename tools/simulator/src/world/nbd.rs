@@ -189,6 +189,9 @@ impl World {
             let client = HOSTS_FROM + self.hosts.link(connection).host;
             self.write_sent(number, client, volume, request.range(), request.sent);
         }
+        if matches!(request.command, command::TRIM | command::WRITE_ZEROES) {
+            self.discarded.insert(self.volumes[&volume].family);
+        }
         let fua = request.flags & command_flags::FUA != 0;
         let sent = match request.command {
             command::READ => nbd.send_read(request.offset_bytes, request.length_bytes),

@@ -102,6 +102,9 @@ impl World {
         let target = self.volumes.get_mut(&volume).expect("clients know their volumes");
         let (view, family) = (target.host_view(snapshot), target.family);
         target.in_flight += 1;
+        if matches!(does, Does::Discard { .. }) {
+            self.discarded.insert(family);
+        }
         if let Some(number) = does.number() {
             let range = Range {
                 first: offset_bytes / SECTOR_BYTES as u64,

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use stillpoint_ondisk::catalog::{Key, Value};
 use stillpoint_processor::format::{PoolSpec, make_pool};
 use stillpoint_processor::shard::{OpenError, RecoveryReport};
 use stillpoint_processor::{Now, Shard, ShardCommand, ShardIndex, SnapshotId, VolumeId};
@@ -17,6 +16,7 @@ use crate::machine::{Machine, WALL_START_NS};
 use crate::memory::{SimulatedTail, TailShelf};
 use crate::model::{Broken, Crash, Range, Writes};
 use crate::random::Random;
+use crate::rows::{Rows, VolumeRow};
 use crate::scenario::Plan;
 
 type Opened = Vec<(Shard<SimulatedTail>, RecoveryReport)>;
@@ -55,6 +55,12 @@ impl World {
             operations_sent: 0,
             jobs: BTreeMap::new(),
             jobs_begun: 0,
+            promoting: false,
+            change_logs: BTreeMap::new(),
+            attached: BTreeMap::new(),
+            making_room: BTreeSet::new(),
+            discarded: BTreeSet::new(),
+            has_dropped: false,
             next_volume: 1,
             next_snapshot: 1,
             snapshots_asked: 0,
@@ -104,6 +110,7 @@ impl World {
                 .add("log tail records replayed", report.tail_records);
             self.coverage
                 .add("blocks dropped in recovery", report.dropped_blocks);
+            self.has_dropped |= report.dropped_blocks > 0;
             shards.push(shard);
         }
         let processors = self.random.between(1, u64::from(self.plan.shards).min(3)) as usize;
@@ -159,7 +166,8 @@ impl World {
         self.account(&mut opened)?;
         let mending = self.compare_with_catalog(&opened)?;
         self.start(opened);
-        self.begin(Purpose::Reconcile, vec![mending]);
+        let logs = self.tell_all_change_logs();
+        self.begin(Purpose::Reconcile, vec![mending, logs]);
         self.settle()?;
         self.forget_what_lies_beyond_the_ends();
         // Snapshots first: they are compared with the history up to the crash, which the volumes then close.
@@ -214,7 +222,8 @@ impl World {
         };
         let mending = self.compare_with_catalog(&opened)?;
         self.start(opened);
-        self.begin(Purpose::Reconcile, vec![mending]);
+        let logs = self.tell_all_change_logs();
+        self.begin(Purpose::Reconcile, vec![mending, logs]);
         self.settle()?;
         self.compare_everything()
     }
@@ -232,14 +241,15 @@ impl World {
         self.operations.clear();
         self.jobs.clear();
         self.idle_clients.clear();
-        (self.snapshots_asked, self.coordinator_dies_after) = (0, None);
+        (self.snapshots_asked, self.coordinator_dies_after, self.promoting) = (0, None, false);
         for volume in self.volumes.values_mut() {
             (volume.in_flight, volume.job, volume.resizing) = (0, false, false);
             (volume.rolls_back_to, volume.rolls_back_now) = (None, false);
         }
+        self.forget_change_log_jobs();
         for snapshot in self.snapshots.values_mut() {
             snapshot.bounds.answered = snapshot.bounds.answered.min(tick);
-            snapshot.cloning = 0;
+            (snapshot.cloning, snapshot.ends_with) = (0, None);
         }
         let (devices, pace, now_ns) = (
             self.devices.clone(),
@@ -273,27 +283,17 @@ impl World {
     /// put the rest right.
     fn compare_with_catalog(&mut self, opened: &Opened) -> Checked<Vec<(ShardIndex, ShardCommand)>> {
         let mut commands = Vec::new();
-        let (mut volume_rows, mut snapshot_rows) = (BTreeMap::new(), BTreeSet::new());
-        let mut figures = Vec::new();
-        for (key, value) in opened[0].0.catalog() {
-            let decoded = Key::decode(&key).and_then(|key| Ok((key, Value::decode(key, &value)?)));
-            match decoded.map_err(|damage| Broken(format!("a catalog row is damaged: {damage}")))? {
-                (Key::Volume(id), Value::Volume(head, more, _)) => {
-                    let shares = more.map_or(id, |more| more.head.get());
-                    volume_rows.insert(id, (shares, head.size_bytes.get()));
-                }
-                (Key::Snapshot(id), _) => drop(snapshot_rows.insert(id)),
-                (Key::Figures { snapshot, .. }, _) => figures.push((snapshot, key)),
-                (other, _) => return broken(format!("a row that nobody wrote: {other:?}")),
-            }
-        }
-        for (snapshot, key) in figures {
-            if !snapshot_rows.contains(&snapshot) {
+        let rows = Rows::read(&opened[0].0.catalog())?;
+        for (snapshot, key) in &rows.figures {
+            if !rows.snapshots.contains_key(snapshot) {
+                let key = key.clone();
                 commands.push((ShardIndex(0), ShardCommand::CatalogDelete { key }));
             }
         }
-        self.decide_volumes(&volume_rows)?;
-        self.decide_snapshots(&snapshot_rows)?;
+        self.decide_volumes(&rows.volumes)?;
+        self.decide_snapshots(&rows.snapshots.keys().copied().collect())?;
+        self.decide_owners(&rows)?;
+        self.decide_change_logs(&rows)?;
         for (shard, _) in opened {
             self.compare_shares(shard, &mut commands)?;
         }
@@ -320,19 +320,18 @@ impl World {
         }
     }
 
-    /// `rows`: for each volume its shares, and its size in bytes.
-    fn decide_volumes(&mut self, rows: &BTreeMap<u32, (u32, u64)>) -> Checked {
+    fn decide_volumes(&mut self, rows: &BTreeMap<u32, VolumeRow>) -> Checked {
         for volume in self.volumes.values_mut() {
             // In the middle of a rollback it is one of the two, but it is there.
             let rolled_back = volume.state == State::Asked && volume.replaces.is_some();
             if rolled_back && !rows.contains_key(&volume.row) {
                 return broken(format!("volume {} is lost in a rollback", volume.row));
             }
-            let row = rows.get(&volume.row).filter(|(shares, _)| *shares == volume.id);
+            let row = rows.get(&volume.row).filter(|row| row.head == volume.id);
             match (volume.state, row) {
                 (State::There, None) => return broken(format!("volume {} is lost", volume.id)),
                 (State::Gone, Some(_)) => return broken(format!("volume {} came back", volume.id)),
-                (_, Some(&(_, size_bytes))) => {
+                (_, Some(&VolumeRow { size_bytes, .. })) => {
                     if rolled_back {
                         self.coverage.count("rollbacks that a crash let come true");
                     }
@@ -342,11 +341,8 @@ impl World {
                 (_, None) => volume.state = State::Gone,
             }
         }
-        match rows
-            .values()
-            .find(|(shares, _)| !self.volumes.contains_key(shares))
-        {
-            Some((shares, _)) => broken(format!("volume {shares} was never made")),
+        match rows.values().find(|row| !self.volumes.contains_key(&row.head)) {
+            Some(row) => broken(format!("volume {} was never made", row.head)),
             None => Ok(()),
         }
     }
@@ -368,7 +364,7 @@ impl World {
     }
 
     /// Whether the catalog has a snapshot in these shares.
-    fn has_snapshots_in(&self, volume: u32) -> bool {
+    pub(super) fn has_snapshots_in(&self, volume: u32) -> bool {
         self.snapshots.values().any(|snapshot| {
             snapshot.state == State::There && snapshot.volumes.iter().any(|(id, _)| *id == volume)
         })

@@ -173,6 +173,9 @@ impl World {
 
     /// Something that an operator might do now.
     fn operate(&mut self) {
+        if self.promoting {
+            return;
+        }
         let ready: Vec<u32> = self
             .volumes
             .values()
@@ -181,7 +184,13 @@ impl World {
             .collect();
         // Resizing is a write of zeros, which could be anybody's.
         // A history knows of no volume that begins with something.
-        let kinds = if self.plan.registers { 80 } else { 140 };
+        let kinds = if self.plan.registers {
+            80
+        } else if self.plan.change_logs {
+            185
+        } else {
+            152
+        };
         match self.random.below(kinds) {
             0..45 => self.operate_create_snapshot(ready),
             45..65 => {
@@ -218,22 +227,9 @@ impl World {
             95..100 => self.operate_delete_volume(&ready, |_| true),
             100..117 => self.operate_clone(),
             117..130 => self.operate_rollback(&ready),
-            _ => self.operate_delete_volume(&ready, Volume::is_clone),
-        }
-    }
-
-    fn operate_delete_volume(&mut self, ready: &[u32], fits: impl Fn(&Volume) -> bool) {
-        let unused = ready.iter().find(|id| {
-            let volume = &self.volumes[id];
-            volume.in_flight == 0 && fits(volume) && !self.has_snapshots(volume.row)
-        });
-        if let Some(&volume) = unused
-            && ready.len() > 1
-        {
-            if self.volumes[&volume].is_clone() {
-                self.coverage.count("clones deleted");
-            }
-            self.begin_delete_volume(volume);
+            130..140 => self.operate_delete_volume(&ready, Volume::is_clone),
+            140..152 => self.operate_promotion(),
+            _ => self.operate_change_log(&ready),
         }
     }
 
@@ -252,14 +248,6 @@ impl World {
         if self.random.percent(self.plan.coordinator_death_percent) {
             self.coordinator_dies_after = Some(self.random.below(40));
         }
-    }
-
-    /// Whether a volume has snapshots, those from before it was rolled back included.
-    fn has_snapshots(&self, row: u32) -> bool {
-        self.snapshots.values().any(|snapshot| {
-            let mut volumes = snapshot.volumes.iter();
-            snapshot.state != State::Gone && volumes.any(|(id, _)| self.volumes[id].row == row)
-        })
     }
 
     /// Deletes everything and checks that all space came back.
@@ -316,7 +304,8 @@ impl World {
             self.begin_checkpoint();
             self.settle()?;
         }
-        self.audit()
+        self.audit()?;
+        self.check_change_logs()
     }
 
     /// Compares all volumes and snapshots with what they must be, while nothing else goes on.
