@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::Receiver;
 use stillpoint_coordinator::{OverallSnapshot, SnapshotRequest};
-use stillpoint_processor::command::{EventKind, VolumeShareStatus};
-use stillpoint_processor::{RequestError, ShardCommand, ShardIndex, TimeStamp, VolumeId};
+use stillpoint_processor::command::{EventKind, IntermediateSnapshotStatus, ShardStatus, VolumeShareStatus};
+use stillpoint_processor::{RequestError, ShardCommand, ShardIndex, SnapshotId, TimeStamp, VolumeId};
 
 use super::{OpenedPool, Pool};
 use crate::api::model::{
@@ -32,11 +32,19 @@ enum Answer {
 /// Which commands are not simply done, and how they are answered.
 type Difficult = Box<dyn Fn(&ShardCommand) -> Option<Answer> + Send>;
 
+/// What shares were made of, and their snapshots.
+#[derive(Default)]
+struct Share {
+    origin: Option<(VolumeId, SnapshotId)>,
+    snapshots: Vec<SnapshotId>,
+}
+
 /// What the shards were told and what is in the catalog.
 #[derive(Default)]
 struct Shards {
     told: Vec<(ShardIndex, ShardCommand)>,
     rows: BTreeMap<Vec<u8>, Vec<u8>>,
+    shares: BTreeMap<VolumeId, Share>,
     difficult: Option<Difficult>,
 }
 
@@ -51,9 +59,48 @@ impl Shards {
         match command {
             ShardCommand::CatalogPut { key, value } => drop(self.rows.insert(key, value)),
             ShardCommand::CatalogDelete { key } => drop(self.rows.remove(&key)),
+            ShardCommand::CreateVolume { volume, .. } => drop(self.shares.entry(volume).or_default()),
+            ShardCommand::CloneVolume {
+                volume,
+                origin,
+                snapshot,
+            } => {
+                self.shares.entry(volume).or_default().origin = Some((origin, snapshot));
+            }
+            ShardCommand::Status => {
+                let volumes = self.shares.iter().map(|(&volume, known)| VolumeShareStatus {
+                    origin: known.origin,
+                    ..share(volume)
+                });
+                let volumes = volumes.collect();
+                let status = ShardStatus {
+                    volumes,
+                    ..ShardStatus::default()
+                };
+                return Some(EventKind::Status(Box::new(status)));
+            }
+            ShardCommand::ListSnapshots { volume } => {
+                let chain = self.shares[&volume]
+                    .snapshots
+                    .iter()
+                    .map(|&snapshot| frozen(snapshot));
+                return Some(EventKind::Snapshots(chain.collect()));
+            }
             _ => {}
         }
         Some(EventKind::Done)
+    }
+
+    /// A snapshot was taken.
+    fn take(&mut self, overall: &OverallSnapshot) {
+        for of in &overall.volumes {
+            self.shares
+                .entry(of.volume)
+                .or_default()
+                .snapshots
+                .push(overall.snapshot);
+        }
+        self.answer(ShardIndex(0), Change::put_snapshot(overall).command());
     }
 
     fn was_told(&self, is_it: impl Fn(&ShardCommand) -> bool) -> usize {
@@ -89,11 +136,7 @@ async fn poll_loop(messages: Receiver<ToProcessor>, shards: Arc<Mutex<Shards>>) 
                 }
                 ToProcessor::CreateSnapshot { request, reply, .. } => {
                     let overall = taken(request);
-                    let row = Change::put_snapshot(&overall).command();
-                    shards
-                        .lock()
-                        .expect("no test panics with it")
-                        .answer(ShardIndex(0), row);
+                    shards.lock().expect("no test panics with it").take(&overall);
                     let _ = reply.send(Ok(overall));
                 }
                 other => panic!("nobody sends {other:?} here"),
@@ -279,6 +322,19 @@ fn share(volume: VolumeId) -> VolumeShareStatus {
     }
 }
 
+fn frozen(snapshot: SnapshotId) -> IntermediateSnapshotStatus {
+    IntermediateSnapshotStatus {
+        snapshot,
+        epoch: 1,
+        time_stamp: TimeStamp(snapshot.0),
+        mapped_blocks: 0,
+        changed_blocks: 0,
+        first_change_ns: 0,
+        last_change_ns: 0,
+        deleting: false,
+    }
+}
+
 fn attaches(command: &ShardCommand) -> Option<Answer> {
     matches!(command, ShardCommand::AttachChangeLog { .. }).then_some(Answer::IsLost)
 }
@@ -367,6 +423,42 @@ async fn a_rollback_in_doubt_keeps_exports_of_the_volume_back_until_the_pool_is_
     assert_eq!(bench.head("v"), old);
     let frees = |command: &ShardCommand| *command == ShardCommand::DeleteVolume { volume: made };
     assert_eq!(bench.was_told(frees), usize::from(SHARDS));
+}
+
+/// What is left of a volume when its snapshots are a clone's is in no change log volume any more: it would count where nobody
+/// could drop it.
+#[tokio::test]
+async fn snapshots_that_a_clone_took_over_leave_the_change_log_volume_with_their_origin() {
+    let bench = Bench::with_a_volume().await;
+    let clone = CloneVolume {
+        name: "c".to_owned(),
+        snapshot: "b".to_owned(),
+    };
+    bench.pool.clone_volume("v", &clone).await.expect("a clone");
+    assert_eq!(bench.pool.promote("c").await.expect("promoted"), 2);
+    bench.pool.delete_export("v").await.expect("the export goes");
+    let volume = bench.head("v");
+    let detach = ShardCommand::AttachChangeLog {
+        volume,
+        change_log: None,
+    };
+    assert_eq!(
+        bench.was_told(|command| *command == detach),
+        0,
+        "its own changes still count"
+    );
+    bench
+        .pool
+        .delete_volume("v", false)
+        .await
+        .expect("the origin goes");
+    assert_eq!(bench.was_told(|command| *command == detach), usize::from(SHARDS));
+    let head = |command: &ShardCommand| *command == ShardCommand::DeleteHead { volume };
+    assert_eq!(
+        bench.was_told(head),
+        usize::from(SHARDS),
+        "and its snapshots stay"
+    );
 }
 
 /// A mailbox takes only so many messages, a volume may have any number of snapshots.

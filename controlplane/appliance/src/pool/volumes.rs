@@ -193,6 +193,7 @@ impl Pool {
             (changes, snapshots, mended)
         };
         let head = self.volume(volume)?.head;
+        let before = self.catalog().shares_of_change_logs();
         self.change(changes).await?;
         {
             let mut catalog = self.catalog();
@@ -206,6 +207,8 @@ impl Pool {
             assert!(catalog.snapshots().all(|snapshot| !has_volume(snapshot, id)));
             catalog.remove_volume(id);
         }
+        // Snapshots in its shares that are a clone's now count where the clone's changes do, and no longer where its own did.
+        let told = self.attach_change_logs(&before).await;
         let gone = gone_from_shards(&self.catalog(), id, head, &snapshots);
         let commands: Vec<_> = gone
             .into_iter()
@@ -213,7 +216,7 @@ impl Pool {
             .collect();
         self.free(commands).await;
         self.tell(EventKind::VolumeDeleted, volume, "deleted");
-        Ok(())
+        told.map_err(|error| half_done(&error, format_args!("volume {volume} is deleted")))
     }
 
     /// Tells shards to free what the catalog no longer has. What fails here is mended when the pool is opened again.

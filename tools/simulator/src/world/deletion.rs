@@ -94,6 +94,7 @@ impl World {
                 (snapshot.state, snapshot.ends_with) = (State::Gone, None);
             }
         }
+        self.tell_change_logs();
     }
 
     /// Whether a volume has snapshots, those from before it was rolled back included.
