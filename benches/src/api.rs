@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::Failure;
 
 /// How often it is asked whether space has come back, and for how long.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A connection to the control socket.

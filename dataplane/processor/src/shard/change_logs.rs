@@ -58,6 +58,11 @@ impl ChangeLogs {
         waiting.map(|&(_, deadline_ns)| deadline_ns).min()
     }
 
+    /// Writes wait for snapshots to go.
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.volumes.values().any(|log| !log.waiting.is_empty())
+    }
+
     pub(super) fn wake_all(&mut self, ready: &mut VecDeque<SlotId>) {
         for log in self.volumes.values_mut() {
             log.asked = false;

@@ -21,14 +21,18 @@ use crate::ids::{DeviceAddress, SnapshotId, VolumeId};
 use crate::map::{MapError, PageCache, Root, TreeStats};
 use crate::ports::LogTail;
 use crate::request::RequestError;
-use crate::space::Space;
+use crate::space::{Purpose, Space};
 use crate::virtual_volume::{VirtualVolume, snapshot_key, volume_key};
 use stillpoint_ondisk::directory::RowKind;
 use stillpoint_ondisk::map_page::{ENTRIES, MapEntry};
 use stillpoint_ondisk::record::Record;
 
-/// Steps per turn: a step compares one leaf, or skips a subtree.
-const STEPS_PER_TURN: usize = 8;
+/// Steps per turn while nobody else wants anything, or while space is short: a step compares one leaf, or skips a subtree.
+const STEPS_ALONE: usize = 8;
+/// Steps per turn beside requests: each of them waits for as long as all steps of a turn take.
+const STEPS_BESIDE_REQUESTS: usize = 1;
+/// Space is short when less than this share of it can be had.
+const SCARCE_SHARE: u64 = 16;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Target {
@@ -140,7 +144,7 @@ impl<T: LogTail> Shard<T> {
         if self.stopped.is_some() {
             return self.fail_resizes();
         }
-        for _ in 0..STEPS_PER_TURN {
+        for _ in 0..self.reclaim_steps() {
             if self.reclaim.is_idle() || self.reclaim.is_waiting() {
                 return;
             }
@@ -173,6 +177,15 @@ impl<T: LogTail> Shard<T> {
                     Some(Waits::Room)
                 }
             };
+        }
+    }
+
+    fn reclaim_steps(&self) -> usize {
+        let is_scarce = self.space.room(Purpose::Data) < self.space.total_blocks() / SCARCE_SHARE;
+        if self.slots.in_use() == 0 || is_scarce || self.change_logs.is_waited_for() {
+            STEPS_ALONE
+        } else {
+            STEPS_BESIDE_REQUESTS
         }
     }
 

@@ -92,3 +92,94 @@ fn opening_changes_no_change_log_and_logs_nothing() {
     assert_eq!((list[0].first_change_ns, list[0].last_change_ns), (0, 0));
     assert_eq!(rig.processor.shards()[0].status().log_used_bytes, 0);
 }
+
+/// The most blocks that one turn of the next so many frees.
+fn freed_in_a_turn(rig: &mut Rig, turns: usize) -> u64 {
+    let used = |rig: &Rig| rig.processor.shards()[0].status().used_blocks;
+    let mut most = 0;
+    for _ in 0..turns {
+        let before = used(rig);
+        rig.turn();
+        most = most.max(before.saturating_sub(used(rig)));
+    }
+    most
+}
+
+#[test]
+fn freeing_takes_small_steps_beside_requests_and_large_ones_alone() {
+    let mut rig = Rig::with(256 << 20, ShardOptions::default());
+    for leaf in 0..300 {
+        rig.write(leaf * LEAF, &[1; BLOCK]);
+    }
+    rig.snapshot(1);
+    for leaf in 0..300 {
+        rig.write(leaf * LEAF, &[2; BLOCK]);
+    }
+    // Somebody waits for an answer while the snapshot is freed.
+    rig.processor.device_mut().held = Some(OperationKind::Read);
+    rig.send(request(LIVE, RequestKind::Read, 0, BLOCK, None));
+    let delete = ShardCommand::DeleteSnapshot {
+        volume: VOLUME,
+        snapshot: SnapshotId(1),
+    };
+    assert_eq!(rig.command(delete), EventKind::Done);
+    let beside = freed_in_a_turn(&mut rig, 50);
+    assert!(
+        (1..=3).contains(&beside),
+        "{beside} blocks: one leaf has one block, its page, and perhaps the page above"
+    );
+    // The answer came; nobody else wants anything.
+    let waiting = core::mem::take(&mut rig.processor.device_mut().waiting);
+    let device = rig.processor.device_mut();
+    device.held = None;
+    for mut operation in waiting {
+        device.run(&mut operation);
+        operation.result = Ok(());
+        device.done.push_back(operation);
+    }
+    rig.turn();
+    let alone = freed_in_a_turn(&mut rig, 10);
+    assert!(
+        alone >= 16,
+        "{alone} blocks: eight leaves, a block and a page each"
+    );
+    rig.settle();
+    let freed = EventKind::Notice(Notice::SnapshotFreed {
+        volume: VOLUME,
+        snapshot: SnapshotId(1),
+    });
+    assert!(rig.outbox.events.iter().any(|event| event.kind == freed));
+}
+
+#[test]
+fn freeing_takes_large_steps_beside_requests_when_space_is_short() {
+    let mut rig = Rig::with(64 << 20, ShardOptions::default());
+    for leaf in 0..300 {
+        rig.write(leaf * LEAF, &[1; BLOCK]);
+    }
+    rig.snapshot(1);
+    for leaf in 0..300 {
+        rig.write(leaf * LEAF, &[2; BLOCK]);
+    }
+    let mut at = 300 * LEAF;
+    loop {
+        let write = RequestKind::Write { fua: false };
+        let answer = rig.ask(LIVE, write, at, 16 * BLOCK, Some(&[3; 16 * BLOCK]));
+        match answer.result {
+            Ok(()) => at += 16 * BLOCK,
+            Err(error) => break assert_eq!(error, RequestError::NoSpace),
+        }
+    }
+    rig.processor.device_mut().held = Some(OperationKind::Read);
+    rig.send(request(LIVE, RequestKind::Read, 0, BLOCK, None));
+    let delete = ShardCommand::DeleteSnapshot {
+        volume: VOLUME,
+        snapshot: SnapshotId(1),
+    };
+    rig.processor.command(ShardIndex(0), Ticket(99), delete, rig.now);
+    let freed = freed_in_a_turn(&mut rig, 50);
+    assert!(
+        freed >= 16,
+        "{freed} blocks: eight leaves, a block and a page each"
+    );
+}
