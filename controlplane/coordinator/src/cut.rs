@@ -12,8 +12,12 @@
 //! that no message order and no clock leads from there to `Commit`.
 
 use crate::coordinator::{Action, share_a_volume};
-use crate::overall_snapshot::{OverallSnapshot, SnapshotError, SnapshotRequest, Step};
-use stillpoint_ondisk::catalog::{self, FIGURES_MAX, HoldRow, Key, SnapshotHead, SnapshotVolumeRow, Value};
+use crate::overall_snapshot::{OverallSnapshot, SnapshotError, SnapshotRequest, Step, Written};
+use stillpoint_ondisk::catalog::{
+    self, FIGURES_MAX, FiguresHead, HoldRow, Key, SnapshotHead, SnapshotVolumeRow, Value,
+};
+use stillpoint_ondisk::directory::ROW_HEADER_BYTES;
+use stillpoint_ondisk::record::Record;
 use stillpoint_processor::command::{EventKind, HoldFigures, RefusedReason};
 use stillpoint_processor::marks::{Mark, mark};
 use stillpoint_processor::{
@@ -364,34 +368,60 @@ impl Cut {
             marks: self.request.marks,
             holds: self.shares.iter().map(|share| share.hold).collect(),
             durable_ns: self.durable_ns,
+            written: self.heads().iter().fold(Written::default(), Written::and),
         }
     }
 
     /// The catalog rows that are logged before the commit record: without it they mean nothing.
     fn rows_before(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
-        let mut rows = self.figures_rows();
+        self.rows_with(&self.heads())
+    }
+
+    fn rows_with(&self, heads: &[FiguresHead]) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let mut rows = self.figures_rows(heads);
         if !self.request.marks.is_empty() {
             rows.push(self.request.marks.row(self.request.snapshot));
         }
         rows
     }
 
+    /// The heads of the rows of figures: what was written on their shards. The catalog's own rows count in the first; their
+    /// lengths do not depend on it.
+    fn heads(&self) -> Vec<FiguresHead> {
+        let mut sums: Vec<Written> = self
+            .shares
+            .chunks(FIGURES_MAX)
+            .map(|shares| Written {
+                log_bytes: shares.iter().map(|share| share.hold.log_bytes).sum(),
+                metadata_bytes: shares.iter().map(|share| share.hold.metadata_bytes).sum(),
+            })
+            .collect();
+        let blank = vec![FiguresHead::of(0, 0); sums.len()];
+        let rows = self.rows_with(&blank).into_iter().chain([self.commit_record()]);
+        for (key, value) in rows {
+            let (key, value) = (&key[..], &value[..]);
+            sums[0].log_bytes += Record::CatalogPut { key, value }.encoded_bytes() as u64;
+            sums[0].metadata_bytes += (ROW_HEADER_BYTES + key.len() + value.len()) as u64;
+        }
+        sums.iter()
+            .map(|sum| FiguresHead::of(sum.log_bytes, sum.metadata_bytes))
+            .collect()
+    }
+
     /// The catalog rows that tell what the snapshot cost.
-    fn figures_rows(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+    fn figures_rows(&self, heads: &[FiguresHead]) -> Vec<(Vec<u8>, Vec<u8>)> {
         let snapshot = self.request.snapshot.0;
         let rows: Vec<HoldRow> = self.shares.iter().map(|share| hold_row(share.hold)).collect();
         rows.chunks(FIGURES_MAX)
+            .zip(heads)
             .enumerate()
-            .map(|(index, rows)| {
+            .map(|(index, (rows, &head))| {
                 let first_shard = (index * FIGURES_MAX) as u16;
-                (
-                    Key::Figures {
-                        snapshot,
-                        first_shard,
-                    }
-                    .encode(),
-                    Value::Figures(rows).encode(),
-                )
+                let key = Key::Figures {
+                    snapshot,
+                    first_shard,
+                };
+                (key.encode(), Value::Figures(head, rows).encode())
             })
             .collect()
     }

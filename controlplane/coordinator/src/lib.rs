@@ -32,7 +32,7 @@ pub mod timing;
 pub use coordinator::{ACTIVE_MAX, Action, Coordinator, QUEUE_MAX};
 pub use overall_snapshot::{
     HOLD_NS_DEFAULT, Marks, OverallSnapshot, STEP_NS_DEFAULT, SnapshotError, SnapshotRequest, SnapshotVolume,
-    Step,
+    Step, Written,
 };
 
 #[cfg(test)]

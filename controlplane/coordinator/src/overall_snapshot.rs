@@ -1,7 +1,7 @@
 //! What is asked of the coordinator, and what it gives back.
 
 use core::fmt;
-use stillpoint_ondisk::catalog::{self, Key, MarksRow, Value};
+use stillpoint_ondisk::catalog::{self, FiguresHead, Key, MarksRow, Value};
 use stillpoint_processor::command::{HoldFigures, RefusedReason};
 use stillpoint_processor::{RequestError, ShardIndex, SnapshotId, TimeStamp, VolumeId};
 
@@ -82,6 +82,27 @@ pub struct SnapshotRequest {
     pub step_limit_ns: u64,
 }
 
+/// What taking a snapshot wrote, on all shards together: records and rows of its own, not the rest of the pages that they lie in.
+/// Zero if it is not known: a program before these figures took it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// Into the logs: the records of the cut, and those of its rows in the catalog, the commit record among them.
+    pub log_bytes: u64,
+    /// Into the directories, with the next checkpoint: the rows of the intermediate snapshots, and those of the catalog.
+    pub metadata_bytes: u64,
+}
+
+impl Written {
+    /// The same and what a row of figures says.
+    #[must_use]
+    pub fn and(self, head: &FiguresHead) -> Self {
+        Self {
+            log_bytes: self.log_bytes + head.log_bytes(),
+            metadata_bytes: self.metadata_bytes + head.metadata_bytes(),
+        }
+    }
+}
+
 /// The committed union of all intermediate snapshots, with what it cost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OverallSnapshot {
@@ -99,6 +120,8 @@ pub struct OverallSnapshot {
     pub holds: Vec<HoldFigures>,
     /// From the command to the moment when the last intermediate snapshot was durable.
     pub durable_ns: u64,
+    /// What it wrote.
+    pub written: Written,
 }
 
 impl OverallSnapshot {

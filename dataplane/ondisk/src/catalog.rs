@@ -135,8 +135,37 @@ pub struct FiguresHead {
     pub version: U16,
     /// Shards.
     pub count: U16,
-    /// Zero.
-    pub reserved: [u8; 4],
+    /// What the snapshot put into the logs of these shards, in words of 8 bytes, rounded up; 0 if it is not known (programs
+    /// before this field), 65,535 for that much or more.
+    pub log_words: U16,
+    /// What it put into their directories, in the same way. The rows of the catalog count in the first row of figures.
+    pub metadata_words: U16,
+}
+
+impl FiguresHead {
+    /// The head with these sums; its other fields are set when it is encoded.
+    #[must_use]
+    pub fn of(log_bytes: u64, metadata_bytes: u64) -> Self {
+        let words = |bytes: u64| U16::from(bytes.div_ceil(8).min(u16::MAX.into()) as u16);
+        Self {
+            version: VERSION.into(),
+            count: 0.into(),
+            log_words: words(log_bytes),
+            metadata_words: words(metadata_bytes),
+        }
+    }
+
+    /// What the snapshot put into the logs, in bytes.
+    #[must_use]
+    pub fn log_bytes(&self) -> u64 {
+        8 * u64::from(self.log_words.get())
+    }
+
+    /// What it put into the directories, in bytes.
+    #[must_use]
+    pub fn metadata_bytes(&self) -> u64 {
+        8 * u64::from(self.metadata_words.get())
+    }
 }
 
 /// What a snapshot cost on one shard.
@@ -385,7 +414,7 @@ pub enum Value<'a> {
     /// Under [`Key::Export`].
     Export(ExportHead, &'a str),
     /// Under [`Key::Figures`].
-    Figures(&'a [HoldRow]),
+    Figures(FiguresHead, &'a [HoldRow]),
     /// Under [`Key::HighestTime`].
     HighestTime(HighestTimeRow),
     /// Under [`Key::ChangeLog`].
@@ -433,7 +462,7 @@ impl<'a> Value<'a> {
                 if !rest.is_empty() {
                     return Err(Damage::Field("catalog value length"));
                 }
-                Self::Figures(rows)
+                Self::Figures(row, rows)
             }
             Key::HighestTime => Self::HighestTime(whole::<HighestTimeRow>(bytes)?),
             Key::Schedule(_) => schedule(bytes)?,
@@ -491,13 +520,13 @@ impl<'a> Value<'a> {
                 };
                 [row.as_bytes(), name.as_bytes()].concat()
             }
-            Self::Figures(rows) => {
+            Self::Figures(row, rows) => {
                 assert!(!rows.is_empty() && rows.len() <= FIGURES_MAX);
                 let count = length(rows.len());
                 let row = FiguresHead {
                     version,
                     count,
-                    reserved: [0; 4],
+                    ..row
                 };
                 [row.as_bytes(), rows.as_bytes()].concat()
             }

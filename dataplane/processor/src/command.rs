@@ -234,6 +234,10 @@ pub struct HoldFigures {
     pub answers_held: u64,
     /// The longest that one answer was held.
     pub answer_held_ns_max: u64,
+    /// What the cut put into the log: its records, in bytes.
+    pub log_bytes: u64,
+    /// What the intermediate snapshots put into the directory with the next checkpoint: their rows, in bytes.
+    pub metadata_bytes: u64,
 }
 
 /// Something an operator should know.

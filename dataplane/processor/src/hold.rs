@@ -36,6 +36,8 @@ pub struct CutInProgress {
     held: VecDeque<(ShardAnswer, u64)>,
     answers_held: u64,
     answer_held_ns_max: u64,
+    log_bytes: u64,
+    metadata_bytes: u64,
 }
 
 impl CutInProgress {
@@ -51,7 +53,15 @@ impl CutInProgress {
             held: VecDeque::new(),
             answers_held: 0,
             answer_held_ns_max: 0,
+            log_bytes: 0,
+            metadata_bytes: 0,
         }
+    }
+
+    /// The cut of one volume takes so much of the log and of the directory.
+    pub fn wrote(&mut self, log_bytes: usize, metadata_bytes: usize) {
+        self.log_bytes += log_bytes as u64;
+        self.metadata_bytes += metadata_bytes as u64;
     }
 
     /// The hold begins.
@@ -98,6 +108,8 @@ impl CutInProgress {
             hold_ns: now_ns.saturating_sub(self.started_ns),
             answers_held: self.answers_held,
             answer_held_ns_max: self.answer_held_ns_max,
+            log_bytes: self.log_bytes,
+            metadata_bytes: self.metadata_bytes,
         }
     }
 }
@@ -112,6 +124,8 @@ mod tests {
         let mut cut = CutInProgress::prepared(SnapshotId(1), &[VolumeId(7)]);
         assert!(!cut.holds(VolumeId(7), Epoch(9)));
         cut.volumes[0].1 = Epoch(4);
+        cut.wrote(36, 90);
+        cut.wrote(36, 90);
         cut.begin(100, 200);
         assert!(!cut.holds(VolumeId(7), Epoch(4)));
         assert!(!cut.holds(VolumeId(8), Epoch(9)));
@@ -135,7 +149,9 @@ mod tests {
             HoldFigures {
                 hold_ns: 50,
                 answers_held: 2,
-                answer_held_ns_max: 40
+                answer_held_ns_max: 40,
+                log_bytes: 72,
+                metadata_bytes: 180,
             }
         );
         assert!(!cut.holds(VolumeId(7), Epoch(5)));

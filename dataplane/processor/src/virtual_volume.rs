@@ -1,6 +1,6 @@
 //! A shard's share of a virtual volume: its live map, its epoch, its intermediate snapshots.
 
-use stillpoint_ondisk::directory::{OriginRow, SnapshotRow, VolumeRow};
+use stillpoint_ondisk::directory::{OriginRow, ROW_HEADER_BYTES, SnapshotRow, VolumeRow};
 use stillpoint_ondisk::map_page::LEVEL_MAX;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -308,6 +308,9 @@ impl VirtualVolume {
 pub fn volume_key(volume: VolumeId) -> [u8; 4] {
     volume.0.to_le_bytes()
 }
+
+/// Bytes of a snapshot's row in the directory, key and header included.
+pub const SNAPSHOT_ROW_BYTES: usize = ROW_HEADER_BYTES + 12 + size_of::<SnapshotRow>();
 
 /// Key of a snapshot's row.
 #[must_use]

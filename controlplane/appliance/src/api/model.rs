@@ -582,6 +582,12 @@ pub struct SnapshotInfo {
     pub answers_held: u64,
     /// The longest that a single answer was held.
     pub answer_held_ns_max: u64,
+    /// What it put into the logs: records of its own, not the rest of their pages. 0: not known, an older program took it.
+    #[serde(default)]
+    pub log_bytes: u64,
+    /// What it put into the directories: rows of its own. 0: not known.
+    #[serde(default)]
+    pub metadata_bytes: u64,
     /// The price on each shard.
     pub holds: Vec<HoldInfo>,
     /// Its intermediate snapshots; only when one snapshot is asked for.

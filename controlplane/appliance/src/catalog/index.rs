@@ -116,7 +116,7 @@ impl Eq for SnapshotIndex {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use stillpoint_coordinator::{Marks, SnapshotVolume};
+    use stillpoint_coordinator::{Marks, SnapshotVolume, Written};
     use stillpoint_processor::TimeStamp;
 
     fn snapshot(number: u64, name: &str, volumes: &[u32]) -> OverallSnapshot {
@@ -134,6 +134,7 @@ mod tests {
                 })
                 .collect(),
             holds: Vec::new(),
+            written: Written::default(),
             marks: Marks::default(),
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Catalog, Counters, ExportRow, Origin, Volume};
 use crate::error::{Error, Result};
-use stillpoint_coordinator::{Marks, OverallSnapshot, SnapshotVolume};
+use stillpoint_coordinator::{Marks, OverallSnapshot, SnapshotVolume, Written};
 use stillpoint_ondisk::catalog::{
     CounterRow, ExportHead, HighestTimeRow, Key, SnapshotHead, SnapshotVolumeRow, VERSION, Value, VolumeHead,
     VolumeMore,
@@ -207,7 +207,7 @@ impl Catalog {
                     };
                     catalog.put_export(export(id, &head, name));
                 }
-                Value::Figures(rows) => {
+                Value::Figures(head, rows) => {
                     let Key::Figures {
                         snapshot,
                         first_shard,
@@ -215,7 +215,7 @@ impl Catalog {
                     else {
                         unreachable!("decoded by its key")
                     };
-                    figures.push((SnapshotId(snapshot), first_shard, rows));
+                    figures.push((SnapshotId(snapshot), first_shard, head, rows));
                 }
                 Value::HighestTime(row) => {
                     catalog.saw_time(row.time_ns.get());
@@ -264,15 +264,17 @@ impl Catalog {
         }
         catalog.check_numbers()?;
         let mut left_over = Vec::new();
-        for (id, first_shard, rows) in figures {
+        for (id, first_shard, head, rows) in figures {
             match catalog.snapshots.get_mut(&id) {
                 Some(snapshot) => {
+                    snapshot.written = snapshot.written.and(&head);
                     let holds = snapshot.holds.iter_mut().skip(usize::from(first_shard));
                     for (hold, row) in holds.zip(rows) {
                         *hold = HoldFigures {
                             hold_ns: row.hold_ns.get(),
                             answers_held: row.answers_held.get(),
                             answer_held_ns_max: row.answer_held_ns_max.get(),
+                            ..HoldFigures::default()
                         };
                     }
                 }
@@ -401,5 +403,6 @@ fn snapshot(id: u64, head: &SnapshotHead, volumes: &[SnapshotVolumeRow], name: &
         marks: Marks::default(),
         holds: vec![HoldFigures::default(); usize::from(head.shard_count.get())],
         durable_ns: head.durable_ns.get(),
+        written: Written::default(),
     }
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::mailbox::RecoveredShard;
-use stillpoint_coordinator::{Marks, SnapshotVolume};
-use stillpoint_ondisk::catalog::{FIGURES_MAX, HoldRow, Key, Value};
+use stillpoint_coordinator::{Marks, SnapshotVolume, Written};
+use stillpoint_ondisk::catalog::{FIGURES_MAX, FiguresHead, HoldRow, Key, Value};
 use stillpoint_processor::command::{HoldFigures, IntermediateSnapshotStatus, VolumeShareStatus};
 use stillpoint_processor::{ShardCommand, TimeStamp};
 
@@ -55,6 +55,7 @@ fn snapshot(id: u64, name: &str, volumes: &[u32]) -> OverallSnapshot {
         marks: Marks::default(),
         holds: vec![HoldFigures::default(); usize::from(SHARDS)],
         durable_ns: 9,
+        written: Written::default(),
     }
 }
 
@@ -209,7 +210,10 @@ fn figures_belong_to_their_snapshot_and_those_of_no_snapshot_are_removed() {
             snapshot,
             first_shard,
         };
-        rows.0.insert(key.encode(), Value::Figures(&[row]).encode());
+        rows.0.insert(
+            key.encode(),
+            Value::Figures(FiguresHead::of(24, 40), &[row]).encode(),
+        );
         key
     };
     put(1, 1);
@@ -220,6 +224,8 @@ fn figures_belong_to_their_snapshot_and_those_of_no_snapshot_are_removed() {
         (holds[0].hold_ns, holds[1].hold_ns, holds[1].answers_held),
         (0, 7, 8)
     );
+    let written = catalog.snapshot_by_id(SnapshotId(1)).expect("there").written;
+    assert_eq!((written.log_bytes, written.metadata_bytes), (24, 40));
     assert_eq!(left_over, [Change::Delete { key: orphan.encode() }]);
 }
 

@@ -184,6 +184,8 @@ impl Pool {
             hold_ns_max: snapshot.hold_ns_max(),
             answers_held: snapshot.answers_held(),
             answer_held_ns_max: snapshot.answer_held_ns_max(),
+            log_bytes: snapshot.written.log_bytes,
+            metadata_bytes: snapshot.written.metadata_bytes,
             holds: holds.collect(),
             intermediate_snapshots: Vec::new(),
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::Receiver;
-use stillpoint_coordinator::{OverallSnapshot, SnapshotRequest};
+use stillpoint_coordinator::{OverallSnapshot, SnapshotRequest, Written};
 use stillpoint_processor::command::{EventKind, IntermediateSnapshotStatus, ShardStatus, VolumeShareStatus};
 use stillpoint_processor::{RequestError, ShardCommand, ShardIndex, SnapshotId, TimeStamp, VolumeId};
 
@@ -155,6 +155,7 @@ fn taken(request: SnapshotRequest) -> OverallSnapshot {
         marks: request.marks,
         holds: Vec::new(),
         durable_ns: 0,
+        written: Written::default(),
     }
 }
 

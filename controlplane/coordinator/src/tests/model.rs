@@ -91,6 +91,8 @@ impl Shard {
                         hold_ns: now_ns,
                         answers_held: 3,
                         answer_held_ns_max: 2,
+                        log_bytes: 80,
+                        metadata_bytes: 200,
                     })
                 }
                 _ => refused,

@@ -1,7 +1,7 @@
 //! Laws of the queue, the order of commands, the figures, and the errors' words.
 
 use super::model::{HOLD_LIMIT_NS, STEP_LIMIT_NS, Step, World, request};
-use crate::{ACTIVE_MAX, QUEUE_MAX, SnapshotError};
+use crate::{ACTIVE_MAX, QUEUE_MAX, SnapshotError, Written};
 use stillpoint_ondisk::catalog::{Key, Value};
 use stillpoint_processor::command::RefusedReason;
 use stillpoint_processor::{ShardIndex, SnapshotId, TimeStamp, VolumeId};
@@ -45,10 +45,22 @@ fn the_commit_record_says_what_the_answer_says() {
         snapshot: 9,
         first_shard: 0,
     };
-    let Ok(Value::Figures(rows)) = Value::decode(key, &catalog[&key.encode()]) else {
+    let Ok(Value::Figures(head, rows)) = Value::decode(key, &catalog[&key.encode()]) else {
         panic!("a figures row")
     };
     assert_eq!(rows.len(), 3);
+    // What the shards told, and the records and rows of three rows of the catalog.
+    let of_catalog: usize = catalog.iter().map(|(key, value)| key.len() + value.len()).sum();
+    let row_bytes = of_catalog + 3 * stillpoint_ondisk::directory::ROW_HEADER_BYTES;
+    let records = catalog.iter().map(|(key, value)| {
+        let put = stillpoint_ondisk::record::Record::CatalogPut { key, value };
+        put.encoded_bytes()
+    });
+    let record_bytes: usize = records.sum();
+    let up = |bytes: usize| bytes.next_multiple_of(8) as u64;
+    assert_eq!(overall.written.log_bytes, up(3 * 80 + record_bytes));
+    assert_eq!(overall.written.metadata_bytes, up(3 * 200 + row_bytes));
+    assert_eq!(overall.written, Written::default().and(&head));
     let key = Key::Marks(9);
     let Ok(Value::Marks(marks)) = Value::decode(key, &catalog[&key.encode()]) else {
         panic!("a row of marks")

@@ -95,6 +95,10 @@ fn samples() -> Vec<(Key, Vec<u8>)> {
         snapshot: 6,
         first_shard: 64,
     };
+    let costly = Key::Figures {
+        snapshot: 7,
+        first_shard: 0,
+    };
     let highest = HighestTimeRow {
         version: VERSION.into(),
         reserved: [0; 6],
@@ -118,7 +122,14 @@ fn samples() -> Vec<(Key, Vec<u8>)> {
         (Key::Counters, Value::Counters(counters).encode()),
         (Key::Export(9), Value::Export(export, "vol@abc").encode()),
         (Key::Export(10), Value::Export(open_export, "vol").encode()),
-        (figures, Value::Figures(&[hold(), hold()]).encode()),
+        (
+            figures,
+            Value::Figures(FiguresHead::of(0, 0), &[hold(), hold()]).encode(),
+        ),
+        (
+            costly,
+            Value::Figures(FiguresHead::of(8 * 0x1234, 8 * 0xfffe), &[hold()]).encode(),
+        ),
         (
             Key::Snapshot(6),
             Value::Snapshot(snapshot(), &group(), "abc").encode(),
@@ -185,6 +196,10 @@ fn these_bytes_are_version_1() {
         (
             "4600000000000000060040",
             "0100020000000000640000000000000014000000000000000300000000000000640000000000000014000000000000000300000000000000",
+        ),
+        (
+            "4600000000000000070000",
+            "010001003412feff640000000000000014000000000000000300000000000000",
         ),
         (
             "530000000000000006",
@@ -254,6 +269,17 @@ fn a_newer_version_is_refused_as_newer() {
         bytes[0] = 3;
         assert_eq!(Value::decode(key, &bytes), Err(Damage::Version(3)));
     }
+}
+
+#[test]
+fn sums_of_figures_are_rounded_up_to_words_and_end_at_the_highest() {
+    let sums = |log_bytes, metadata_bytes| {
+        let head = FiguresHead::of(log_bytes, metadata_bytes);
+        (head.log_bytes(), head.metadata_bytes())
+    };
+    assert_eq!(sums(0, 1), (0, 8));
+    assert_eq!(sums(8, 9), (8, 16));
+    assert_eq!(sums(8 * 0xffff, u64::MAX), (8 * 0xffff, 8 * 0xffff));
 }
 
 #[test]

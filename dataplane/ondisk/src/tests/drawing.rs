@@ -244,7 +244,8 @@ fn structures() -> Vec<(&'static str, usize, Vec<Field>)> {
         structure!(FiguresHead {
             version,
             count,
-            reserved
+            log_words,
+            metadata_words
         }),
         structure!(HoldRow {
             hold_ns,

@@ -5,8 +5,8 @@ use zerocopy::little_endian::U32;
 
 use crate::bitmap::{BLOCKS_PER_PAGE, BitmapPage, WORDS_PER_PAGE};
 use crate::catalog::{
-    self, ChangeLogHead, CounterRow, ExportHead, GroupHead, HighestTimeRow, HoldRow, Key, MarksRow,
-    ScheduleHead, SnapshotHead, SnapshotVolumeRow, Value, VolumeHead, VolumeMore,
+    self, ChangeLogHead, CounterRow, ExportHead, FiguresHead, GroupHead, HighestTimeRow, HoldRow, Key,
+    MarksRow, ScheduleHead, SnapshotHead, SnapshotVolumeRow, Value, VolumeHead, VolumeMore,
 };
 use crate::directory::{self, DirectoryPage, OriginRow, Row, RowKind, SnapshotRow, VolumeRow};
 use crate::header::{DIRECTORY_INDEX_MAX, ShardHeader};
@@ -173,7 +173,7 @@ pub fn catalog_rows() -> Vec<u8> {
     encoded([
         (Key::Counters, Value::Counters(counters)),
         (Key::Export(3), Value::Export(export, "data@monday")),
-        (figures, Value::Figures(&holds)),
+        (figures, Value::Figures(FiguresHead::of(0, 0), &holds)),
         (Key::Snapshot(50), Value::Snapshot(snapshot, &volumes, "monday")),
         (Key::Volume(10), Value::Volume(volume, None, "data")),
         // Kinds that came later are put behind: what was there does not change.

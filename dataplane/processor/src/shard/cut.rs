@@ -16,6 +16,7 @@ use crate::hold::{CutInProgress, CutPhase};
 use crate::ids::{SnapshotId, TimeStamp, VolumeId};
 use crate::marks::{Mark, mark};
 use crate::ports::LogTail;
+use crate::virtual_volume::SNAPSHOT_ROW_BYTES;
 use stillpoint_ondisk::record::{RECORD_BYTES_MAX, Record};
 
 /// Cuts in progress on one shard at most.
@@ -98,19 +99,24 @@ impl<T: LogTail> Shard<T> {
             self.want_log_room();
             return false;
         }
-        for (id, frozen) in &mut self.cuts[position].volumes {
+        let cut = &mut self.cuts[position];
+        let mut log_bytes = 0;
+        for (id, frozen) in &mut cut.volumes {
             let volume = self.volumes.get_mut(id).expect("looked up before");
             *frozen = volume.epoch;
-            self.log.append(&Record::Cut {
+            let record = Record::Cut {
                 volume: id.0,
                 epoch: volume.epoch.0,
                 snapshot: snapshot.0,
                 time_stamp_ns: time_stamp.0,
-            });
+            };
+            self.log.append(&record);
+            log_bytes += record.encoded_bytes();
             volume.cut(snapshot, time_stamp);
             self.rows_made += 1;
         }
-        self.cuts[position].begin(self.now.monotonic_ns, deadline_ns);
+        cut.wrote(log_bytes, cut.volumes.len() * SNAPSHOT_ROW_BYTES);
+        cut.begin(self.now.monotonic_ns, deadline_ns);
         #[cfg(feature = "planted-bugs")]
         if self.planted(crate::PlantedBug::AnswersNotHeld) {
             self.cuts[position]

@@ -160,6 +160,8 @@ fn show(info: &SnapshotInfo) -> String {
             "longest hold of an answer",
             Duration(info.answer_held_ns_max).to_string(),
         ),
+        ("written to logs", known(info.log_bytes)),
+        ("written to metadata", known(info.metadata_bytes)),
     ]);
     let holds = info.holds.iter().map(|hold| {
         vec![
@@ -197,6 +199,14 @@ fn show(info: &SnapshotInfo) -> String {
         "LAST CHANGE",
     ];
     format!("{text}\n\n{holds}\n\n{}", table(&columns, intermediate))
+}
+
+/// A size, if it is known.
+fn known(bytes: u64) -> String {
+    match bytes {
+        0 => "-".to_owned(),
+        bytes => Size(bytes).to_string(),
+    }
 }
 
 /// How many objects, and which: "8 (1, 3 ... 15)".

@@ -1,7 +1,7 @@
 //! Volumes, snapshots and exports.
 
 use super::support::{self, list, member, number};
-use super::{names, refused, with_volume};
+use super::{names, refused, with_pool, with_volume};
 use serde_json::json;
 
 #[test]
@@ -266,4 +266,45 @@ fn nothing_is_reachable_without_an_export_and_snapshots_are_never_written() {
     );
     appliance.run(&["export", "delete", "careful"]);
     assert!(open("careful").is_err());
+}
+
+#[test]
+fn what_a_snapshot_cost_is_shown_and_kept_with_it() {
+    let appliance = with_pool();
+    for name in ["a", "b"] {
+        appliance.run(&["volume", "create", name, "--size", "8MiB"]);
+    }
+    let take = |volumes: &str, name: &str| {
+        let taken = appliance.run(&[
+            "snapshot",
+            "create",
+            volumes,
+            "--name",
+            name,
+            "--hold-limit",
+            "2s",
+        ]);
+        let figures = ["/log_bytes", "/metadata_bytes", "/durable_ns", "/hold_ns_max"];
+        let shown = appliance.run(&["snapshot", "show", &format!("a@{name}")]);
+        let shown = figures.map(|figure| number(&shown, figure));
+        assert_eq!(figures.map(|figure| number(&taken, figure)), shown, "{name}");
+        shown
+    };
+    let one = take("a", "one");
+    let two = take("a,b", "two");
+    assert!(one[0] > 0 && one[1] > 0, "{one:?}");
+    // A record and a row for each volume and shard, and one more volume in the commit record.
+    let pool = appliance.run(&["pool", "list"]);
+    let shards = number(&pool, "/0/shards");
+    let more = [two[0] - one[0], two[1] - one[1]];
+    assert!(more[0] >= 24 * shards && more[0] < 80 * shards, "{more:?}");
+    assert!(more[1] >= 80 * shards && more[1] < 160 * shards, "{more:?}");
+    appliance.kill();
+    appliance.start(&[]);
+    for (name, before) in [("one", one), ("two", two)] {
+        let shown = appliance.run(&["snapshot", "show", &format!("a@{name}")]);
+        let figures = ["/log_bytes", "/metadata_bytes", "/durable_ns", "/hold_ns_max"];
+        assert_eq!(figures.map(|figure| number(&shown, figure)), before, "{name}");
+    }
+    appliance.stop();
 }
