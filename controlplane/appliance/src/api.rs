@@ -28,6 +28,7 @@
 
 mod change_logs;
 mod changes;
+mod deletions;
 mod extract;
 mod groups;
 mod handlers;
@@ -55,6 +56,8 @@ pub fn router(appliance: Arc<Appliance>) -> Router {
             "/v1/pools/{pool}/scrub",
             post(handlers::scrub_pool).delete(handlers::stop_scrub),
         )
+        .route("/v1/pools/{pool}/checkpoint", post(deletions::checkpoint))
+        .route("/v1/pools/{pool}/deletions/{snapshot}", get(deletions::show))
         .route(
             "/v1/volumes",
             get(handlers::list_volumes).post(handlers::create_volume),

@@ -6,6 +6,7 @@
 mod change_logs;
 mod changes;
 mod clones;
+mod deletions;
 mod exports;
 mod groups;
 mod info;

@@ -133,6 +133,11 @@ pub enum ShardCommand {
         /// The change log volume.
         change_log: ChangeLogId,
     },
+    /// Answered by `Deletion`: how far the freeing of this snapshot has come, in all its volumes.
+    Deletion {
+        /// The snapshot.
+        snapshot: SnapshotId,
+    },
     /// Answered by `Status`.
     Status,
     /// Answered by `Snapshots`: the shard's intermediate snapshots of this volume.
@@ -206,6 +211,8 @@ pub enum EventKind {
     Status(Box<ShardStatus>),
     /// Intermediate snapshots of a volume, oldest first.
     Snapshots(Vec<IntermediateSnapshotStatus>),
+    /// One entry for each share that has, or had, the snapshot.
+    Deletion(Vec<DeletionStatus>),
     /// Something an operator should know.
     Notice(Notice),
 }
@@ -348,6 +355,38 @@ pub struct IntermediateSnapshotStatus {
     pub last_change_ns: u64,
     /// To be freed.
     pub deleting: bool,
+}
+
+/// How the freeing of an intermediate snapshot stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DeletionState {
+    /// It is not there any more, and its space comes free with the next checkpoint.
+    Gone,
+    /// It is being freed, or its turn will come.
+    Going,
+    /// More than one map was made of it; it goes when no more than one of them is left.
+    Branches,
+    /// A map page could not be read: what it holds stays allocated until the shard is opened again.
+    Unreadable,
+    /// The shard stopped writing: it goes on when the pool is opened again.
+    Stopped,
+    /// It is not to be freed.
+    Kept,
+}
+
+/// How far the freeing of an intermediate snapshot has come. What only it holds is not known before its map was walked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeletionStatus {
+    /// The share.
+    pub volume: VolumeId,
+    /// How it stands.
+    pub state: DeletionState,
+    /// Blocks of the share that its map covers.
+    pub share_blocks: u64,
+    /// How many of these were walked.
+    pub walked_blocks: u64,
+    /// Blocks and map pages given back since the shard was opened.
+    pub freed_blocks: u64,
 }
 
 /// Figures of a shard.

@@ -439,6 +439,9 @@ pub enum SnapshotCommand {
         /// Although it has clones: its space comes free when one of what was made of it is left
         #[arg(long)]
         defer: bool,
+        /// Show how far the freeing of its space has come, and wait until the space can be used again
+        #[arg(long)]
+        wait: bool,
         /// The pool; not needed if the volume's name is unique
         #[arg(long)]
         pool: Option<String>,

@@ -3,6 +3,7 @@
 pub mod changelog;
 pub mod changes;
 pub mod completions;
+pub mod deletion;
 pub mod doctor;
 pub mod events;
 pub mod export;

@@ -289,6 +289,25 @@ pub struct ScheduledSnapshotInfo {
     pub kept_by: Vec<String>,
 }
 
+/// GET `/v1/pools/{pool}/deletions/{snapshot}`, by the number of the snapshot: how far the freeing of its space has come. What
+/// only the snapshot holds is not known before its maps were walked, so the way that is left is told, and what came of it so far.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeletionInfo {
+    /// The pool.
+    pub pool: String,
+    /// The number of the snapshot.
+    pub id: u64,
+    /// `going`; `gone`; `branches`: waits until no more than one map that was made of it is left; `unreadable`: a map page
+    /// cannot be read; `stopped`: a shard stopped writing.
+    pub state: String,
+    /// Shares of volumes on shards that still have something of it.
+    pub shares_left: u64,
+    /// How much of the volumes its maps cover that was not walked yet.
+    pub left_bytes: u64,
+    /// What was freed since the pool was opened, as far as the shards remember: data and maps.
+    pub freed_bytes: u64,
+}
+
 /// POST `/v1/exports`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -65,6 +65,10 @@ impl<T: LogTail> Shard<T> {
                     .unwrap_or_default();
                 self.event(Some(ticket), EventKind::Snapshots(list));
             }
+            ShardCommand::Deletion { snapshot } => {
+                let found = self.deletions(*snapshot);
+                self.event(Some(ticket), EventKind::Deletion(found));
+            }
             ShardCommand::SetChangeLog { .. }
             | ShardCommand::RemoveChangeLog { .. }
             | ShardCommand::AttachChangeLog { .. }

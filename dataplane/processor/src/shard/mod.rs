@@ -25,6 +25,7 @@ pub mod check;
 mod checkpoint;
 mod commands;
 mod cut;
+mod deletions;
 mod discard;
 mod durability;
 mod loads;

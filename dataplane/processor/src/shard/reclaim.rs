@@ -15,6 +15,7 @@ use crate::lineage::{self, Knot, Shares};
 use crate::marks::{Mark, mark};
 use std::collections::{BTreeSet, VecDeque};
 
+use super::deletions::Freed;
 use super::{Outcome, Shard};
 use crate::command::{EventKind, Notice, Ticket};
 use crate::ids::{DeviceAddress, SnapshotId, VolumeId};
@@ -75,12 +76,19 @@ pub(super) struct Reclaim {
     waits: Option<Waits>,
     /// Families with a map page that could not be read: what they hold stays allocated until the shard is opened again.
     unreadable: BTreeSet<VolumeId>,
+    /// What the last walks freed.
+    pub(super) freed: Freed,
 }
 
 impl Reclaim {
     /// There may be something to free.
     pub(super) fn wake(&mut self) {
         self.awake = true;
+    }
+
+    /// Whether a map page of this family could not be read.
+    pub(super) fn is_unreadable(&self, family: VolumeId) -> bool {
+        self.unreadable.contains(&family)
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -286,6 +294,8 @@ impl<T: LogTail> Shard<T> {
         carry_out(&plan, &mut self.cache, &mut self.space);
         if let Target::Snapshot(snapshot) = walk.target {
             self.count_once(walk.volume, snapshot, plan.counted_twice);
+            let freed = plan.blocks.len() + plan.pages.len();
+            self.reclaim.freed.count(walk.volume, snapshot, freed as u64);
         }
         let volume = self.volumes.get_mut(&walk.volume).expect("looked up above");
         match walk.target {

@@ -70,7 +70,14 @@ pub fn run(command: SnapshotCommand, global: &Global) -> Result<(), Failure> {
         SnapshotCommand::Delete {
             snapshot,
             defer,
+            wait: true,
             pool,
+        } => super::deletion::run(&client, global, &snapshot, defer, pool.as_deref()),
+        SnapshotCommand::Delete {
+            snapshot,
+            defer,
+            pool,
+            ..
         } => {
             let query = [("pool", pool.as_deref()), ("defer", defer.then_some("true"))];
             client.delete(&with_query(

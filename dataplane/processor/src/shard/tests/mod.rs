@@ -8,6 +8,7 @@ mod changes;
 mod check;
 mod clones;
 mod damage;
+mod deletions;
 mod rig;
 mod scrub;
 mod work;
