@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::bench::BenchCommand;
 use crate::config::Poll;
 use crate::size::{Duration, Size};
 use crate::when::{Period, Until};
@@ -74,6 +75,9 @@ pub enum Command {
     /// What a host does through its NBD connection alone (works without the control socket)
     #[command(subcommand)]
     Host(HostCommand),
+    /// Measure block targets: files, devices, NBD exports (works without a daemon)
+    #[command(subcommand)]
+    Bench(Box<BenchCommand>),
     /// Show what this is: a small appliance in a temporary directory, a snapshot in the middle of a load, and the
     /// proof that it shows one instant
     Demo(DemoArguments),

@@ -1,5 +1,6 @@
 //! Stillpoint: block storage with snapshots over all cores. `stillpoint --help` says what it can do.
 
+mod bench;
 mod cli;
 mod client;
 mod commands;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         Command::Schedule(command) => commands::schedule::run(command, &global),
         Command::Export(command) => commands::export::run(command, &global),
         Command::Host(command) => commands::host::run(command, &global),
+        Command::Bench(command) => bench::run_command(*command, &global),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Events(arguments) => commands::events::run(&arguments, &global),
         Command::Status => commands::status::run(&global),

@@ -4,8 +4,6 @@
 mod support;
 
 use std::os::unix::net::UnixListener;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,37 +13,7 @@ use support::Appliance;
 use support::history::History;
 use support::load::Load;
 use support::nbd::Connection;
-
-/// nbdkit on a unix socket, ended with the test.
-struct Nbdkit(Child);
-
-impl Nbdkit {
-    fn start(socket: &Path, arguments: &[&str]) -> Self {
-        let child = Command::new("nbdkit")
-            .args(["--foreground", "--unix"])
-            .arg(socket)
-            .args(arguments)
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("nbdkit is installed");
-        let nbdkit = Self(child);
-        for _ in 0..5000 {
-            if Connection::open(socket, "").is_ok() {
-                return nbdkit;
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        panic!("nbdkit does not answer");
-    }
-}
-
-impl Drop for Nbdkit {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use support::nbdkit::Nbdkit;
 
 const SIZE: u64 = 8 << 20;
 

@@ -12,6 +12,7 @@ pub mod history;
 pub mod load;
 pub mod mounts;
 pub mod nbd;
+pub mod nbdkit;
 pub mod process;
 pub mod raw;
 pub mod volatile_disk;

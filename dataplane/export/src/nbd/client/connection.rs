@@ -75,6 +75,11 @@ impl<S: Read + Write> Connection<S> {
         })
     }
 
+    /// The stream, to change how it waits.
+    pub fn stream_mut(&mut self) -> &mut S {
+        &mut self.stream
+    }
+
     /// What the server said of the export.
     #[must_use]
     pub fn export(&self) -> &ExportInfo {

@@ -1,0 +1,299 @@
+//! What is to be done to a target.
+
+use std::fmt;
+
+/// Smallest unit of an address and of a length, in bytes.
+pub const SECTOR_BYTES: u64 = 512;
+/// Longest request, in bytes: one buffer of the arenas.
+pub const REQUEST_BYTES_MAX: u32 = 1 << 20;
+/// Requests that one thread may have with the target at a time.
+pub const IN_FLIGHT_MAX: usize = 4096;
+/// Threads of one run.
+pub const THREADS_MAX: usize = 256;
+/// Most requests a second of one run: the clock of an open loop counts in nanoseconds.
+pub const RATE_IOPS_MAX: f64 = 100e6;
+
+/// How addresses follow each other.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Order {
+    /// One after the other; each thread in a part of its own.
+    Sequential,
+    /// Anywhere, each address as likely as another. (An address may come twice before another comes once.)
+    Uniform,
+    /// A few addresses often, most of them rarely: the n-th most frequent is `n^-exponent` as frequent as the first.
+    /// Where these lie is scattered.
+    Zipf(f64),
+}
+
+/// When requests start.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Load {
+    /// Whenever an earlier one has ended: so many are with the target at any time, for each thread.
+    Closed {
+        /// Requests of each thread.
+        in_flight: usize,
+    },
+    /// At times of their own, whatever the target does.
+    Open {
+        /// Requests a second of all threads.
+        rate_iops: f64,
+        /// How these are spread over the second.
+        arrivals: Arrivals,
+        /// So many are with the target at most, for each thread. Further ones start later, and the time they waited
+        /// counts.
+        in_flight_max: usize,
+    },
+}
+
+/// How the starts of an open loop are spread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrivals {
+    /// Evenly.
+    Fixed,
+    /// As of many clients that know nothing of each other.
+    Poisson,
+}
+
+/// What a thread does while there is nothing to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Idle {
+    /// It looks again at once: exact, and takes a core.
+    Spin,
+    /// It sleeps for a few microseconds: for machines whose cores the target needs.
+    Nap,
+}
+
+/// A job.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Job {
+    /// What it is called.
+    pub name: String,
+    /// Of a hundred requests, how many are reads; the others write.
+    pub read_percent: u32,
+    /// See [`Order`].
+    pub order: Order,
+    /// Lengths in bytes, and how often each comes compared with the others.
+    pub lengths: Vec<(u32, u32)>,
+    /// See [`Load`].
+    pub load: Load,
+    /// Threads, each with a connection or a queue of its own.
+    pub threads: usize,
+    /// See [`Idle`].
+    pub idle: Idle,
+    /// How long it counts.
+    pub time_ns: u64,
+    /// How long it runs before that.
+    pub ramp_ns: u64,
+    /// First byte used of the target.
+    pub offset_bytes: u64,
+    /// Bytes used of the target; `None`: up to its end.
+    pub size_bytes: Option<u64>,
+    /// What is written can be told from everything else, and is compared when it is read.
+    pub verify: bool,
+    /// The same seed makes the same requests.
+    pub seed: u64,
+    /// Length of the intervals that are also looked at one by one.
+    pub interval_ns: u64,
+}
+
+impl Default for Job {
+    fn default() -> Self {
+        Self {
+            name: "job".to_owned(),
+            read_percent: 100,
+            order: Order::Uniform,
+            lengths: vec![(4096, 1)],
+            load: Load::Closed { in_flight: 1 },
+            threads: 1,
+            idle: Idle::Spin,
+            time_ns: 10_000_000_000,
+            ramp_ns: 0,
+            offset_bytes: 0,
+            size_bytes: None,
+            verify: false,
+            seed: 1,
+            interval_ns: 1_000_000_000,
+        }
+    }
+}
+
+/// A job that cannot be done: what is wrong, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadJob(pub String);
+
+impl fmt::Display for BadJob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for BadJob {}
+
+impl Job {
+    /// Whether it writes.
+    #[must_use]
+    pub fn writes(&self) -> bool {
+        self.read_percent < 100
+    }
+
+    /// The longest request, in bytes.
+    #[must_use]
+    pub fn length_bytes_max(&self) -> u32 {
+        self.lengths.iter().map(|&(bytes, _)| bytes).max().unwrap_or(0)
+    }
+
+    /// Requests of one thread with the target at a time at most.
+    #[must_use]
+    pub fn in_flight_max(&self) -> usize {
+        match self.load {
+            Load::Closed { in_flight } => in_flight,
+            Load::Open { in_flight_max, .. } => in_flight_max,
+        }
+    }
+
+    /// Says whether it can be done.
+    ///
+    /// # Errors
+    /// [`BadJob`] names the first thing that is wrong.
+    pub fn check(&self) -> Result<(), BadJob> {
+        let bad = |what: String| Err(BadJob(what));
+        if self.read_percent > 100 {
+            return bad(format!(
+                "{}% of requests cannot be reads: give 0 to 100",
+                self.read_percent
+            ));
+        }
+        if self.lengths.is_empty() || self.lengths.iter().all(|&(_, share)| share == 0) {
+            return bad("no request has a length: give --bs".into());
+        }
+        for &(bytes, _) in &self.lengths {
+            let whole = u64::from(bytes).is_multiple_of(SECTOR_BYTES);
+            if bytes == 0 || !whole || bytes > REQUEST_BYTES_MAX {
+                return bad(format!(
+                    "a request of {bytes} bytes is not possible: give a multiple of {SECTOR_BYTES} up to {REQUEST_BYTES_MAX}"
+                ));
+            }
+        }
+        if !(1..=THREADS_MAX).contains(&self.threads) {
+            return bad(format!(
+                "{} threads are not possible: give 1 to {THREADS_MAX}",
+                self.threads
+            ));
+        }
+        if !(1..=IN_FLIGHT_MAX).contains(&self.in_flight_max()) {
+            return bad(format!(
+                "{} requests in flight are not possible: give 1 to {IN_FLIGHT_MAX}",
+                self.in_flight_max()
+            ));
+        }
+        if let Load::Open { rate_iops, .. } = self.load
+            && !(rate_iops > 0.0 && rate_iops <= RATE_IOPS_MAX)
+        {
+            return bad(format!(
+                "a rate of {rate_iops} requests a second is not possible: give one up to {RATE_IOPS_MAX:.0}"
+            ));
+        }
+        if let Order::Zipf(exponent) = self.order
+            && !(exponent > 0.0 && exponent <= 10.0)
+        {
+            return bad(format!(
+                "a Zipf exponent of {exponent} is not possible: give one above 0 and up to 10, 1.1 say"
+            ));
+        }
+        if self.time_ns == 0 || self.interval_ns == 0 {
+            return bad("a run of no time measures nothing: give --runtime 10s, say".into());
+        }
+        if self.verify && self.lengths.len() > 1 {
+            return bad("what is verified is written in requests of one length: give one --bs".into());
+        }
+        Ok(())
+    }
+
+    /// First byte and length of what is used of a target of `target_bytes`.
+    ///
+    /// # Errors
+    /// [`BadJob`] if the target is too small, or an address is no whole sector.
+    pub fn area(&self, target_bytes: u64) -> Result<(u64, u64), BadJob> {
+        let left_bytes = target_bytes.saturating_sub(self.offset_bytes);
+        let size_bytes = self.size_bytes.unwrap_or(left_bytes);
+        if size_bytes > left_bytes {
+            return Err(BadJob(format!(
+                "the target has {target_bytes} bytes; {size_bytes} from {} on are beyond its end: give a smaller --size",
+                self.offset_bytes
+            )));
+        }
+        if !self.offset_bytes.is_multiple_of(SECTOR_BYTES) {
+            return Err(BadJob(format!(
+                "{} is no multiple of {SECTOR_BYTES}: give another --offset",
+                self.offset_bytes
+            )));
+        }
+        let share_bytes = size_bytes / self.threads as u64;
+        if share_bytes < u64::from(self.length_bytes_max()) {
+            return Err(BadJob(format!(
+                "{size_bytes} bytes are too few for {} threads with requests of {} bytes: give a larger --size",
+                self.threads,
+                self.length_bytes_max()
+            )));
+        }
+        Ok((self.offset_bytes, size_bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_done_is_said() {
+        assert_eq!(Job::default().check(), Ok(()));
+        type Spoil = fn(&mut Job);
+        let wrong: [(Spoil, &str); 10] = [
+            (|job| job.read_percent = 101, "101%"),
+            (|job| job.lengths.clear(), "--bs"),
+            (|job| job.lengths = vec![(1000, 1)], "1000 bytes"),
+            (|job| job.lengths = vec![(2 << 20, 1)], "2097152 bytes"),
+            (|job| job.threads = 0, "0 threads"),
+            (|job| job.load = Load::Closed { in_flight: 5000 }, "5000 requests"),
+            (
+                |job| {
+                    job.load = Load::Open {
+                        rate_iops: f64::NAN,
+                        arrivals: Arrivals::Fixed,
+                        in_flight_max: 1,
+                    };
+                },
+                "a rate of NaN",
+            ),
+            (|job| job.order = Order::Zipf(-1.0), "exponent of -1"),
+            (|job| job.time_ns = 0, "--runtime"),
+            (
+                |job| {
+                    job.verify = true;
+                    job.lengths = vec![(4096, 1), (8192, 1)];
+                },
+                "one --bs",
+            ),
+        ];
+        for (spoil, said) in wrong {
+            let mut job = Job::default();
+            spoil(&mut job);
+            let BadJob(message) = job.check().expect_err(said);
+            assert!(message.contains(said), "{message}");
+        }
+    }
+
+    #[test]
+    fn an_area_lies_within_its_target() {
+        let mut job = Job::default();
+        assert_eq!(job.area(1 << 20), Ok((0, 1 << 20)));
+        job.offset_bytes = 4096;
+        assert_eq!(job.area(1 << 20), Ok((4096, (1 << 20) - 4096)));
+        job.size_bytes = Some(1 << 20);
+        assert!(job.area(1 << 20).is_err());
+        job.size_bytes = Some(4096);
+        job.threads = 2;
+        assert!(job.area(1 << 20).is_err(), "half a request for each");
+        assert!(job.area(0).is_err());
+    }
+}

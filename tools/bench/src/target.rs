@@ -1,0 +1,212 @@
+//! What is measured: a file or block device, an NBD export, or nothing at all.
+
+mod file;
+mod nbd;
+mod null;
+
+pub use file::FileTarget;
+pub use nbd::{NbdTarget, NbdUri};
+pub use null::NullTarget;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use stillpoint_export::nbd::client::ClientError;
+use stillpoint_hw::device::{DeviceFileError, PoolFiles, Problem};
+
+use crate::schedule::Request;
+
+/// One thread's way to a target. Nothing waits.
+pub trait Target {
+    /// Starts a request; it comes back with this number. The payload of a write is as long as the request.
+    ///
+    /// # Errors
+    /// The target is gone.
+    fn start(&mut self, number: u32, request: Request, payload: &[u8]) -> Result<(), TargetError>;
+
+    /// Sends what was started, and hands over the requests that have ended: their number, how they ended, and what was
+    /// read.
+    ///
+    /// # Errors
+    /// The target is gone.
+    fn poll(&mut self, ended: impl FnMut(u32, Result<(), String>, &[u8])) -> Result<(), TargetError>;
+}
+
+/// Why a target cannot be used.
+#[derive(Debug)]
+pub enum TargetError {
+    /// The file or device cannot be opened.
+    File(DeviceFileError),
+    /// The NBD server says no, or is gone.
+    Nbd(ClientError),
+    /// Something else, in words.
+    Other(String),
+}
+
+impl fmt::Display for TargetError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(error) => error.fmt(f),
+            Self::Nbd(error) => error.fmt(f),
+            Self::Other(words) => f.write_str(words),
+        }
+    }
+}
+
+impl std::error::Error for TargetError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::File(error) => Some(error),
+            Self::Nbd(error) => Some(error),
+            Self::Other(_) => None,
+        }
+    }
+}
+
+impl From<ClientError> for TargetError {
+    fn from(error: ClientError) -> Self {
+        Self::Nbd(error)
+    }
+}
+
+/// How a target is named on a command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Name {
+    /// `null:`, or `null:SIZE_BYTES`: every request ends at once.
+    Null(u64),
+    /// A path.
+    File(PathBuf),
+    /// `nbd+unix:///EXPORT?socket=PATH`, `nbd://HOST[:PORT]/EXPORT`.
+    Nbd(NbdUri),
+}
+
+impl FromStr for Name {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(size) = text.strip_prefix("null:") {
+            if size.is_empty() {
+                return Ok(Self::Null(1 << 40));
+            }
+            let size = size.parse();
+            return size
+                .map(Self::Null)
+                .map_err(|_| format!("{text:?}: after null: comes a size in bytes, or nothing"));
+        }
+        if text.starts_with("nbd:") || text.starts_with("nbd+") {
+            return text.parse().map(Self::Nbd);
+        }
+        match text {
+            "" => Err("an empty name is no target: give a path, nbd+unix:///EXPORT?socket=PATH, nbd://HOST/EXPORT or null:".into()),
+            path => Ok(Self::File(path.into())),
+        }
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Null(_) => f.write_str("null:"),
+            Self::File(path) => path.display().fmt(f),
+            Self::Nbd(uri) => uri.fmt(f),
+        }
+    }
+}
+
+/// How long a file that is in use is tried again: a process with a ring is gone before the kernel has let go of its files.
+const IN_USE: Duration = Duration::from_secs(2);
+
+fn open_file(path: &Path, writes: bool) -> Result<Arc<PoolFiles>, TargetError> {
+    let begun = Instant::now();
+    loop {
+        let files = if writes {
+            PoolFiles::open(&[path])
+        } else {
+            PoolFiles::open_to_read(&[path])
+        };
+        match files {
+            Err(error) if matches!(error.problem, Problem::InUse { .. }) && begun.elapsed() < IN_USE => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            files => return files.map_err(TargetError::File),
+        }
+    }
+}
+
+/// A target that is there.
+#[derive(Clone, Debug)]
+pub enum Opened {
+    /// See [`Name::Null`].
+    Null(u64),
+    /// See [`Name::File`].
+    File(Arc<PoolFiles>),
+    /// See [`Name::Nbd`], and its size in bytes.
+    Nbd(NbdUri, u64),
+}
+
+impl Opened {
+    /// Opens it, to read only unless it is to be written.
+    ///
+    /// # Errors
+    /// [`TargetError`].
+    pub fn open(name: &Name, writes: bool) -> Result<Self, TargetError> {
+        Ok(match name {
+            Name::Null(size_bytes) => Self::Null(*size_bytes),
+            Name::File(path) => Self::File(open_file(path, writes)?),
+            Name::Nbd(uri) => {
+                let export = uri.look()?;
+                if writes && export.flags & nbd::READ_ONLY != 0 {
+                    return Err(TargetError::Other(format!(
+                        "{uri} is read-only: measure it with reads"
+                    )));
+                }
+                Self::Nbd(uri.clone(), export.size_bytes)
+            }
+        })
+    }
+
+    /// Its size.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        match self {
+            Self::Null(size_bytes) | Self::Nbd(_, size_bytes) => *size_bytes,
+            Self::File(files) => files.all()[0].size_bytes(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_somebody_lets_go_of_soon_is_waited_for() {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        file.as_file().set_len(1 << 20).expect("it grows");
+        let held = PoolFiles::open(&[file.path()]).expect("free");
+        let holder = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            drop(held);
+        });
+        let opened = Opened::open(&Name::File(file.path().to_owned()), true).expect("free again");
+        assert_eq!(opened.size_bytes(), 1 << 20);
+        holder.join().expect("no panic");
+    }
+
+    #[test]
+    fn targets_have_names() {
+        assert_eq!("null:".parse(), Ok(Name::Null(1 << 40)));
+        assert_eq!("null:4096".parse(), Ok(Name::Null(4096)));
+        assert_eq!("/dev/sdz".parse(), Ok(Name::File("/dev/sdz".into())));
+        assert!(matches!(
+            "nbd+unix:///disk?socket=/run/s".parse(),
+            Ok(Name::Nbd(_))
+        ));
+        for wrong in ["", "null:x", "nbd+tls://host/disk", "nbd+unix:///disk"] {
+            assert!(wrong.parse::<Name>().is_err(), "{wrong}");
+        }
+    }
+}

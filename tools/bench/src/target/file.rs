@@ -1,0 +1,120 @@
+//! A file or block device, through io_uring and past the page cache where that is possible.
+
+use std::fmt;
+use std::sync::Arc;
+
+use stillpoint_hw::buffers::{Arenas, ProcessorBuffers};
+use stillpoint_hw::device::{Devices, PoolFiles};
+use stillpoint_hw::ring::{Completion, Ring, RingOptions};
+use stillpoint_processor::ids::{DeviceIndex, ShardIndex};
+use stillpoint_processor::ports::{BlockDevice, BufferPool, Operation, OperationKind, Segment, Transfer};
+
+use super::{Target, TargetError};
+use crate::schedule::Request;
+
+/// Entries a ring takes at a time; more operations wait in the queue before it.
+pub(crate) const IN_FLIGHT_MAX: usize = stillpoint_hw::device::OPERATIONS_MAX;
+
+/// One thread's ring over the file.
+pub struct FileTarget {
+    ring: Ring,
+    devices: Devices,
+    buffers: ProcessorBuffers,
+    completions: Vec<Completion>,
+    ended: Vec<Box<Operation>>,
+    spare: Vec<Box<Operation>>,
+}
+
+impl fmt::Debug for FileTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FileTarget").finish_non_exhaustive()
+    }
+}
+
+impl FileTarget {
+    /// For `in_flight` requests (at most [`stillpoint_hw::device::OPERATIONS_MAX`]) of at most `length_bytes`.
+    ///
+    /// # Errors
+    /// No io_uring, or no memory.
+    pub fn new(files: &Arc<PoolFiles>, in_flight: usize, length_bytes: u32) -> Result<Self, TargetError> {
+        let other = |what: String| TargetError::Other(what);
+        let mut ring = Ring::new(RingOptions::default()).map_err(|error| other(error.to_string()))?;
+        // Buffers come in powers of four; some chunks are cut and not full.
+        let piece_bytes = 4096
+            << (2
+                * (0..5)
+                    .find(|class| 4096 << (2 * class) >= length_bytes)
+                    .unwrap_or(4));
+        let bytes = (in_flight + 1) * piece_bytes + (4 << 20);
+        let arenas = Arenas::map(1, bytes).map_err(|error| other(error.to_string()))?;
+        // Works without, only slower.
+        let _ = ring.register_arenas(&arenas);
+        let devices = Devices::new(Arc::clone(files), Arc::clone(&arenas), 0, &mut ring);
+        Ok(Self {
+            ring,
+            devices,
+            buffers: arenas.pool(0),
+            completions: Vec::with_capacity(IN_FLIGHT_MAX),
+            ended: Vec::with_capacity(IN_FLIGHT_MAX),
+            spare: Vec::with_capacity(IN_FLIGHT_MAX),
+        })
+    }
+}
+
+impl Target for FileTarget {
+    fn start(&mut self, number: u32, request: Request, payload: &[u8]) -> Result<(), TargetError> {
+        let length_bytes = request.length_bytes as usize;
+        let buffer = self.buffers.take(length_bytes);
+        let mut buffer =
+            buffer.ok_or_else(|| TargetError::Other("the generator's buffers are used up".into()))?;
+        if !request.read {
+            buffer.bytes_mut()[..length_bytes].copy_from_slice(payload);
+        }
+        let mut operation = self.spare.pop().unwrap_or_else(Operation::new);
+        operation.shard = ShardIndex(0);
+        operation.tag = u64::from(number);
+        operation.kind = if request.read {
+            OperationKind::Read
+        } else {
+            OperationKind::Write
+        };
+        operation.transfers.push(Transfer {
+            device: DeviceIndex(0),
+            offset_bytes: request.offset_bytes,
+            length_bytes: u64::from(request.length_bytes),
+            first_segment: 0,
+            segment_count: 1,
+        });
+        operation.segments.push(Segment {
+            buffer: 0,
+            offset_bytes: 0,
+            length_bytes: request.length_bytes,
+        });
+        operation.buffers.push(buffer);
+        let full = |_| TargetError::Other("more requests than the ring takes".into());
+        self.devices.submit(operation).map_err(full)?;
+        self.devices.start(&mut self.ring);
+        Ok(())
+    }
+
+    fn poll(&mut self, mut ended: impl FnMut(u32, Result<(), String>, &[u8])) -> Result<(), TargetError> {
+        let failed = |error| TargetError::Other(format!("io_uring: {error}"));
+        self.ring.submit().map_err(failed)?;
+        self.ring.reap(&mut self.completions);
+        for completion in self.completions.drain(..) {
+            self.devices.complete(completion);
+        }
+        self.devices.start(&mut self.ring);
+        self.devices.poll(&mut self.ended);
+        for mut operation in self.ended.drain(..) {
+            let result = operation.result.map_err(|error| error.to_string());
+            let buffer = operation.buffers.pop().expect("each has one");
+            let length_bytes = operation.segments[0].length_bytes as usize;
+            ended(operation.tag as u32, result, &buffer.bytes()[..length_bytes]);
+            self.buffers.give(buffer);
+            operation.clear();
+            self.spare.push(operation);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,320 @@
+//! One thread of a run.
+
+use std::time::Duration;
+
+use stillpoint_hw::clock::monotonic_ns;
+
+use crate::content::{self, Written};
+use crate::figures::{Figures, LATE_NS};
+use crate::job::{Idle, Job, Load};
+use crate::schedule::{Request, Requests, Starts};
+use crate::target::{Target, TargetError};
+
+/// How long a run waits for requests that do not come back.
+const DRAIN_NS: u64 = 60_000_000_000;
+/// How long a thread naps...
+const NAP: Duration = Duration::from_micros(10);
+/// ...if nothing is to start within this time.
+const NAP_ROOM_NS: u64 = 80_000;
+/// How often another address is tried when one is busy.
+const TRIES: u32 = 16;
+
+/// When a run begins, begins to count, and ends: nanoseconds of the monotonic clock.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    /// Requests start.
+    pub begin_ns: u64,
+    /// They count.
+    pub count_ns: u64,
+    /// No more start.
+    pub end_ns: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Flight {
+    request: Request,
+    intended_ns: u64,
+    started_ns: u64,
+    sequence: u64,
+}
+
+/// A thread at work.
+pub struct Worker<'a, T> {
+    job: &'a Job,
+    span: Span,
+    target: T,
+    requests: Requests,
+    flights: Vec<Option<Flight>>,
+    free: Vec<u32>,
+    payload: Vec<u8>,
+    written: Option<Written>,
+    /// A request whose address is busy.
+    stuck: Option<Request>,
+    figures: Figures,
+}
+
+impl<'a, T: Target> Worker<'a, T> {
+    /// Thread `thread` of a job that was checked, with the area that [`Job::area`] gave.
+    #[must_use]
+    pub fn new(job: &'a Job, thread: usize, area: (u64, u64), span: Span, target: T) -> Self {
+        let in_flight = job.in_flight_max();
+        let mut payload = vec![0; job.length_bytes_max() as usize];
+        // Not zeros, which some targets do not store.
+        content::fill(&mut payload, 0, 0, job.seed);
+        Self {
+            job,
+            span,
+            target,
+            requests: Requests::new(job, thread, area),
+            flights: vec![None; in_flight],
+            free: (0..in_flight as u32).rev().collect(),
+            payload,
+            written: job.verify.then(Written::default),
+            stuck: None,
+            figures: Figures::default(),
+        }
+    }
+
+    /// Works until the end of its time, and then until everything has come back.
+    ///
+    /// # Errors
+    /// The target is gone.
+    pub fn run(mut self, mut starts: Option<Starts>) -> Result<Figures, TargetError> {
+        while monotonic_ns() < self.span.begin_ns {
+            core::hint::spin_loop();
+        }
+        let mut behind = false;
+        loop {
+            let now_ns = monotonic_ns();
+            if now_ns >= self.span.end_ns {
+                break;
+            }
+            let next_ns = match &mut starts {
+                Some(starts) => {
+                    behind = self.start_due(starts, now_ns, behind)?;
+                    starts.next_ns()
+                }
+                None => {
+                    self.keep_busy(now_ns)?;
+                    u64::MAX
+                }
+            };
+            let ended = self.look()?;
+            if !ended && self.job.idle == Idle::Nap && next_ns > monotonic_ns() + NAP_ROOM_NS {
+                std::thread::sleep(NAP);
+            }
+        }
+        if let Some(starts) = &mut starts {
+            while starts.next_ns() < self.span.end_ns {
+                let counts = starts.next_ns() >= self.span.count_ns;
+                self.figures.not_started += u64::from(counts);
+                starts.pass();
+            }
+        }
+        self.drain()?;
+        self.read_back()?;
+        Ok(self.figures)
+    }
+
+    /// Starts what is due; gives whether something had to wait for room.
+    fn start_due(&mut self, starts: &mut Starts, now_ns: u64, mut behind: bool) -> Result<bool, TargetError> {
+        let mut now_ns = now_ns;
+        while starts.next_ns() <= now_ns {
+            let intended_ns = starts.next_ns();
+            if !self.start(intended_ns, now_ns)? {
+                return Ok(true);
+            }
+            starts.pass();
+            if intended_ns >= self.span.count_ns {
+                let late_ns = now_ns - intended_ns;
+                if behind {
+                    self.figures.waited_for_room += 1;
+                } else if late_ns > LATE_NS {
+                    self.figures.late += 1;
+                    self.figures.late_ns_max = self.figures.late_ns_max.max(late_ns);
+                }
+            }
+            now_ns = monotonic_ns();
+        }
+        behind = false;
+        Ok(behind)
+    }
+
+    /// Starts as many as may be in flight.
+    fn keep_busy(&mut self, now_ns: u64) -> Result<(), TargetError> {
+        let mut now_ns = now_ns;
+        while self.start(now_ns, now_ns)? {
+            now_ns = monotonic_ns();
+        }
+        Ok(())
+    }
+
+    /// Starts a request, if there is room.
+    fn start(&mut self, intended_ns: u64, started_ns: u64) -> Result<bool, TargetError> {
+        let Some(&number) = self.free.last() else {
+            return Ok(false);
+        };
+        let Some((request, sequence)) = self.choose() else {
+            return Ok(false);
+        };
+        self.free.pop();
+        if self.written.is_some() && !request.read {
+            let payload = &mut self.payload[..request.length_bytes as usize];
+            content::fill(payload, request.offset_bytes, sequence, self.job.seed);
+        }
+        let payload = if request.read {
+            &[][..]
+        } else {
+            &self.payload[..request.length_bytes as usize]
+        };
+        self.target.start(number, request, payload)?;
+        self.flights[number as usize] = Some(Flight {
+            request,
+            intended_ns,
+            started_ns,
+            sequence,
+        });
+        Ok(true)
+    }
+
+    /// The next request, and the number of its write. None if it has to wait for one to the same address.
+    fn choose(&mut self) -> Option<(Request, u64)> {
+        let Some(written) = &mut self.written else {
+            return Some((self.requests.take(), 0));
+        };
+        for _ in 0..TRIES {
+            let request = self.stuck.take().unwrap_or_else(|| self.requests.take());
+            match written.start(&request) {
+                Some(sequence) => return Some((request, sequence)),
+                // In sequential order none is left out.
+                None if self.job.order == crate::job::Order::Sequential => {
+                    self.stuck = Some(request);
+                    return None;
+                }
+                None => {}
+            }
+        }
+        None
+    }
+
+    /// Takes in what has ended; gives whether something had.
+    fn look(&mut self) -> Result<bool, TargetError> {
+        let Self {
+            job,
+            span,
+            target,
+            flights,
+            free,
+            written,
+            figures,
+            ..
+        } = self;
+        let mut any = false;
+        let mut now_ns = 0;
+        target.poll(|number, result, data| {
+            if !any {
+                now_ns = monotonic_ns();
+                any = true;
+            }
+            let flight = flights[number as usize].take().expect("it was in flight");
+            free.push(number);
+            let Flight {
+                request, sequence, ..
+            } = flight;
+            let mut result = result;
+            if let Some(written) = written {
+                written.ended(&request, sequence, result.is_ok());
+                if request.read && sequence > 0 && result.is_ok() {
+                    let compared = content::compare(data, request.offset_bytes, sequence, job.seed);
+                    result = compared.map_err(|different| different.to_string());
+                    figures.verified += 1;
+                }
+            }
+            match result {
+                Err(error) => {
+                    let what = if request.read { "read" } else { "write" };
+                    let (at, length) = (request.offset_bytes, request.length_bytes);
+                    figures.failed(format!("{what} of {length} bytes at {at}: {error}"));
+                }
+                Ok(()) if flight.intended_ns >= span.count_ns => figures.ended(
+                    request.read,
+                    request.length_bytes,
+                    now_ns - flight.intended_ns,
+                    now_ns - flight.started_ns,
+                    ((flight.intended_ns - span.count_ns) / job.interval_ns) as usize,
+                ),
+                Ok(()) => {}
+            }
+        })?;
+        Ok(any)
+    }
+
+    /// Waits for everything in flight.
+    fn drain(&mut self) -> Result<(), TargetError> {
+        let give_up_ns = monotonic_ns() + DRAIN_NS;
+        while self.free.len() < self.flights.len() {
+            let ended = self.look()?;
+            if !ended && monotonic_ns() > give_up_ns {
+                return Err(TargetError::Other(format!(
+                    "{} requests did not come back within {} s",
+                    self.flights.len() - self.free.len(),
+                    DRAIN_NS / 1_000_000_000
+                )));
+            }
+            if !ended && self.job.idle == Idle::Nap {
+                std::thread::sleep(NAP);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads everything that was written, if that is to be verified. None of it counts.
+    fn read_back(&mut self) -> Result<(), TargetError> {
+        let Some(written) = &mut self.written else {
+            return Ok(());
+        };
+        self.span.count_ns = u64::MAX;
+        let length_bytes = self.job.length_bytes_max();
+        for offset_bytes in written.addresses() {
+            let request = Request {
+                read: true,
+                offset_bytes,
+                length_bytes,
+            };
+            while self.free.is_empty() {
+                self.look()?;
+            }
+            let number = self.free.pop().expect("there is room");
+            let sequence = self.written.as_mut().and_then(|written| written.start(&request));
+            self.target.start(number, request, &[])?;
+            self.flights[number as usize] = Some(Flight {
+                request,
+                intended_ns: 0,
+                started_ns: 0,
+                sequence: sequence.expect("nothing is in flight there"),
+            });
+        }
+        self.drain()
+    }
+}
+
+/// The intended starts of a thread of a job; `None` if it starts whenever another has ended.
+#[must_use]
+pub fn starts(job: &Job, thread: usize, span: Span) -> Option<Starts> {
+    match job.load {
+        Load::Closed { .. } => None,
+        Load::Open {
+            rate_iops, arrivals, ..
+        } => {
+            let threads = job.threads;
+            let rate_iops = rate_iops / threads as f64;
+            Some(Starts::new(
+                job.seed,
+                arrivals,
+                rate_iops,
+                (thread, threads),
+                span.begin_ns,
+            ))
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! The options of `stillpoint bench`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use stillpoint_bench::job::{Idle, Job};
+use stillpoint_bench::target::Name;
+
+use super::words::Words;
+use crate::exit::Failure;
+use crate::size::Duration;
+use stillpoint_appliance::Error;
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Run a job against one target
+    Run(RunArguments),
+    /// Run the same job against two targets in turn, and say whether they differ
+    Compare(CompareArguments),
+    /// Find the rate from which on latency grows out of hand
+    Sweep(SweepArguments),
+}
+
+/// Options of `bench run`.
+#[derive(Debug, Args)]
+pub struct RunArguments {
+    /// A file or block device, nbd+unix:///EXPORT?socket=PATH, nbd://HOST[:PORT]/EXPORT, or null: (what is written there is
+    /// lost) [default: filename or uri of the job file]
+    #[arg(value_name = "TARGET")]
+    pub target: Option<Name>,
+    /// See [`JobArguments`].
+    #[command(flatten)]
+    pub job: JobArguments,
+    /// Write the percentiles of all response times, as HdrHistogram's tools plot them
+    #[arg(long, value_name = "FILE")]
+    pub hgrm: Option<PathBuf>,
+    /// Write the response times of each interval, as HdrHistogram's tools read them
+    #[arg(long, value_name = "FILE")]
+    pub hlog: Option<PathBuf>,
+}
+
+/// Options of `bench compare`.
+#[derive(Debug, Args)]
+pub struct CompareArguments {
+    /// The one target
+    #[arg(value_name = "A")]
+    pub a: Name,
+    /// The other
+    #[arg(value_name = "B")]
+    pub b: Name,
+    /// See [`JobArguments`]. The run time is that of each round.
+    #[command(flatten)]
+    pub job: JobArguments,
+    /// Rounds: each runs the job against both, and begins with the other one
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(3..=1000))]
+    pub rounds: u32,
+}
+
+/// Options of `bench sweep`.
+#[derive(Debug, Args)]
+pub struct SweepArguments {
+    /// The target
+    #[arg(value_name = "TARGET")]
+    pub target: Name,
+    /// See [`JobArguments`]. The run time is that of each step.
+    #[command(flatten)]
+    pub job: JobArguments,
+    /// Steps from a tenth of what the target does at most to all of it
+    #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(3..=100))]
+    pub steps: u32,
+}
+
+/// A job, in the words of fio.
+#[derive(Debug, Args)]
+pub struct JobArguments {
+    /// A job file of fio (simple ones); options given here win over it
+    #[arg(long, value_name = "FILE")]
+    pub job: Option<PathBuf>,
+    /// The job to take of several in the file
+    #[arg(long, value_name = "NAME", requires = "job")]
+    pub section: Option<String>,
+    /// read, write, rw, randread, randwrite or randrw [default: randread]
+    #[arg(long, value_name = "KIND")]
+    pub rw: Option<String>,
+    /// Length of requests, or several and their percent: 4k/60:64k/40 [default: 4k]
+    #[arg(long, value_name = "SIZE")]
+    pub bs: Option<String>,
+    /// Requests a second of all threads: they start on time, whatever the target does [default: 1000, unless there is an
+    /// --iodepth]
+    #[arg(long, value_name = "N")]
+    pub rate_iops: Option<String>,
+    /// How these are spread: linear or poisson [default: linear]
+    #[arg(long, value_name = "HOW")]
+    pub rate_process: Option<String>,
+    /// Requests in flight of each thread: without a rate a request starts when another has ended; with one so many at most
+    #[arg(long, value_name = "N")]
+    pub iodepth: Option<String>,
+    /// Percent of reads of a mixed job [default: 50]
+    #[arg(long, value_name = "PERCENT")]
+    pub rwmixread: Option<String>,
+    /// How long it counts: seconds, or with a unit [default: 10s]
+    #[arg(long, value_name = "TIME")]
+    pub runtime: Option<String>,
+    /// How long it runs before that [default: 0s]
+    #[arg(long, value_name = "TIME")]
+    pub ramp_time: Option<String>,
+    /// Threads, each with a connection or a queue of its own [default: 1]
+    #[arg(long, value_name = "N")]
+    pub numjobs: Option<String>,
+    /// Bytes used of the target [default: all]
+    #[arg(long, value_name = "SIZE")]
+    pub size: Option<String>,
+    /// The first of them [default: 0]
+    #[arg(long, value_name = "SIZE")]
+    pub offset: Option<String>,
+    /// Mark what is written, and compare it when it is read and at the end
+    #[arg(long)]
+    pub verify: bool,
+    /// The same seed makes the same requests [default: 1]
+    #[arg(long, value_name = "N")]
+    pub randseed: Option<String>,
+    /// random, or zipf:EXPONENT [default: random]
+    #[arg(long, value_name = "HOW")]
+    pub random_distribution: Option<String>,
+    /// What a thread does while it waits: look all the time, or sleep for some microseconds (where the target needs the
+    /// cores)
+    #[arg(long, value_enum, default_value_t = IdleWord::Spin, value_name = "HOW")]
+    pub idle: IdleWord,
+    /// Length of the intervals of the log
+    #[arg(long, default_value = "1s", value_name = "TIME")]
+    pub interval: Duration,
+}
+
+/// See [`Idle`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum IdleWord {
+    /// Look all the time: exact, takes a core for each thread.
+    Spin,
+    /// Sleep for some microseconds.
+    Nap,
+}
+
+impl JobArguments {
+    /// The job, and the target that the job file names.
+    ///
+    /// # Errors
+    /// Usage, or the job file cannot be read.
+    pub fn job(self) -> Result<(Job, Option<String>), Failure> {
+        let of_file = match &self.job {
+            None => Words::default(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .map_err(|error| Error::usage(format!("{}: {error}", path.display())))?;
+                Words::of_file(&text, self.section.as_deref())?
+            }
+        };
+        let said = Words {
+            name: None,
+            rw: self.rw,
+            bs: self.bs,
+            iodepth: self.iodepth,
+            rwmixread: self.rwmixread,
+            runtime: self.runtime,
+            ramp_time: self.ramp_time,
+            rate_iops: self.rate_iops,
+            rate_process: self.rate_process,
+            numjobs: self.numjobs,
+            size: self.size,
+            offset: self.offset,
+            verify: self.verify.then(|| "1".to_owned()),
+            randseed: self.randseed,
+            random_distribution: self.random_distribution,
+            target: None,
+        };
+        let words = of_file.under(said);
+        let idle = match self.idle {
+            IdleWord::Spin => Idle::Spin,
+            IdleWord::Nap => Idle::Nap,
+        };
+        Ok((words.job(idle, self.interval.0)?, words.target))
+    }
+}

@@ -1,0 +1,363 @@
+//! A job in the words of fio, from a command line and from a job file.
+
+use stillpoint_appliance::Error;
+use stillpoint_bench::job::{Arrivals, Idle, Job, Load, Order};
+
+use crate::size::{Duration, Size};
+
+/// Requests a second if nothing is said.
+const RATE_IOPS_DEFAULT: f64 = 1000.0;
+/// Requests that each thread of an open loop has with the target at most, if nothing is said.
+const OPEN_IN_FLIGHT_DEFAULT: usize = 256;
+
+/// What was said; later words win over earlier ones.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Words {
+    /// See [`Job::name`].
+    pub name: Option<String>,
+    /// `read`, `randwrite`, `randrw`...
+    pub rw: Option<String>,
+    /// A length, or `4k/60:64k/40`.
+    pub bs: Option<String>,
+    /// Requests in flight.
+    pub iodepth: Option<String>,
+    /// Percent of reads of a mixed job.
+    pub rwmixread: Option<String>,
+    /// Seconds, or with a unit.
+    pub runtime: Option<String>,
+    /// The same.
+    pub ramp_time: Option<String>,
+    /// Requests a second.
+    pub rate_iops: Option<String>,
+    /// `linear` or `poisson`.
+    pub rate_process: Option<String>,
+    /// Threads.
+    pub numjobs: Option<String>,
+    /// Bytes used of the target.
+    pub size: Option<String>,
+    /// The first of them.
+    pub offset: Option<String>,
+    /// `0`, or any of fio's ways.
+    pub verify: Option<String>,
+    /// A number.
+    pub randseed: Option<String>,
+    /// `random`, `zipf:1.2`.
+    pub random_distribution: Option<String>,
+    /// The target.
+    pub target: Option<String>,
+}
+
+impl Words {
+    /// These, where `over` says nothing.
+    #[must_use]
+    pub fn under(self, over: Self) -> Self {
+        macro_rules! either {
+            ($($word:ident),*) => { Self { $($word: over.$word.or(self.$word)),* } };
+        }
+        either!(
+            name,
+            rw,
+            bs,
+            iodepth,
+            rwmixread,
+            runtime,
+            ramp_time,
+            rate_iops,
+            rate_process,
+            numjobs,
+            size,
+            offset,
+            verify,
+            randseed,
+            random_distribution,
+            target
+        )
+    }
+
+    /// Takes a `key=value` of a job file; false if the key is not known.
+    fn take(&mut self, key: &str, value: &str) -> bool {
+        let place = match key {
+            "name" => &mut self.name,
+            "rw" | "readwrite" => &mut self.rw,
+            "bs" | "blocksize" | "bssplit" => &mut self.bs,
+            "iodepth" => &mut self.iodepth,
+            "rwmixread" => &mut self.rwmixread,
+            "rwmixwrite" => {
+                let reads = value
+                    .parse::<u32>()
+                    .ok()
+                    .and_then(|writes| 100u32.checked_sub(writes));
+                self.rwmixread =
+                    Some(reads.map_or_else(|| format!("100 - {value}"), |reads| reads.to_string()));
+                return true;
+            }
+            "runtime" | "timeout" => &mut self.runtime,
+            "ramp_time" => &mut self.ramp_time,
+            "rate_iops" => &mut self.rate_iops,
+            "rate_process" => &mut self.rate_process,
+            "numjobs" => &mut self.numjobs,
+            "size" | "filesize" => &mut self.size,
+            "offset" => &mut self.offset,
+            "verify" => &mut self.verify,
+            "randseed" => &mut self.randseed,
+            "random_distribution" => &mut self.random_distribution,
+            "filename" | "uri" => &mut self.target,
+            // They ask for what is done anyway.
+            "time_based" | "direct" | "ioengine" | "thread" | "group_reporting" | "norandommap"
+            | "do_verify" | "verify_fatal" | "invalidate" | "stonewall" => return true,
+            _ => return false,
+        };
+        *place = Some(value.to_owned());
+        true
+    }
+
+    /// What a job file says: its global section and the job of this name, or the only one.
+    ///
+    /// # Errors
+    /// Usage: what is not understood, and where.
+    pub fn of_file(text: &str, section: Option<&str>) -> Result<Self, Error> {
+        let mut global = Self::default();
+        let mut jobs: Vec<(String, Self)> = Vec::new();
+        for (index, line) in text.lines().enumerate() {
+            let line = line.trim();
+            let at = |what: String| Error::usage(format!("line {} of the job file: {what}", index + 1));
+            if line.is_empty() || line.starts_with(['#', ';']) {
+                continue;
+            }
+            if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+                if name != "global" {
+                    jobs.push((name.to_owned(), Self::default()));
+                }
+                continue;
+            }
+            let (key, value) = line.split_once('=').unwrap_or((line, "1"));
+            let words = jobs.last_mut().map_or(&mut global, |(_, words)| words);
+            if !words.take(key.trim(), value.trim()) {
+                return Err(at(format!(
+                    "{:?} is not known here; remove it, or run this job with fio",
+                    key.trim()
+                )));
+            }
+        }
+        let names: Vec<String> = jobs.iter().map(|(name, _)| name.clone()).collect();
+        let chosen = match section {
+            Some(wanted) => jobs.into_iter().find(|(name, _)| name == wanted),
+            None if jobs.len() <= 1 => jobs.pop(),
+            None => None,
+        };
+        match (chosen, names.is_empty()) {
+            (Some((name, words)), _) => {
+                let named = Self {
+                    name: Some(name),
+                    ..global
+                };
+                Ok(named.under(words))
+            }
+            (None, true) if section.is_none() => Ok(global),
+            (None, _) => Err(Error::usage(format!(
+                "the job file has the jobs {}: choose one with --section",
+                names.join(", ")
+            ))),
+        }
+    }
+
+    /// The job that was asked for.
+    ///
+    /// # Errors
+    /// Usage: a word that is not understood.
+    pub fn job(&self, idle: Idle, interval_ns: u64) -> Result<Job, Error> {
+        let (random, read_percent) = self.kind()?;
+        let order = match self.random_distribution.as_deref() {
+            _ if !random => Order::Sequential,
+            None | Some("random") => Order::Uniform,
+            Some(text) => match text.strip_prefix("zipf:").map(str::parse) {
+                Some(Ok(exponent)) => Order::Zipf(exponent),
+                _ => return Err(wrong("random_distribution", text, "random or zipf:1.2")),
+            },
+        };
+        let depth: Option<usize> = number("iodepth", &self.iodepth)?;
+        let rate: Option<f64> = number("rate_iops", &self.rate_iops)?;
+        let load = match (rate, depth) {
+            (None, Some(in_flight)) => Load::Closed { in_flight },
+            (rate, depth) => Load::Open {
+                rate_iops: rate.unwrap_or(RATE_IOPS_DEFAULT),
+                arrivals: match self.rate_process.as_deref() {
+                    None | Some("linear" | "fixed") => Arrivals::Fixed,
+                    Some("poisson") => Arrivals::Poisson,
+                    Some(other) => return Err(wrong("rate_process", other, "linear or poisson")),
+                },
+                in_flight_max: depth.unwrap_or(OPEN_IN_FLIGHT_DEFAULT),
+            },
+        };
+        let standard = Job::default();
+        let size = |name, text: &Option<String>| -> Result<Option<u64>, Error> {
+            text.as_deref().map(|text| bytes(name, text)).transpose()
+        };
+        Ok(Job {
+            name: self.name.clone().unwrap_or(standard.name),
+            read_percent,
+            order,
+            lengths: lengths(self.bs.as_deref().unwrap_or("4k"))?,
+            load,
+            threads: number("numjobs", &self.numjobs)?.unwrap_or(1),
+            idle,
+            time_ns: time("runtime", &self.runtime)?.unwrap_or(standard.time_ns),
+            ramp_ns: time("ramp_time", &self.ramp_time)?.unwrap_or(0),
+            offset_bytes: size("offset", &self.offset)?.unwrap_or(0),
+            size_bytes: size("size", &self.size)?,
+            verify: self.verify.as_deref().is_some_and(|way| way != "0"),
+            seed: number("randseed", &self.randseed)?.unwrap_or(standard.seed),
+            interval_ns,
+        })
+    }
+
+    /// Whether addresses are random, and how many of a hundred requests read.
+    fn kind(&self) -> Result<(bool, u32), Error> {
+        let mixed: u32 = number("rwmixread", &self.rwmixread)?.unwrap_or(50);
+        Ok(match self.rw.as_deref().unwrap_or("randread") {
+            "read" => (false, 100),
+            "write" => (false, 0),
+            "rw" | "readwrite" => (false, mixed),
+            "randread" => (true, 100),
+            "randwrite" => (true, 0),
+            "randrw" => (true, mixed),
+            other => {
+                let known = "read, write, rw, randread, randwrite or randrw";
+                return Err(wrong("rw", other, known));
+            }
+        })
+    }
+}
+
+fn wrong(name: &str, text: &str, known: &str) -> Error {
+    Error::usage(format!("{name}={text:?} is not understood: give {known}"))
+}
+
+fn number<T: std::str::FromStr>(name: &str, text: &Option<String>) -> Result<Option<T>, Error> {
+    let Some(text) = text else {
+        return Ok(None);
+    };
+    let read = text.parse().map(Some);
+    read.map_err(|_| wrong(name, text, "a number"))
+}
+
+fn bytes(name: &str, text: &str) -> Result<u64, Error> {
+    let read = text.parse::<Size>();
+    read.map(|size| size.0)
+        .map_err(|error| Error::usage(format!("{name}: {error}")))
+}
+
+/// Seconds, or with a unit.
+fn time(name: &str, text: &Option<String>) -> Result<Option<u64>, Error> {
+    let Some(text) = text else {
+        return Ok(None);
+    };
+    let with_unit = if text.bytes().all(|byte| byte.is_ascii_digit()) {
+        format!("{text}s")
+    } else {
+        text.clone()
+    };
+    let read = with_unit.parse::<Duration>();
+    let read = read.map_err(|error| Error::usage(format!("{name}: {error}")))?;
+    Ok(Some(read.0))
+}
+
+/// `4k`, or lengths and their shares: `4k/60:64k/40`.
+fn lengths(text: &str) -> Result<Vec<(u32, u32)>, Error> {
+    let known = "a length as 4k, or lengths and their percent as 4k/60:64k/40";
+    text.split(':')
+        .map(|part| {
+            let (length, share) = part.split_once('/').unwrap_or((part, "1"));
+            let length = u32::try_from(bytes("bs", length)?).map_err(|_| wrong("bs", text, known))?;
+            let share = share.parse().map_err(|_| wrong("bs", text, known))?;
+            Ok((length, share))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(text: &str) -> Job {
+        let words = Words::of_file(text, None).expect("understood");
+        words.job(Idle::Spin, 1_000_000_000).expect("a job")
+    }
+
+    #[test]
+    fn a_simple_job_file_is_understood() {
+        let text = "; a comment\n[global]\nioengine=libaio\ndirect=1\nbs=16k\nruntime=30\ntime_based\n\n[mixed]\nrw=randrw\n\
+                    rwmixread=70\niodepth=32\nnumjobs=2\nsize=1g\nrandom_distribution=zipf:1.2\nverify=crc32c\n";
+        let expected = Job {
+            name: "mixed".into(),
+            read_percent: 70,
+            order: Order::Zipf(1.2),
+            lengths: vec![(16384, 1)],
+            load: Load::Closed { in_flight: 32 },
+            threads: 2,
+            time_ns: 30_000_000_000,
+            size_bytes: Some(1 << 30),
+            verify: true,
+            ..Job::default()
+        };
+        assert_eq!(job(text), expected);
+    }
+
+    #[test]
+    fn without_a_depth_the_loop_is_open() {
+        let open = |rate_iops, arrivals, in_flight_max| Load::Open {
+            rate_iops,
+            arrivals,
+            in_flight_max,
+        };
+        assert_eq!(job("").load, open(1000.0, Arrivals::Fixed, 256));
+        assert_eq!(
+            job("rate_iops=5000\nrate_process=poisson\niodepth=8").load,
+            open(5000.0, Arrivals::Poisson, 8)
+        );
+        assert_eq!(job("iodepth=8").load, Load::Closed { in_flight: 8 });
+    }
+
+    #[test]
+    fn what_is_not_understood_is_named() {
+        for (text, said) in [
+            ("rw=randtrim", "rw=\"randtrim\""),
+            ("bs=4x", "bs: "),
+            ("bs=4k/x", "4k/60:64k/40"),
+            ("iodepth=-1", "iodepth"),
+            ("rate_process=burst", "linear or poisson"),
+            ("random_distribution=pareto:1", "zipf:1.2"),
+            ("runtime=1h", "runtime"),
+            ("rwmixwrite=200", "rwmixread"),
+        ] {
+            let words = Words::of_file(text, None).expect("the keys are known");
+            let error = words.job(Idle::Spin, 1).expect_err(text);
+            assert!(error.message.contains(said), "{}", error.message);
+        }
+        let error = Words::of_file("[a]\nrw=read\nfsync=1", None).expect_err("unknown");
+        assert!(error.message.contains("line 3") && error.message.contains("fsync"));
+    }
+
+    #[test]
+    fn one_of_several_jobs_is_chosen() {
+        let text = "[global]\nbs=8k\n[a]\nrw=read\n[b]\nrw=write\nbs=4k";
+        let error = Words::of_file(text, None).expect_err("two");
+        assert!(error.message.contains("a, b"));
+        let chosen = Words::of_file(text, Some("b")).expect("there");
+        assert_eq!(
+            (chosen.rw.as_deref(), chosen.bs.as_deref()),
+            (Some("write"), Some("4k"))
+        );
+        let chosen = Words::of_file(text, Some("a")).expect("there");
+        assert_eq!(
+            (chosen.name.as_deref(), chosen.bs.as_deref()),
+            (Some("a"), Some("8k"))
+        );
+        assert!(Words::of_file(text, Some("c")).is_err());
+    }
+
+    #[test]
+    fn lengths_have_shares() {
+        assert_eq!(job("bssplit=4k/60:64k/40").lengths, [(4096, 60), (65536, 40)]);
+    }
+}

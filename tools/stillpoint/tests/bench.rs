@@ -1,0 +1,206 @@
+//! `stillpoint bench` against targets whose latency is known. How exact it is on a quiet machine is in docs/bench.md; here
+//! the machine may be busy, and then a run may rightly say that its generator did not keep up.
+
+mod support;
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use serde_json::Value;
+use support::foreign::must;
+use support::nbdkit::Nbdkit;
+use support::{Appliance, member, number};
+
+/// What a run says, and whether it succeeded.
+fn bench(arguments: &[&str]) -> (Value, bool) {
+    let output = Command::new(env!("CARGO_BIN_EXE_stillpoint"))
+        .args(["bench", "-o", "json"])
+        .args(arguments)
+        .output()
+        .expect("the program starts");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let json = serde_json::from_str(&text).unwrap_or_else(|error| {
+        let errors = String::from_utf8_lossy(&output.stderr);
+        panic!("not JSON ({error}): {text}{errors}")
+    });
+    (json, output.status.success())
+}
+
+/// What a usage error says.
+fn refused(arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_stillpoint"))
+        .arg("bench")
+        .args(arguments)
+        .output()
+        .expect("the program starts");
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn uri(socket: &Path) -> String {
+    format!("nbd+unix:///?socket={}", socket.display())
+}
+
+/// One word to nbdkit's filter that stops everything.
+fn tell(control: &Path, word: u8) {
+    let mut stream = UnixStream::connect(control).expect("it listens");
+    stream.write_all(&[word]).expect("it takes it");
+    let mut answer = [0];
+    stream.read_exact(&mut answer).expect("it has done it");
+}
+
+#[test]
+fn a_server_that_stands_still_cannot_hide_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (socket, control) = (directory.path().join("nbd"), directory.path().join("control"));
+    let control_is = format!("pause-control={}", control.display());
+    let _nbdkit = Nbdkit::start(&socket, &["--filter=pause", "memory", "64M", &control_is]);
+    let stop = thread::spawn(move || {
+        thread::sleep(Duration::from_secs(3));
+        tell(&control, b'p');
+        thread::sleep(Duration::from_secs(1));
+        tell(&control, b'r');
+    });
+    let hgrm = directory.path().join("all.hgrm");
+    let hlog = directory.path().join("all.hlog");
+    let (told, _) = bench(&[
+        "run",
+        &uri(&socket),
+        "--rate-iops=1000",
+        "--runtime=10",
+        "--idle=nap",
+        "--hgrm",
+        hgrm.to_str().expect("UTF-8"),
+        "--hlog",
+        hlog.to_str().expect("UTF-8"),
+    ]);
+    stop.join().expect("no panic");
+    // A tenth of the starts lies in the second, and a tenth of these waits for more than 0.9 s.
+    let response = member(&told, "/all/response");
+    assert!(
+        number(response, "/count") + number(&told, "/not_started") >= 9_990,
+        "{told}"
+    );
+    assert!(number(response, "/p99_ns") >= 880_000_000, "{told}");
+    assert!(number(response, "/p90_ns") < 880_000_000, "{told}");
+    let text = std::fs::read_to_string(hgrm).expect("written");
+    assert!(text.contains("1/(1-Percentile)") && text.contains("#[Max     ="));
+    let log = std::fs::read_to_string(hlog).expect("written");
+    assert_eq!(log.lines().filter(|line| line.contains("HISTF")).count(), 10);
+}
+
+#[test]
+fn a_delay_is_seen_as_it_is_in_an_open_and_in_a_closed_loop() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("nbd");
+    let delays = ["--filter=delay", "memory", "64M", "rdelay=20ms", "wdelay=10ms"];
+    let _nbdkit = Nbdkit::start(&socket, &delays);
+    for load in [&["--rate-iops=200"][..], &["--iodepth=4"]] {
+        let common = ["run", &uri(&socket), "--rw=randrw", "--runtime=3", "--idle=nap"];
+        let (told, _) = bench(&[&common[..], load].concat());
+        for (kind, delay_ns) in [("reads", 20_000_000), ("writes", 10_000_000)] {
+            let service = member(&told, &format!("/{kind}/service"));
+            assert!(number(service, "/count") > 50, "{told}");
+            assert!(number(service, "/min_ns") >= delay_ns, "{told}");
+            // The quickest of many met no other delay.
+            assert!(number(service, "/min_ns") < delay_ns * 3 / 2, "{told}");
+            let response = number(&told, &format!("/{kind}/response/p50_ns"));
+            assert!(response >= number(service, "/p50_ns"), "{told}");
+        }
+    }
+}
+
+#[test]
+fn what_it_writes_to_a_volume_is_verified_and_stays() {
+    let appliance = Appliance::started(&["--processors", "2"]);
+    appliance.create_pool("p", 1, "256MiB", &[]);
+    appliance.run(&["volume", "create", "disk", "--size", "32MiB"]);
+    appliance.run(&["export", "create", "disk"]);
+    let job = appliance.path("job.fio");
+    let text = "[global]\nioengine=nbd\nbs=16k\n[mixed]\nrw=randrw\nrwmixread=40\niodepth=8\nverify=crc32c\nruntime=2\nnumjobs=2\n";
+    std::fs::write(&job, text).expect("written");
+    let job = job.to_str().expect("UTF-8");
+    let (told, ended_well) = bench(&["run", &appliance.uri("disk"), "--job", job, "--idle=nap"]);
+    assert!(ended_well, "{told}");
+    assert_eq!(member(&told, "/name"), "mixed");
+    assert_eq!(member(&told, "/loop_kind"), "closed");
+    assert!(
+        number(&told, "/verified") > 100 && number(&told, "/errors") == 0,
+        "{told}"
+    );
+    let mapped = number(&appliance.run(&["volume", "show", "disk"]), "/mapped_bytes");
+    assert!(mapped >= 1 << 20, "it wrote");
+
+    // A snapshot can be read, and is not written.
+    appliance.run(&["snapshot", "create", "disk@now"]);
+    appliance.run(&["export", "create", "disk@now"]);
+    let uri = appliance.uri("disk@now");
+    let (_, ended_well) = bench(&["run", &uri, "--runtime=1", "--iodepth=4", "--idle=nap"]);
+    assert!(ended_well);
+    let output = Command::new(env!("CARGO_BIN_EXE_stillpoint"))
+        .args(["bench", "run", &uri, "--rw=randwrite"])
+        .output()
+        .expect("the program starts");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("read-only"));
+}
+
+#[test]
+fn a_file_is_measured_compared_and_swept() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("file");
+    let file = path.to_str().expect("UTF-8");
+    must("fallocate", &["-l", "16MiB", file]);
+    let (told, ended_well) = bench(&[
+        "run",
+        file,
+        "--rw=randwrite",
+        "--iodepth=4",
+        "--runtime=1",
+        "--verify",
+    ]);
+    assert!(ended_well && number(&told, "/verified") > 0, "{told}");
+
+    let (told, ended_well) = bench(&[
+        "compare",
+        file,
+        "null:",
+        "--iodepth=1",
+        "--size=16MiB",
+        "--runtime=100ms",
+        "--rounds=7",
+    ]);
+    assert!(ended_well, "{told}");
+    let p50 = member(&told, "/percentiles/0");
+    assert_eq!(member(p50, "/percentile"), "p50");
+    let high = member(p50, "/ratio_high").as_f64().expect("a number");
+    assert!(high < 1.0, "nothing is faster than a file: {told}");
+
+    let (told, ended_well) = bench(&["sweep", file, "--steps=3", "--runtime=300ms", "--idle=nap"]);
+    assert!(ended_well, "{told}");
+    let rates: Vec<f64> = support::list(&told, "/steps")
+        .iter()
+        .map(|step| member(step, "/rate_iops").as_f64().expect("a number"))
+        .collect();
+    assert!(rates.len() == 3 && rates.is_sorted(), "{told}");
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused_with_what_to_do() {
+    for (arguments, said) in [
+        (&["run"][..], "no target"),
+        (&["run", "null:", "--bs=1000"], "multiple of 512"),
+        (&["run", "null:4096", "--offset=8192"], "--size"),
+        (&["run", "null:", "--rw=trim"], "randrw"),
+        (&["run", "nbd+tls://host/disk"], "nbd+unix:///EXPORT?socket=PATH"),
+        (&["run", "null:", "--job=/nowhere/job.fio"], "/nowhere/job.fio"),
+        (&["compare", "null:", "null:", "--rounds=2"], "3..=1000"),
+    ] {
+        let errors = refused(arguments);
+        assert!(errors.contains(said), "{arguments:?}: {errors}");
+    }
+}
