@@ -97,7 +97,7 @@ pub fn compare(
     for round in 0..rounds {
         told(round);
         let job = Job {
-            seed: job.seed + u64::from(round),
+            seed: job.seed.wrapping_add(u64::from(round)),
             ..job.clone()
         };
         let (of_a, of_b) = if round.is_multiple_of(2) {

@@ -10,6 +10,12 @@ pub const REQUEST_BYTES_MAX: u32 = 1 << 20;
 pub const IN_FLIGHT_MAX: usize = 4096;
 /// Threads of one run.
 pub const THREADS_MAX: usize = 256;
+/// Longest run, ramp included, in nanoseconds: a year.
+pub const TIME_NS_MAX: u64 = 366 * 24 * 3600 * 1_000_000_000;
+/// Intervals of one run at most.
+pub const INTERVALS_MAX: u64 = 1_000_000;
+/// Sum of the shares of all lengths at most.
+pub const SHARES_MAX: u64 = 1_000_000;
 /// Most requests a second of one run: the clock of an open loop counts in nanoseconds.
 pub const RATE_IOPS_MAX: f64 = 100e6;
 
@@ -166,6 +172,17 @@ impl Job {
         if self.lengths.is_empty() || self.lengths.iter().all(|&(_, share)| share == 0) {
             return bad("no request has a length: give --bs".into());
         }
+        if self
+            .lengths
+            .iter()
+            .map(|&(_, share)| u64::from(share))
+            .sum::<u64>()
+            > SHARES_MAX
+        {
+            return bad(format!(
+                "the shares of lengths add up to more than {SHARES_MAX}: give percents"
+            ));
+        }
         for &(bytes, _) in &self.lengths {
             let whole = u64::from(bytes).is_multiple_of(SECTOR_BYTES);
             if bytes == 0 || !whole || bytes > REQUEST_BYTES_MAX {
@@ -202,6 +219,16 @@ impl Job {
         }
         if self.time_ns == 0 || self.interval_ns == 0 {
             return bad("a run of no time measures nothing: give --runtime 10s, say".into());
+        }
+        if self.time_ns.saturating_add(self.ramp_ns) > TIME_NS_MAX {
+            return bad(
+                "a run of more than a year is not possible: give a shorter --runtime or --ramp-time".into(),
+            );
+        }
+        if self.time_ns / self.interval_ns > INTERVALS_MAX {
+            return bad(format!(
+                "more than {INTERVALS_MAX} intervals are not possible: give a longer --interval"
+            ));
         }
         if self.verify && self.lengths.len() > 1 {
             return bad("what is verified is written in requests of one length: give one --bs".into());
@@ -248,7 +275,7 @@ mod tests {
     fn what_cannot_be_done_is_said() {
         assert_eq!(Job::default().check(), Ok(()));
         type Spoil = fn(&mut Job);
-        let wrong: [(Spoil, &str); 10] = [
+        let wrong: [(Spoil, &str); 14] = [
             (|job| job.read_percent = 101, "101%"),
             (|job| job.lengths.clear(), "--bs"),
             (|job| job.lengths = vec![(1000, 1)], "1000 bytes"),
@@ -267,6 +294,10 @@ mod tests {
             ),
             (|job| job.order = Order::Zipf(-1.0), "exponent of -1"),
             (|job| job.time_ns = 0, "--runtime"),
+            (|job| job.time_ns = u64::MAX, "more than a year"),
+            (|job| job.ramp_ns = u64::MAX, "more than a year"),
+            (|job| job.interval_ns = 1, "--interval"),
+            (|job| job.lengths = vec![(4096, u32::MAX), (8192, 1)], "percents"),
             (
                 |job| {
                     job.verify = true;

@@ -6,6 +6,8 @@
 //! The same functions are run in three ways: `tests/corpus.rs` replays `corpus/<target>/*` with every test run, the
 //! program of this crate mutates the corpora for a while on any compiler, and `libfuzzer/` hands them to cargo-fuzz.
 
+#[allow(dead_code)]
+mod bench;
 // The program's own modules, compiled here too: a program has no library to import.
 #[path = "../../stillpoint/src/cli.rs"]
 #[allow(dead_code)]

@@ -14,7 +14,7 @@ pub struct Target {
     pub run: fn(&[u8]),
 }
 
-const ALL: [Target; 17] = [
+const ALL: [Target; 18] = [
     Target {
         name: "label",
         run: ondisk::label,
@@ -78,6 +78,10 @@ const ALL: [Target; 17] = [
     Target {
         name: "sizes",
         run: configuration::sizes,
+    },
+    Target {
+        name: "bench_job",
+        run: configuration::bench_job,
     },
     Target {
         name: "api",

@@ -7,7 +7,6 @@ use stillpoint_bench::job::{Idle, Job};
 use stillpoint_bench::target::Name;
 
 use super::words::Words;
-use crate::exit::Failure;
 use crate::size::Duration;
 use stillpoint_appliance::Error;
 
@@ -146,7 +145,7 @@ impl JobArguments {
     ///
     /// # Errors
     /// Usage, or the job file cannot be read.
-    pub fn job(self) -> Result<(Job, Option<String>), Failure> {
+    pub fn job(self) -> Result<(Job, Option<String>), Error> {
         let of_file = match &self.job {
             None => Words::default(),
             Some(path) => {
