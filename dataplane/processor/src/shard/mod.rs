@@ -438,7 +438,7 @@ impl<T: LogTail> Shard<T> {
             || self.short_of_buffers
             || self.can_load()
             || (self.checkpoint.is_promoting() && self.reads_in_flight[1 - self.read_side] == 0)
-            || (!self.reclaim.is_idle() && !self.reclaim.is_waiting() && self.stopped.is_none())
+            || self.reclaim_is_ready()
             || self.scrub.is_ready(self.now.monotonic_ns)
     }
 
@@ -541,6 +541,7 @@ impl<T: LogTail> Shard<T> {
 
     /// The one door through which answers leave: frees the slot, holds the answer if a cut says so.
     fn answer(&mut self, id: SlotId, result: Result<(), RequestError>) {
+        self.reclaim.answered();
         let (volume, birth) = (self.slots[id].view.volume, self.slots[id].max_birth);
         self.settle_grant(id);
         let answer = self.slots.release(id, result);

@@ -30,8 +30,10 @@ use stillpoint_ondisk::record::Record;
 
 /// Steps per turn while nobody else wants anything, or while space is short: a step compares one leaf, or skips a subtree.
 const STEPS_ALONE: usize = 8;
-/// Steps per turn beside requests: each of them waits for as long as all steps of a turn take.
-const STEPS_BESIDE_REQUESTS: usize = 1;
+/// Beside requests so many of them are answered for each step: it may need a map page from the device, and takes from
+/// them what it takes. The walk makes no turns of its own then, but goes along with those of the requests: a loop that
+/// turns and turns submits writes one by one that would have gone together, and takes the core that a client may need.
+const ANSWERS_PER_STEP: usize = 8;
 /// Space is short when less than this share of it can be had.
 const SCARCE_SHARE: u64 = 16;
 
@@ -78,9 +80,16 @@ pub(super) struct Reclaim {
     unreadable: BTreeSet<VolumeId>,
     /// What the last walks freed.
     pub(super) freed: Freed,
+    /// Requests that were answered since the last step.
+    answers: usize,
 }
 
 impl Reclaim {
+    /// A request was answered.
+    pub(super) fn answered(&mut self) {
+        self.answers += 1;
+    }
+
     /// There may be something to free.
     pub(super) fn wake(&mut self) {
         self.awake = true;
@@ -152,7 +161,8 @@ impl<T: LogTail> Shard<T> {
         if self.stopped.is_some() {
             return self.fail_resizes();
         }
-        for _ in 0..self.reclaim_steps() {
+        let resizing = !self.reclaim.resizes.is_empty();
+        for _ in 0..self.reclaim_steps().max(usize::from(resizing)) {
             if self.reclaim.is_idle() || self.reclaim.is_waiting() {
                 return;
             }
@@ -163,7 +173,7 @@ impl<T: LogTail> Shard<T> {
                 self.walk_step()
             };
             // Whatever it has to wait for is seen to earlier in a turn: there has to be another one.
-            self.progress = true;
+            self.progress |= step.is_err() || resizes || self.reclaim_hurries();
             self.reclaim.waits = match step {
                 Ok(()) => None,
                 Err(Outcome::Map(MapError::Miss(page))) => {
@@ -188,13 +198,25 @@ impl<T: LogTail> Shard<T> {
         }
     }
 
-    fn reclaim_steps(&self) -> usize {
+    /// Whether there is something to do that is worth a turn.
+    pub(super) fn reclaim_is_ready(&self) -> bool {
+        let goes_on = !self.reclaim.is_idle() && !self.reclaim.is_waiting() && self.stopped.is_none();
+        goes_on && (!self.reclaim.resizes.is_empty() || self.reclaim_hurries())
+    }
+
+    /// Whether nobody else wants anything, or somebody waits for it.
+    fn reclaim_hurries(&self) -> bool {
         let is_scarce = self.space.room(Purpose::Data) < self.space.total_blocks() / SCARCE_SHARE;
-        if self.slots.in_use() == 0 || is_scarce || self.change_logs.is_waited_for() {
-            STEPS_ALONE
-        } else {
-            STEPS_BESIDE_REQUESTS
+        self.slots.in_use() == 0 || is_scarce || self.change_logs.is_waited_for()
+    }
+
+    fn reclaim_steps(&mut self) -> usize {
+        let answers = core::mem::take(&mut self.reclaim.answers);
+        if self.reclaim_hurries() {
+            return STEPS_ALONE;
         }
+        self.reclaim.answers = answers % ANSWERS_PER_STEP;
+        (answers / ANSWERS_PER_STEP).min(STEPS_ALONE)
     }
 
     fn fail_resizes(&mut self) {

@@ -93,12 +93,15 @@ fn opening_changes_no_change_log_and_logs_nothing() {
     assert_eq!(rig.processor.shards()[0].status().log_used_bytes, 0);
 }
 
-/// The most blocks that one turn of the next so many frees.
-fn freed_in_a_turn(rig: &mut Rig, turns: usize) -> u64 {
+/// The most blocks that one turn of the next so many frees; in each so many requests come that are answered at once.
+fn freed_in_a_turn(rig: &mut Rig, turns: usize, requests: usize) -> u64 {
     let used = |rig: &Rig| rig.processor.shards()[0].status().used_blocks;
     let mut most = 0;
     for _ in 0..turns {
         let before = used(rig);
+        for _ in 0..requests {
+            rig.send(request(LIVE, RequestKind::Read, 310 * LEAF, BLOCK, None));
+        }
         rig.turn();
         most = most.max(before.saturating_sub(used(rig)));
     }
@@ -123,10 +126,15 @@ fn freeing_takes_small_steps_beside_requests_and_large_ones_alone() {
         snapshot: SnapshotId(1),
     };
     assert_eq!(rig.command(delete), EventKind::Done);
-    let beside = freed_in_a_turn(&mut rig, 50);
+    assert_eq!(freed_in_a_turn(&mut rig, 50, 0), 0, "nobody else was answered");
+    let beside = freed_in_a_turn(&mut rig, 50, 8);
     assert!(
         (1..=3).contains(&beside),
         "{beside} blocks: one leaf has one block, its page, and perhaps the page above"
+    );
+    assert!(
+        !rig.processor.has_ready_work(),
+        "it goes along with the turns of others, and wants none of its own"
     );
     // The answer came; nobody else wants anything.
     let waiting = core::mem::take(&mut rig.processor.device_mut().waiting);
@@ -138,7 +146,11 @@ fn freeing_takes_small_steps_beside_requests_and_large_ones_alone() {
         device.done.push_back(operation);
     }
     rig.turn();
-    let alone = freed_in_a_turn(&mut rig, 10);
+    assert!(
+        rig.processor.has_ready_work(),
+        "and when there are no others it does"
+    );
+    let alone = freed_in_a_turn(&mut rig, 10, 0);
     assert!(
         alone >= 16,
         "{alone} blocks: eight leaves, a block and a page each"
@@ -177,7 +189,7 @@ fn freeing_takes_large_steps_beside_requests_when_space_is_short() {
         snapshot: SnapshotId(1),
     };
     rig.processor.command(ShardIndex(0), Ticket(99), delete, rig.now);
-    let freed = freed_in_a_turn(&mut rig, 50);
+    let freed = freed_in_a_turn(&mut rig, 50, 0);
     assert!(
         freed >= 16,
         "{freed} blocks: eight leaves, a block and a page each"
