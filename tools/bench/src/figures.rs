@@ -97,23 +97,25 @@ impl Default for Figures {
 }
 
 impl Figures {
-    /// Takes in a request that ended well. `interval` is that of its intended start.
+    /// Takes in a request that ended well. `interval` is that of its intended start, if these are kept apart.
     pub fn ended(
         &mut self,
         read: bool,
         length_bytes: u32,
         response_ns: u64,
         service_ns: u64,
-        interval: usize,
+        interval: Option<usize>,
     ) {
         let latency = if read { &mut self.reads } else { &mut self.writes };
         latency.response.saturating_record(response_ns);
         latency.service.saturating_record(service_ns);
-        while self.intervals.len() <= interval {
-            self.intervals.push(interval_times());
+        if let Some(interval) = interval {
+            while self.intervals.len() <= interval {
+                self.intervals.push(interval_times());
+            }
+            let of_interval = response_ns.clamp(1, LATENCY_NS_MAX);
+            self.intervals[interval].record(of_interval).expect("it grows");
         }
-        let of_interval = response_ns.clamp(1, LATENCY_NS_MAX);
-        self.intervals[interval].record(of_interval).expect("it grows");
         self.bytes += u64::from(length_bytes);
     }
 
@@ -218,10 +220,10 @@ mod tests {
     #[test]
     fn threads_add_up() {
         let mut one = Figures::default();
-        one.ended(true, 4096, 1000, 500, 0);
-        one.ended(false, 4096, 3000, 500, 2);
+        one.ended(true, 4096, 1000, 500, Some(0));
+        one.ended(false, 4096, 3000, 500, Some(2));
         let mut two = Figures::default();
-        two.ended(true, 8192, 5000, 2000, 1);
+        two.ended(true, 8192, 5000, 2000, Some(1));
         two.failed("no".into());
         one.add(&two);
         assert_eq!((one.requests(), one.bytes, one.errors), (3, 16384, 1));
@@ -249,7 +251,7 @@ mod tests {
             "nothing ended"
         );
         for _ in 0..1000 {
-            figures.ended(true, 4096, 1000, 1000, 0);
+            figures.ended(true, 4096, 1000, 1000, Some(0));
         }
         figures.late = 10;
         assert_eq!(figures.verdict(second), Verdict::Sound);

@@ -12,8 +12,8 @@ pub const IN_FLIGHT_MAX: usize = 4096;
 pub const THREADS_MAX: usize = 256;
 /// Longest run, ramp included, in nanoseconds: a year.
 pub const TIME_NS_MAX: u64 = 366 * 24 * 3600 * 1_000_000_000;
-/// Intervals of one run at most.
-pub const INTERVALS_MAX: u64 = 1_000_000;
+/// Intervals of all threads of one run at most: each has a histogram of its own.
+pub const INTERVALS_MAX: u64 = 20_000;
 /// Sum of the shares of all lengths at most.
 pub const SHARES_MAX: u64 = 1_000_000;
 /// Most requests a second of one run: the clock of an open loop counts in nanoseconds.
@@ -98,8 +98,8 @@ pub struct Job {
     pub verify: bool,
     /// The same seed makes the same requests.
     pub seed: u64,
-    /// Length of the intervals that are also looked at one by one.
-    pub interval_ns: u64,
+    /// Length of the intervals whose requests are also kept apart, if they are.
+    pub interval_ns: Option<u64>,
 }
 
 impl Default for Job {
@@ -118,7 +118,7 @@ impl Default for Job {
             size_bytes: None,
             verify: false,
             seed: 1,
-            interval_ns: 1_000_000_000,
+            interval_ns: None,
         }
     }
 }
@@ -217,7 +217,7 @@ impl Job {
                 "a Zipf exponent of {exponent} is not possible: give one above 0 and up to 10, 1.1 say"
             ));
         }
-        if self.time_ns == 0 || self.interval_ns == 0 {
+        if self.time_ns == 0 || self.interval_ns == Some(0) {
             return bad("a run of no time measures nothing: give --runtime 10s, say".into());
         }
         if self.time_ns.saturating_add(self.ramp_ns) > TIME_NS_MAX {
@@ -225,10 +225,15 @@ impl Job {
                 "a run of more than a year is not possible: give a shorter --runtime or --ramp-time".into(),
             );
         }
-        if self.time_ns / self.interval_ns > INTERVALS_MAX {
+        if let Some(interval_ns) = self.interval_ns
+            && self.time_ns / interval_ns * self.threads as u64 > INTERVALS_MAX
+        {
             return bad(format!(
-                "more than {INTERVALS_MAX} intervals are not possible: give a longer --interval"
+                "more than {INTERVALS_MAX} intervals of all threads are not possible: give a longer --interval"
             ));
+        }
+        if self.verify && !self.writes() {
+            return bad("nothing is written that could be verified: give --rw randwrite or randrw".into());
         }
         if self.verify && self.lengths.len() > 1 {
             return bad("what is verified is written in requests of one length: give one --bs".into());
@@ -255,8 +260,15 @@ impl Job {
                 self.offset_bytes
             )));
         }
-        let share_bytes = size_bytes / self.threads as u64;
-        if share_bytes < u64::from(self.length_bytes_max()) {
+        // Addresses lie on a grid of the shortest requests, and the longest has to fit into what each thread has of it.
+        let unit_bytes = self
+            .lengths
+            .iter()
+            .map(|&(bytes, _)| u64::from(bytes))
+            .min()
+            .unwrap_or(1);
+        let units = size_bytes / unit_bytes / self.threads as u64;
+        if units < u64::from(self.length_bytes_max()).div_ceil(unit_bytes) {
             return Err(BadJob(format!(
                 "{size_bytes} bytes are too few for {} threads with requests of {} bytes: give a larger --size",
                 self.threads,
@@ -275,7 +287,7 @@ mod tests {
     fn what_cannot_be_done_is_said() {
         assert_eq!(Job::default().check(), Ok(()));
         type Spoil = fn(&mut Job);
-        let wrong: [(Spoil, &str); 14] = [
+        let wrong: [(Spoil, &str); 15] = [
             (|job| job.read_percent = 101, "101%"),
             (|job| job.lengths.clear(), "--bs"),
             (|job| job.lengths = vec![(1000, 1)], "1000 bytes"),
@@ -296,11 +308,12 @@ mod tests {
             (|job| job.time_ns = 0, "--runtime"),
             (|job| job.time_ns = u64::MAX, "more than a year"),
             (|job| job.ramp_ns = u64::MAX, "more than a year"),
-            (|job| job.interval_ns = 1, "--interval"),
+            (|job| job.interval_ns = Some(1), "--interval"),
+            (|job| job.verify = true, "nothing is written"),
             (|job| job.lengths = vec![(4096, u32::MAX), (8192, 1)], "percents"),
             (
                 |job| {
-                    job.verify = true;
+                    (job.verify, job.read_percent) = (true, 50);
                     job.lengths = vec![(4096, 1), (8192, 1)];
                 },
                 "one --bs",
@@ -325,6 +338,12 @@ mod tests {
         job.size_bytes = Some(4096);
         job.threads = 2;
         assert!(job.area(1 << 20).is_err(), "half a request for each");
+        let uneven = Job {
+            lengths: vec![(4096, 1), (6144, 1)],
+            ..Job::default()
+        };
+        assert!(uneven.area(6144).is_err(), "the grid has one place");
+        assert_eq!(uneven.area(8192), Ok((0, 8192)));
         assert!(job.area(0).is_err());
     }
 }

@@ -233,7 +233,7 @@ pub fn hgrm(times: &Times) -> String {
 pub fn write_hlog(outcome: &Outcome, writer: &mut impl Write) -> Result<(), String> {
     let mut serializer = V2DeflateSerializer::new();
     let began = UNIX_EPOCH + Duration::from_nanos(outcome.began_wall_ns);
-    let interval = Duration::from_nanos(outcome.job.interval_ns);
+    let interval = Duration::from_nanos(outcome.job.interval_ns.unwrap_or(outcome.job.time_ns));
     let mut log = IntervalLogWriterBuilder::new()
         .add_comment(concat!(
             "stillpoint bench ",
@@ -270,12 +270,15 @@ mod tests {
                 4096,
                 number * 1000,
                 number * 500,
-                (number / 500) as usize,
+                Some((number / 500) as usize),
             );
         }
         let verdict = figures.verdict(Duration::from_secs(1));
         Outcome {
-            job: Job::default(),
+            job: Job {
+                interval_ns: Some(1_000_000_000),
+                ..Job::default()
+            },
             figures,
             began_wall_ns: 1_700_000_000_000_000_000,
             verdict,

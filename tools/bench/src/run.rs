@@ -1,5 +1,6 @@
 //! A whole run: its threads, and what they measured together.
 
+use std::sync::{Barrier, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -97,22 +98,21 @@ pub fn run(job: &Job, target: &Opened) -> Result<Outcome, RunError> {
         .into());
     }
     let cores = cores_for(job.threads);
+    // The clock starts when every thread has its target.
+    let start = Start {
+        ready: Barrier::new(job.threads),
+        span: OnceLock::new(),
+    };
     let ended = thread::scope(|scope| {
-        let begin_ns = monotonic_ns() + LEAD_NS;
-        let span = Span {
-            begin_ns,
-            count_ns: begin_ns + job.ramp_ns,
-            end_ns: begin_ns + job.ramp_ns + job.time_ns,
-        };
         let threads: Vec<_> = (0..job.threads)
             .map(|index| {
-                let core = cores[index];
+                let (core, start) = (cores[index], &start);
                 scope.spawn(move || {
                     if let Some(core) = core {
                         // Not pinned is no failure: it is only less exact.
                         let _ = pin_this_thread(core);
                     }
-                    work_on(job, index, area, span, target)
+                    work_on(job, index, area, start, target)
                 })
             })
             .collect();
@@ -120,9 +120,8 @@ pub fn run(job: &Job, target: &Opened) -> Result<Outcome, RunError> {
             .into_iter()
             .map(|thread| thread.join().expect("no panic"))
             .collect::<Result<Vec<_>, _>>()
-            .map(|figures| (figures, span))
     });
-    let (of_threads, span) = ended?;
+    let (of_threads, span) = (ended?, start.span(job));
     let mut figures = Figures::default();
     of_threads.iter().for_each(|one| figures.add(one));
     let verdict = figures.verdict(Duration::from_nanos(job.time_ns));
@@ -147,20 +146,42 @@ fn cores_for(threads: usize) -> Vec<Option<Core>> {
     allowed.iter().rev().take(threads).copied().map(Some).collect()
 }
 
+/// When a run starts.
+struct Start {
+    ready: Barrier,
+    span: OnceLock<Span>,
+}
+
+impl Start {
+    /// Decided by whoever asks first.
+    fn span(&self, job: &Job) -> Span {
+        *self.span.get_or_init(|| {
+            let begin_ns = monotonic_ns() + LEAD_NS;
+            let count_ns = begin_ns + job.ramp_ns;
+            Span {
+                begin_ns,
+                count_ns,
+                end_ns: count_ns + job.time_ns,
+                mark: job.seed ^ wall_ns(),
+            }
+        })
+    }
+}
+
 fn work_on(
     job: &Job,
     thread: usize,
     area: (u64, u64),
-    span: Span,
+    start: &Start,
     target: &Opened,
 ) -> Result<Figures, TargetError> {
     match target {
-        Opened::Null(_) => work(job, thread, area, span, NullTarget::default()),
+        Opened::Null(_) => work(job, thread, area, start, Ok(NullTarget::default())),
         Opened::File(files) => {
-            let target = FileTarget::new(files, job.in_flight_max(), job.length_bytes_max())?;
-            work(job, thread, area, span, target)
+            let target = FileTarget::new(files, job.in_flight_max(), job.length_bytes_max());
+            work(job, thread, area, start, target)
         }
-        Opened::Nbd(uri, _) => work(job, thread, area, span, NbdTarget::connect(uri)?),
+        Opened::Nbd(uri, _) => work(job, thread, area, start, NbdTarget::connect(uri)),
     }
 }
 
@@ -168,10 +189,13 @@ fn work<T: Target>(
     job: &Job,
     thread: usize,
     area: (u64, u64),
-    span: Span,
-    target: T,
+    start: &Start,
+    target: Result<T, TargetError>,
 ) -> Result<Figures, TargetError> {
-    Worker::new(job, thread, area, span, target).run(starts(job, thread, span))
+    // Also without a target: the others wait for all.
+    start.ready.wait();
+    let span = start.span(job);
+    Worker::new(job, thread, area, span, target?).run(starts(job, thread, span))
 }
 
 /// Tries the generator out with the same job and a target that does nothing.
@@ -184,6 +208,7 @@ pub fn calibrate(job: &Job, target_bytes: u64) -> Result<Calibration, RunError> 
         time_ns: CALIBRATION_NS,
         ramp_ns: CALIBRATION_NS / 10,
         verify: false,
+        interval_ns: None,
         idle: Idle::Spin,
         ..job.clone()
     };
@@ -283,12 +308,57 @@ mod tests {
             },
             idle: Idle::Nap,
             time_ns: 500_000_000,
+            interval_ns: Some(1_000_000_000),
             ..Job::default()
         };
         let outcome = run(&job, &Opened::Null(1 << 30)).expect("it runs");
         let all = outcome.figures.requests() + outcome.figures.not_started;
         assert!((9_999..=10_001).contains(&all), "{all}");
         assert_eq!(outcome.figures.intervals.len(), 1);
+        assert_eq!(
+            outcome.figures.not_started, 0,
+            "nothing stands in the way: {:?}",
+            outcome.verdict
+        );
+    }
+
+    #[test]
+    fn a_generator_that_is_asked_for_too_much_blames_itself() {
+        let job = Job {
+            load: Load::Open {
+                rate_iops: 90e6,
+                arrivals: Arrivals::Fixed,
+                in_flight_max: 8,
+            },
+            time_ns: 50_000_000,
+            ..Job::default()
+        };
+        let outcome = run(&job, &Opened::Null(1 << 30)).expect("it runs");
+        assert_eq!(outcome.figures.not_started, 0);
+        assert!(
+            matches!(outcome.verdict, Verdict::Failed(why) if why.contains("the generator did not keep up"))
+        );
+    }
+
+    #[test]
+    fn what_an_earlier_run_wrote_is_not_taken_for_what_this_one_wrote() {
+        let (kept, name) = file(1 << 20);
+        let target = Opened::open(&name, true).expect("it is there");
+        let job = Job {
+            read_percent: 0,
+            order: Order::Sequential,
+            load: Load::Closed { in_flight: 4 },
+            idle: Idle::Nap,
+            time_ns: 50_000_000,
+            verify: true,
+            ..Job::default()
+        };
+        let first_sector = || {
+            let outcome = run(&job, &target).expect("it runs");
+            assert_eq!(outcome.verdict, Verdict::Sound);
+            std::fs::read(kept.path()).expect("readable")[16..24].to_vec()
+        };
+        assert_ne!(first_sector(), first_sector(), "the mark of the run");
     }
 
     #[test]

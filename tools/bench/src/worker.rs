@@ -16,6 +16,8 @@ const DRAIN_NS: u64 = 60_000_000_000;
 const NAP: Duration = Duration::from_micros(10);
 /// ...if nothing is to start within this time.
 const NAP_ROOM_NS: u64 = 80_000;
+/// How long after the end requests still start that were due before it.
+const LAST_NS: u64 = 10_000_000;
 /// How often another address is tried when one is busy.
 const TRIES: u32 = 16;
 
@@ -28,6 +30,8 @@ pub struct Span {
     pub count_ns: u64,
     /// No more start.
     pub end_ns: u64,
+    /// What this run writes is marked with this, so that what an earlier run left is not taken for it.
+    pub mark: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +64,7 @@ impl<'a, T: Target> Worker<'a, T> {
         let in_flight = job.in_flight_max();
         let mut payload = vec![0; job.length_bytes_max() as usize];
         // Not zeros, which some targets do not store.
-        content::fill(&mut payload, 0, 0, job.seed);
+        content::fill(&mut payload, 0, 0, span.mark);
         Self {
             job,
             span,
@@ -105,23 +109,29 @@ impl<'a, T: Target> Worker<'a, T> {
             }
         }
         if let Some(starts) = &mut starts {
-            while starts.next_ns() < self.span.end_ns {
-                let counts = starts.next_ns() >= self.span.count_ns;
-                self.figures.not_started += u64::from(counts);
-                starts.pass();
-            }
+            behind = self.start_due(starts, self.span.end_ns - 1, behind)?;
         }
         self.drain()?;
+        if let Some(starts) = &mut starts {
+            self.count_missed(starts, behind);
+        }
         self.read_back()?;
         Ok(self.figures)
     }
 
-    /// Starts what is due; gives whether something had to wait for room.
-    fn start_due(&mut self, starts: &mut Starts, now_ns: u64, mut behind: bool) -> Result<bool, TargetError> {
-        let mut now_ns = now_ns;
-        while starts.next_ns() <= now_ns {
+    /// Starts what is due until then; gives whether something has to wait for room at the target.
+    fn start_due(&mut self, starts: &mut Starts, until_ns: u64, behind: bool) -> Result<bool, TargetError> {
+        while starts.next_ns() <= until_ns {
             let intended_ns = starts.next_ns();
+            let now_ns = monotonic_ns().max(intended_ns);
+            if now_ns > self.span.end_ns + LAST_NS {
+                return Ok(behind);
+            }
             if !self.start(intended_ns, now_ns)? {
+                // Before the target is blamed it is looked at: there may be room that was not noticed.
+                if self.look()? {
+                    continue;
+                }
                 return Ok(true);
             }
             starts.pass();
@@ -134,10 +144,24 @@ impl<'a, T: Target> Worker<'a, T> {
                     self.figures.late_ns_max = self.figures.late_ns_max.max(late_ns);
                 }
             }
-            now_ns = monotonic_ns();
         }
-        behind = false;
-        Ok(behind)
+        Ok(false)
+    }
+
+    /// Counts what was to start and never did: it waited for room, or the generator did not come to it.
+    fn count_missed(&mut self, starts: &mut Starts, behind: bool) {
+        let end_ns = self.span.end_ns;
+        while starts.next_ns() < end_ns {
+            if starts.next_ns() >= self.span.count_ns {
+                if behind {
+                    self.figures.not_started += 1;
+                } else {
+                    self.figures.late += 1;
+                    self.figures.late_ns_max = self.figures.late_ns_max.max(end_ns - starts.next_ns());
+                }
+            }
+            starts.pass();
+        }
     }
 
     /// Starts as many as may be in flight.
@@ -160,7 +184,7 @@ impl<'a, T: Target> Worker<'a, T> {
         self.free.pop();
         if self.written.is_some() && !request.read {
             let payload = &mut self.payload[..request.length_bytes as usize];
-            content::fill(payload, request.offset_bytes, sequence, self.job.seed);
+            content::fill(payload, request.offset_bytes, sequence, self.span.mark);
         }
         let payload = if request.read {
             &[][..]
@@ -225,7 +249,7 @@ impl<'a, T: Target> Worker<'a, T> {
             if let Some(written) = written {
                 written.ended(&request, sequence, result.is_ok());
                 if request.read && sequence > 0 && result.is_ok() {
-                    let compared = content::compare(data, request.offset_bytes, sequence, job.seed);
+                    let compared = content::compare(data, request.offset_bytes, sequence, span.mark);
                     result = compared.map_err(|different| different.to_string());
                     figures.verified += 1;
                 }
@@ -241,7 +265,8 @@ impl<'a, T: Target> Worker<'a, T> {
                     request.length_bytes,
                     now_ns - flight.intended_ns,
                     now_ns - flight.started_ns,
-                    ((flight.intended_ns - span.count_ns) / job.interval_ns) as usize,
+                    job.interval_ns
+                        .map(|interval_ns| ((flight.intended_ns - span.count_ns) / interval_ns) as usize),
                 ),
                 Ok(()) => {}
             }
@@ -281,8 +306,8 @@ impl<'a, T: Target> Worker<'a, T> {
                 offset_bytes,
                 length_bytes,
             };
-            while self.free.is_empty() {
-                self.look()?;
+            if self.free.is_empty() {
+                self.drain()?;
             }
             let number = self.free.pop().expect("there is room");
             let sequence = self.written.as_mut().and_then(|written| written.start(&request));

@@ -50,7 +50,7 @@ fn open(name: &Name, job: &Job) -> Result<Opened, Failure> {
 }
 
 fn run_one(arguments: RunArguments, global: &Global) -> Result<(), Failure> {
-    let (job, named) = arguments.job.job()?;
+    let (job, named) = arguments.job.job(arguments.hlog.is_some())?;
     let name: Name = match (arguments.target, named) {
         (Some(name), _) => name,
         (None, Some(text)) => text.parse().map_err(Error::usage)?,
@@ -168,7 +168,7 @@ struct Comparison {
 }
 
 fn run_compare(arguments: CompareArguments, global: &Global) -> Result<(), Failure> {
-    let (job, _) = arguments.job.job()?;
+    let (job, _) = arguments.job.job(false)?;
     job.check().map_err(|error| failed(error.into()))?;
     let (a, b) = (open(&arguments.a, &job)?, open(&arguments.b, &job)?);
     let told = |round: u32| progress(global, &format!("round {} of {}", round + 1, arguments.rounds));
@@ -200,7 +200,7 @@ fn run_compare(arguments: CompareArguments, global: &Global) -> Result<(), Failu
 }
 
 fn run_sweep(arguments: SweepArguments, global: &Global) -> Result<(), Failure> {
-    let (job, _) = arguments.job.job()?;
+    let (job, _) = arguments.job.job(false)?;
     job.check().map_err(|error| failed(error.into()))?;
     let target = open(&arguments.target, &job)?;
     let told = |rate: f64| progress(global, &format!("{rate:.0} requests a second"));

@@ -85,10 +85,11 @@ impl<T: LogTail> Shard<T> {
 
     fn deletion(&self, volume: &VirtualVolume, position: usize) -> DeletionStatus {
         let found = &volume.snapshots[position];
-        let state = if !volume.is_to_be_freed(position) {
-            DeletionState::Kept
-        } else if self.stopped.is_some() {
+        // A shard that stopped may not even have taken the command.
+        let state = if self.stopped.is_some() {
             DeletionState::Stopped
+        } else if !volume.is_to_be_freed(position) {
+            DeletionState::Kept
         } else if self.reclaim.is_unreadable(volume.family) {
             DeletionState::Unreadable
         } else if self.staying_children(volume, position) > 1 {

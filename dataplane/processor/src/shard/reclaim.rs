@@ -34,6 +34,9 @@ const STEPS_ALONE: usize = 8;
 /// them what it takes. The walk makes no turns of its own then, but goes along with those of the requests: a loop that
 /// turns and turns submits writes one by one that would have gone together, and takes the core that a client may need.
 const ANSWERS_PER_STEP: usize = 8;
+/// But a step is taken after this time at the latest, if there is a turn: few requests, of which one is always under way,
+/// would hold it up for ever.
+const STEP_NS_MAX: u64 = 2_000_000;
 /// Space is short when less than this share of it can be had.
 const SCARCE_SHARE: u64 = 16;
 
@@ -82,6 +85,8 @@ pub(super) struct Reclaim {
     pub(super) freed: Freed,
     /// Requests that were answered since the last step.
     answers: usize,
+    /// When steps were last allowed.
+    allowed_ns: u64,
 }
 
 impl Reclaim {
@@ -207,7 +212,10 @@ impl<T: LogTail> Shard<T> {
     /// Whether nobody else wants anything, or somebody waits for it.
     fn reclaim_hurries(&self) -> bool {
         let is_scarce = self.space.room(Purpose::Data) < self.space.total_blocks() / SCARCE_SHARE;
-        self.slots.in_use() == 0 || is_scarce || self.change_logs.is_waited_for()
+        self.slots.in_use() == 0
+            || is_scarce
+            || self.directory.is_nearly_full()
+            || self.change_logs.is_waited_for()
     }
 
     fn reclaim_steps(&mut self) -> usize {
@@ -216,7 +224,13 @@ impl<T: LogTail> Shard<T> {
             return STEPS_ALONE;
         }
         self.reclaim.answers = answers % ANSWERS_PER_STEP;
-        (answers / ANSWERS_PER_STEP).min(STEPS_ALONE)
+        let now_ns = self.now.monotonic_ns;
+        let is_due = now_ns.saturating_sub(self.reclaim.allowed_ns) >= STEP_NS_MAX;
+        let steps = (answers / ANSWERS_PER_STEP).clamp(usize::from(is_due), STEPS_ALONE);
+        if steps > 0 {
+            self.reclaim.allowed_ns = now_ns;
+        }
+        steps
     }
 
     fn fail_resizes(&mut self) {

@@ -182,7 +182,14 @@ impl Eager {
             match self.stream.write(&self.unsent[self.sent..]) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(count) => self.sent += count,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    // What was sent goes, or a server that is always a little behind would make this grow for ever.
+                    if self.sent >= self.unsent.len() / 2 {
+                        self.unsent.drain(..self.sent);
+                        self.sent = 0;
+                    }
+                    return Ok(());
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
@@ -286,6 +293,27 @@ impl Target for NbdTarget {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_sent_is_not_kept_while_the_other_side_is_always_behind() {
+        let (here, mut there) = UnixStream::pair().expect("a pair");
+        let mut eager = Eager {
+            stream: Stream::Unix(here),
+            unsent: Vec::new(),
+            sent: 0,
+            nonblocking: true,
+        };
+        eager.stream.set_nonblocking().expect("ours");
+        let mut bytes = vec![0; 32 << 10];
+        // Never all of it is taken before more comes.
+        eager.write_all(&[1; 1 << 20]).expect("it takes everything");
+        for _ in 0..1600 {
+            there.read_exact(&mut bytes).expect("there is more");
+            eager.write_all(&bytes).expect("it takes everything");
+            assert!(eager.unsent.len() - eager.sent > 0, "it is behind");
+        }
+        assert!(eager.unsent.capacity() < 8 << 20, "of 50 MiB that went through");
+    }
 
     #[test]
     fn uris_are_read_as_others_read_them() {

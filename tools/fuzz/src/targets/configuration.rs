@@ -41,7 +41,7 @@ pub(super) fn bench_job(data: &[u8]) {
     if let Ok(name) = text.parse::<Name>() {
         let _ = name.to_string();
     }
-    let job = Words::of_file(text, None).and_then(|words| words.job(Idle::Spin, 1_000_000_000));
+    let job = Words::of_file(text, None).and_then(|words| words.job(Idle::Spin, Some(1_000_000_000)));
     let Ok(job) = job else {
         return;
     };

@@ -141,11 +141,11 @@ pub enum IdleWord {
 }
 
 impl JobArguments {
-    /// The job, and the target that the job file names.
+    /// The job, and the target that the job file names. With `intervals` these are kept apart.
     ///
     /// # Errors
     /// Usage, or the job file cannot be read.
-    pub fn job(self) -> Result<(Job, Option<String>), Error> {
+    pub fn job(self, intervals: bool) -> Result<(Job, Option<String>), Error> {
         let of_file = match &self.job {
             None => Words::default(),
             Some(path) => {
@@ -177,6 +177,9 @@ impl JobArguments {
             IdleWord::Spin => Idle::Spin,
             IdleWord::Nap => Idle::Nap,
         };
-        Ok((words.job(idle, self.interval.0)?, words.target))
+        Ok((
+            words.job(idle, intervals.then_some(self.interval.0))?,
+            words.target,
+        ))
     }
 }

@@ -118,6 +118,7 @@ impl Words {
     pub fn of_file(text: &str, section: Option<&str>) -> Result<Self, Error> {
         let mut global = Self::default();
         let mut jobs: Vec<(String, Self)> = Vec::new();
+        let mut in_global = true;
         for (index, line) in text.lines().enumerate() {
             let line = line.trim();
             let at = |what: String| Error::usage(format!("line {} of the job file: {what}", index + 1));
@@ -125,13 +126,17 @@ impl Words {
                 continue;
             }
             if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-                if name != "global" {
+                in_global = name == "global";
+                if !in_global {
                     jobs.push((name.to_owned(), Self::default()));
                 }
                 continue;
             }
             let (key, value) = line.split_once('=').unwrap_or((line, "1"));
-            let words = jobs.last_mut().map_or(&mut global, |(_, words)| words);
+            let words = match jobs.last_mut() {
+                Some((_, words)) if !in_global => words,
+                _ => &mut global,
+            };
             if !words.take(key.trim(), value.trim()) {
                 return Err(at(format!(
                     "{:?} is not known here; remove it, or run this job with fio",
@@ -165,7 +170,7 @@ impl Words {
     ///
     /// # Errors
     /// Usage: a word that is not understood.
-    pub fn job(&self, idle: Idle, interval_ns: u64) -> Result<Job, Error> {
+    pub fn job(&self, idle: Idle, interval_ns: Option<u64>) -> Result<Job, Error> {
         let (random, read_percent) = self.kind()?;
         let order = match self.random_distribution.as_deref() {
             _ if !random => Order::Sequential,
@@ -281,7 +286,7 @@ mod tests {
 
     fn job(text: &str) -> Job {
         let words = Words::of_file(text, None).expect("understood");
-        words.job(Idle::Spin, 1_000_000_000).expect("a job")
+        words.job(Idle::Spin, None).expect("a job")
     }
 
     #[test]
@@ -331,7 +336,7 @@ mod tests {
             ("rwmixwrite=200", "rwmixread"),
         ] {
             let words = Words::of_file(text, None).expect("the keys are known");
-            let error = words.job(Idle::Spin, 1).expect_err(text);
+            let error = words.job(Idle::Spin, None).expect_err(text);
             assert!(error.message.contains(said), "{}", error.message);
         }
         let error = Words::of_file("[a]\nrw=read\nfsync=1", None).expect_err("unknown");
@@ -354,6 +359,11 @@ mod tests {
             (Some("a"), Some("8k"))
         );
         assert!(Words::of_file(text, Some("c")).is_err());
+        let chosen = Words::of_file("[a]\nrw=read\n[global]\nbs=8k", None).expect("one");
+        assert_eq!(
+            (chosen.rw.as_deref(), chosen.bs.as_deref()),
+            (Some("read"), Some("8k"))
+        );
     }
 
     #[test]

@@ -141,4 +141,15 @@ fn whatever_keeps_it_up_is_told() {
     }
     let state = stopped.processor.shards()[0].deletions(SnapshotId(1))[0].state;
     assert_eq!(state, DeletionState::Stopped);
+
+    // One that was not deleted before the shard stopped will not be: whoever waits for it is told.
+    let mut late = rig();
+    late.write(0, &[3; BLOCK]);
+    late.processor.device_mut().failing = Some(OperationKind::Flush);
+    late.send(request(LIVE, RequestKind::Flush, 0, 0, None));
+    for _ in 0..10 {
+        late.turn();
+    }
+    let state = late.processor.shards()[0].deletions(SnapshotId(1))[0].state;
+    assert_eq!(state, DeletionState::Stopped);
 }
