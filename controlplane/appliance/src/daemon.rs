@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::api;
 use crate::appliance::{Appliance, ListenerUri, Options};
 use crate::error::{Error, Result};
-use crate::events::EventKind;
+use crate::events::{EventKind, When};
 use crate::label;
 use crate::mailbox::{
     Listener, Mailbox, NOTICES_MAX, NoticeSender, PollLoopOptions, PollLoops, PoolOptions, ShardNotice,
@@ -378,11 +378,8 @@ async fn tell_notices(appliance: Arc<Appliance>, mut notices: mpsc::Receiver<Sha
         let pool = found.map_or("?", |pool| pool.name());
         let index = shard;
         let shard = shard.0;
-        let tell = |kind, text: String| {
-            appliance
-                .events()
-                .tell(kind, pool, &format!("shard {shard}"), text);
-        };
+        let subject = format!("shard {shard}");
+        let tell = |kind, text: String| appliance.events().tell(kind, pool, &subject, text);
         match notice {
             Notice::Corrupt { address } => {
                 tell(EventKind::BlockCorrupt, format!("checksum mismatch at {address}"));
@@ -405,13 +402,22 @@ async fn tell_notices(appliance: Arc<Appliance>, mut notices: mpsc::Receiver<Sha
                     pool.change_log_notice(index, &notice);
                 }
             }
+            Notice::Checkpointed {
+                began_wall_ns,
+                ended_wall_ns,
+            } => {
+                let when = When {
+                    began_ns: Some(began_wall_ns),
+                    time_ns: ended_wall_ns,
+                };
+                let text = "a checkpoint is durable";
+                (appliance.events()).tell_of(EventKind::Checkpointed, when, pool, &subject, text);
+            }
             Notice::SnapshotFreed { volume, snapshot } => {
-                tracing::debug!(
-                    pool,
-                    shard,
-                    volume = volume.0,
-                    snapshot = snapshot.0,
-                    "snapshot freed"
+                let (volume, snapshot) = (volume.0, snapshot.0);
+                tell(
+                    EventKind::SnapshotFreed,
+                    format!("freed what only snapshot number {snapshot} of volume number {volume} had"),
                 );
             }
             Notice::VolumeFreed { volume } => {

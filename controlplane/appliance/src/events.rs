@@ -2,7 +2,8 @@
 //!
 //! Whoever does something that an operator may want to know of says so once, with [`Events::tell`]; it comes into the
 //! log and into the memory. What is routine (a snapshot each second) cannot push out what went wrong: warnings and
-//! errors have a ring of their own.
+//! errors have a ring of their own, and so has what shards do beside requests (checkpoints, freeing): it is only shown to
+//! those who ask for it.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,6 +16,8 @@ use crate::pool::wall_ns;
 
 /// Events of the level info that are kept.
 pub const INFO_MAX: usize = 4096;
+/// Events of what shards do beside requests that are kept.
+pub const BACKGROUND_MAX: usize = 4096;
 /// Warnings and errors that are kept.
 pub const TROUBLE_MAX: usize = 1024;
 /// Events in one answer at most.
@@ -119,6 +122,10 @@ kinds! {
     SnapshotFailed = "snapshot_failed", Warning;
     /// A snapshot was deleted because somebody asked for it.
     SnapshotDeleted = "snapshot_deleted", Info;
+    /// A shard has freed what only a deleted snapshot had.
+    SnapshotFreed = "snapshot_freed", Info;
+    /// A shard has made a checkpoint.
+    Checkpointed = "checkpointed", Info;
     /// A snapshot was locked, or locked for longer.
     SnapshotLocked = "snapshot_locked", Info;
     /// A named group of volumes was made.
@@ -162,7 +169,34 @@ impl EventKind {
         matches!(
             self,
             Self::SnapshotTaken | Self::SnapshotDeleted | Self::ScheduleRan | Self::SnapshotPruned
-        )
+        ) || self.is_background()
+    }
+
+    /// Whether it only says what shards do beside requests: it is shown to those who ask for it, and wakes nobody.
+    #[must_use]
+    pub fn is_background(self) -> bool {
+        matches!(self, Self::SnapshotFreed | Self::Checkpointed)
+    }
+}
+
+/// When something happened, in nanoseconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct When {
+    /// When it began, if it took time.
+    pub began_ns: Option<u64>,
+    /// When it had happened.
+    pub time_ns: u64,
+}
+
+impl When {
+    /// It has just ended, and took from then on; no longer, if the clock was set back.
+    #[must_use]
+    pub fn since(began_ns: u64) -> Self {
+        let time_ns = wall_ns();
+        Self {
+            began_ns: Some(began_ns.min(time_ns)),
+            time_ns,
+        }
     }
 }
 
@@ -182,6 +216,7 @@ struct Rings {
     given: u64,
     info: VecDeque<EventInfo>,
     trouble: VecDeque<EventInfo>,
+    background: VecDeque<EventInfo>,
 }
 
 impl Default for Events {
@@ -198,6 +233,15 @@ impl Events {
     /// Remembers an event, logs it, and wakes those who wait for one. `pool` is the pool's name, `subject` what it is
     /// about within the pool, as the command line writes it (`vol`, `vol@snap`, `shard 3`), empty for the pool itself.
     pub fn tell(&self, kind: EventKind, pool: &str, subject: &str, text: impl Into<String>) {
+        let when = When {
+            began_ns: None,
+            time_ns: wall_ns(),
+        };
+        self.tell_of(kind, when, pool, subject, text);
+    }
+
+    /// The same, of something whose time is known better.
+    pub fn tell_of(&self, kind: EventKind, when: When, pool: &str, subject: &str, text: impl Into<String>) {
         let text = text.into();
         let word = kind.word();
         match kind.level() {
@@ -211,7 +255,8 @@ impl Events {
         let number = rings.given;
         let event = EventInfo {
             number,
-            time_ns: wall_ns(),
+            began_ns: when.began_ns,
+            time_ns: when.time_ns,
             level: kind.level().word().to_owned(),
             kind: word.to_owned(),
             pool: pool.to_owned(),
@@ -219,6 +264,7 @@ impl Events {
             text,
         };
         let (ring, max) = match kind.level() {
+            _ if kind.is_background() => (&mut rings.background, BACKGROUND_MAX),
             Level::Info => (&mut rings.info, INFO_MAX),
             Level::Warning | Level::Error => (&mut rings.trouble, TROUBLE_MAX),
         };
@@ -227,6 +273,9 @@ impl Events {
         }
         ring.push_back(event);
         drop(rings);
+        if kind.is_background() {
+            return;
+        }
         self.newest.send_if_modified(|newest| {
             let later = *newest < number;
             if later {
@@ -237,9 +286,10 @@ impl Events {
     }
 
     /// Events in their order: the first `limit` after number `after`, or the last `limit` if that is not given. An
-    /// `after` beyond the newest event is from an earlier life of the daemon and counts as 0.
+    /// `after` beyond the newest event is from an earlier life of the daemon and counts as 0. With `background` also what
+    /// shards do beside requests.
     #[must_use]
-    pub fn list(&self, after: Option<u64>, limit: usize) -> EventList {
+    pub fn list(&self, after: Option<u64>, limit: usize, background: bool) -> EventList {
         let rings = self.rings();
         let from = after.filter(|&after| after <= rings.given).unwrap_or(0);
         let newer = |ring: &VecDeque<EventInfo>| {
@@ -250,11 +300,16 @@ impl Events {
             let begin = ring.len().saturating_sub(limit);
             ring.range(begin..).cloned().collect::<Vec<_>>()
         };
-        let (info, trouble) = match after {
-            Some(_) => (newer(&rings.info), newer(&rings.trouble)),
-            None => (newest(&rings.info), newest(&rings.trouble)),
-        };
-        let mut events = [info, trouble].concat();
+        let wanted = [
+            Some(&rings.info),
+            Some(&rings.trouble),
+            background.then_some(&rings.background),
+        ];
+        let of_each = wanted.into_iter().flatten().map(|ring| match after {
+            Some(_) => newer(ring),
+            None => newest(ring),
+        });
+        let mut events: Vec<EventInfo> = of_each.flatten().collect();
         events.sort_by_key(|event| event.number);
         match after {
             Some(_) => events.truncate(limit),
@@ -290,87 +345,4 @@ impl Events {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn numbers(list: &EventList) -> Vec<u64> {
-        list.events.iter().map(|event| event.number).collect()
-    }
-
-    #[test]
-    fn the_last_are_kept_and_routine_does_not_push_out_trouble() {
-        let events = Events::default();
-        events.tell(EventKind::ShardStopped, "p", "shard 1", "write: it broke");
-        for _ in 0..2 * INFO_MAX {
-            events.tell(EventKind::SnapshotTaken, "p", "v@s", "taken");
-        }
-        let all = events.list(Some(0), usize::MAX);
-        assert_eq!(all.events.len(), INFO_MAX + 1);
-        assert_eq!(all.last, 2 * INFO_MAX as u64 + 1);
-        assert_eq!(all.events[0].kind, "shard_stopped");
-        assert!(numbers(&all).is_sorted());
-        for _ in 0..2 * TROUBLE_MAX {
-            events.tell(EventKind::BlockCorrupt, "p", "shard 1", "again");
-        }
-        let all = events.list(Some(0), usize::MAX);
-        assert_eq!(all.events.len(), INFO_MAX + TROUBLE_MAX);
-    }
-
-    #[test]
-    fn one_can_page_through_all_events_and_ask_for_the_last() {
-        let events = Events::default();
-        for number in 0..10 {
-            let kind = if number % 3 == 0 {
-                EventKind::PoolRemark
-            } else {
-                EventKind::SnapshotTaken
-            };
-            events.tell(kind, "p", "v", number.to_string());
-        }
-        let (mut after, mut seen) = (0, Vec::new());
-        loop {
-            let page = events.list(Some(after), 4);
-            let Some(last) = page.events.last() else { break };
-            after = last.number;
-            seen.extend(numbers(&page));
-        }
-        assert_eq!(seen, (1..=10).collect::<Vec<_>>());
-        assert_eq!(numbers(&events.list(None, 3)), [8, 9, 10]);
-        assert!(events.list(Some(10), 3).events.is_empty());
-        assert_eq!(
-            numbers(&events.list(Some(11), 3)),
-            [1, 2, 3],
-            "a number of an earlier life of the daemon"
-        );
-    }
-
-    #[tokio::test]
-    async fn who_waits_is_woken_by_an_event_and_by_the_end() {
-        let events = std::sync::Arc::new(Events::default());
-        let hour = Duration::from_secs(3600);
-        events.tell(EventKind::PoolOpened, "p", "", "open");
-        events.wait(0, hour).await;
-        events.wait(7, hour).await;
-        let waiting = {
-            let events = events.clone();
-            tokio::spawn(async move { events.wait(1, hour).await })
-        };
-        tokio::task::yield_now().await;
-        assert!(!waiting.is_finished());
-        events.tell(EventKind::PoolClosed, "p", "", "closed");
-        waiting.await.expect("it does not panic");
-        let waiting = {
-            let events = events.clone();
-            tokio::spawn(async move { events.wait(2, hour).await })
-        };
-        tokio::task::yield_now().await;
-        events.end_waiting();
-        waiting.await.expect("it does not panic");
-    }
-
-    #[test]
-    fn every_kind_has_a_word_of_its_own() {
-        let words: std::collections::BTreeSet<_> = EventKind::ALL.iter().map(|kind| kind.word()).collect();
-        assert_eq!(words.len(), EventKind::ALL.len());
-    }
-}
+mod tests;

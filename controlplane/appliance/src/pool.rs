@@ -35,7 +35,7 @@ use tokio::sync::oneshot;
 
 use crate::catalog::{Catalog, Change, reconcile};
 use crate::error::{Error, Result};
-use crate::events::{EventKind as Happening, Events};
+use crate::events::{EventKind as Happening, Events, When};
 use crate::label::PoolDevices;
 use crate::mailbox::{
     MAILBOX_MAX, Mailbox, MailboxError, PoolIndex, ProcessorIndex, RecoveredShard, ToProcessor,
@@ -169,6 +169,11 @@ impl Pool {
     /// Says that something happened in this pool; see [`Events::tell`].
     pub(crate) fn tell(&self, kind: Happening, subject: &str, text: impl Into<String>) {
         self.events.tell(kind, self.name(), subject, text);
+    }
+
+    /// The same, of something that took time.
+    pub(crate) fn tell_of(&self, kind: Happening, when: When, subject: &str, text: impl Into<String>) {
+        self.events.tell_of(kind, when, self.name(), subject, text);
     }
 
     /// Its shards.

@@ -264,6 +264,13 @@ pub enum Notice {
         /// How.
         error: crate::ports::DeviceError,
     },
+    /// A checkpoint is durable.
+    Checkpointed {
+        /// When its state was frozen, in nanoseconds since 1970.
+        began_wall_ns: u64,
+        /// When it was durable.
+        ended_wall_ns: u64,
+    },
     /// An intermediate snapshot is gone and its space is free.
     SnapshotFreed {
         /// The volume.
@@ -288,6 +295,17 @@ pub enum Notice {
         /// The volume.
         volume: VolumeId,
     },
+}
+
+impl Notice {
+    /// Whether it only says what the shard did beside requests: nothing is amiss if it gets lost.
+    #[must_use]
+    pub fn is_background(&self) -> bool {
+        matches!(
+            self,
+            Self::Checkpointed { .. } | Self::SnapshotFreed { .. } | Self::VolumeFreed { .. }
+        )
+    }
 }
 
 /// Whether a scrub is going on.

@@ -184,6 +184,9 @@ pub struct EventsArguments {
     /// Only events after this number [default: the newest]
     #[arg(long, value_name = "NUMBER")]
     pub after: Option<u64>,
+    /// Also what the shards do beside requests: checkpoints, freeing
+    #[arg(long, conflicts_with = "follow")]
+    pub background: bool,
     /// So many at most, or at first with --follow
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub limit: u32,

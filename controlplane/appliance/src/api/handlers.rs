@@ -438,7 +438,9 @@ pub(super) async fn events(
         };
         appliance.events().wait(after, wait).await;
     }
-    Ok(Json(appliance.events().list(query.after, limit as usize)))
+    let background = query.background.unwrap_or(false);
+    let list = appliance.events().list(query.after, limit as usize, background);
+    Ok(Json(list))
 }
 
 pub(super) async fn doctor(State(appliance): Shared) -> Result<Json<model::DoctorInfo>> {

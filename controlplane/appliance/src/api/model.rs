@@ -830,6 +830,9 @@ pub struct EventsQuery {
     /// If there is none, wait for one so many seconds, 60 or fewer; default 0. Needs `after`.
     #[serde(default)]
     pub wait_s: Option<u32>,
+    /// Also what shards do beside requests (checkpoints, freeing); nobody is woken by it. Default false.
+    #[serde(default)]
+    pub background: Option<bool>,
 }
 
 /// Events, in their order.
@@ -846,9 +849,12 @@ pub struct EventList {
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventInfo {
-    /// Its number. One that is missing between two was forgotten.
+    /// Its number. One that is missing between two was forgotten, or is of the background.
     pub number: u64,
-    /// When it happened.
+    /// When it began, if it took time and that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub began_ns: Option<u64>,
+    /// When it had happened.
     pub time_ns: u64,
     /// `info`, `warning` or `error`.
     pub level: String,

@@ -156,6 +156,12 @@ impl Loop {
         }
         match (event.ticket, event.kind) {
             (Some(ticket), kind) => self.command_ended(pool, ticket, kind),
+            // What is only good to know leaves room for what somebody has to look at.
+            (None, EventKind::Notice(notice))
+                if notice.is_background() && self.notices.capacity() * 2 < self.notices.max_capacity() =>
+            {
+                self.figures.notices_dropped += 1;
+            }
             (None, EventKind::Notice(notice)) => {
                 let notice = ShardNotice {
                     pool,

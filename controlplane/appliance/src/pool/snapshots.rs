@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::Pool;
 use super::volumes::refuse_clones;
+use super::{Pool, wall_ns};
 use crate::api::model::CreateSnapshot;
 use crate::catalog::{Catalog, Change};
 use crate::error::{Error, ErrorKind, Result};
-use crate::events::EventKind;
+use crate::events::{EventKind, When};
 use crate::mailbox::ToProcessor;
 use crate::name;
 use stillpoint_coordinator::{
@@ -56,10 +56,12 @@ impl Pool {
         match &result {
             Ok(overall) => {
                 let held = overall.answers_held();
-                self.tell(
+                let (hold_us, durable_us) = (overall.hold_ns_max() / 1000, overall.durable_ns / 1000);
+                self.tell_of(
                     EventKind::SnapshotTaken,
+                    When::since(overall.time_stamp.0),
                     &subject(request),
-                    format!("taken, {held} answers held"),
+                    format!("taken, {held} answers held; hold {hold_us} us, durable in {durable_us} us"),
                 );
             }
             Err(error) => self.tell(EventKind::SnapshotFailed, &subject(request), error.to_string()),
@@ -197,6 +199,7 @@ impl Pool {
         defer: bool,
     ) -> Result<OverallSnapshot> {
         let _gate = self.gate.write().await;
+        let began_ns = wall_ns();
         let found = self.snapshot(volume, snapshot)?;
         let now = self.time_of_locks();
         self.catalog().check_removal(&found, None, now)?;
@@ -212,7 +215,8 @@ impl Pool {
         }
         self.remove_snapshot(&found).await?;
         let name = format!("{volume}@{}", found.name);
-        self.tell(EventKind::SnapshotDeleted, &name, "deleted");
+        let when = When::since(began_ns);
+        self.tell_of(EventKind::SnapshotDeleted, when, &name, "deleted");
         Ok(found)
     }
 

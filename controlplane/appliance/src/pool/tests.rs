@@ -304,7 +304,7 @@ impl Bench {
 
     fn happened(&self, kind: &str) -> bool {
         self.events
-            .list(None, 1000)
+            .list(None, 1000, false)
             .events
             .iter()
             .any(|event| event.kind == kind)
@@ -363,7 +363,7 @@ async fn what_is_done_is_an_event_even_if_a_change_log_volume_cannot_be_told() {
     let error = bench.pool.set_volume("v", &set).await.expect_err("half done");
     assert!(error.message.contains("volume v is set"), "{error}");
     assert_eq!(bench.pool.volume("v").expect("the volume").change_log, None);
-    let events = bench.events.list(None, 1000).events;
+    let events = bench.events.list(None, 1000, false).events;
     let told = events.iter().filter(|event| event.kind == "volume_set").count();
     assert_eq!(told, 2, "when it was named, and when it was taken away");
 }

@@ -21,7 +21,7 @@ use stillpoint_ondisk::page::{self, PageHeader, PageKind};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::{Shard, Tag, give_all};
-use crate::command::{EventKind, Ticket};
+use crate::command::{EventKind, Notice, Ticket};
 use crate::directory::Directory;
 use crate::ids::{DeviceAddress, ShardIndex};
 use crate::log::LogMark;
@@ -60,6 +60,7 @@ pub(super) struct Checkpoint {
     stage: Stage,
     wanted: bool,
     begun: u64,
+    began_wall_ns: u64,
     promoted: u64,
     generation: u64,
     mark: Option<LogMark>,
@@ -196,6 +197,7 @@ impl<T: LogTail> Shard<T> {
         checkpoint.stage = Stage::Writing;
         checkpoint.wanted = false;
         checkpoint.begun += 1;
+        checkpoint.began_wall_ns = self.now.wall_ns;
         checkpoint.generation = generation;
         checkpoint.mark = Some(mark);
         checkpoint.directory = image.pages.into();
@@ -353,6 +355,10 @@ impl<T: LogTail> Shard<T> {
             .trim(self.checkpoint.mark.take().expect("a checkpoint was being made"));
         self.mark_soon();
         self.status.checkpoints += 1;
+        self.notice(Notice::Checkpointed {
+            began_wall_ns: self.checkpoint.began_wall_ns,
+            ended_wall_ns: self.now.wall_ns,
+        });
         self.checkpoint.stage = Stage::Promoting;
         assert_eq!(
             self.reads_in_flight[1 - self.read_side],

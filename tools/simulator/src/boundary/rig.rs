@@ -240,7 +240,7 @@ impl Rig {
             EventKind::Notice(Notice::Stopped { .. }) if self.faulty => {
                 self.stopped.insert(event.shard.0);
             }
-            EventKind::Notice(Notice::SnapshotFreed { .. } | Notice::VolumeFreed { .. }) => {}
+            EventKind::Notice(notice) if notice.is_background() => {}
             other => {
                 return broken(format!(
                     "shard {}: {other:?}, though no device failed",

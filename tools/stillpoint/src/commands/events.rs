@@ -14,7 +14,11 @@ pub fn run(arguments: &EventsArguments, global: &Global) -> Result<(), Failure> 
     let client = Client::new(global);
     let limit = arguments.limit.to_string();
     let after = arguments.after.map(|after| after.to_string());
-    let parameters = [("after", after.as_deref()), ("limit", Some(limit.as_str()))];
+    let parameters = [
+        ("after", after.as_deref()),
+        ("limit", Some(limit.as_str())),
+        ("background", arguments.background.then_some("true")),
+    ];
     let first: EventList = client.get(&with_query("/v1/events", &parameters))?;
     if !arguments.follow {
         return output::print(global, &first, |list| lines(&list.events));

@@ -79,6 +79,32 @@ fn a_map_that_cannot_be_read_keeps_no_other_volume_from_being_freed() {
 }
 
 #[test]
+fn a_checkpoint_says_when_it_began_and_when_it_was_durable() {
+    let mut rig = Rig::new(64 << 20);
+    rig.settle();
+    rig.write(0, &[1; BLOCK]);
+    rig.outbox.events.clear();
+    assert_eq!(rig.command(ShardCommand::Checkpoint), EventKind::Done);
+    rig.settle();
+    let told: Vec<(u64, u64)> = rig
+        .outbox
+        .events
+        .iter()
+        .filter_map(|event| match event.kind {
+            EventKind::Notice(Notice::Checkpointed {
+                began_wall_ns,
+                ended_wall_ns,
+            }) => Some((began_wall_ns, ended_wall_ns)),
+            _ => None,
+        })
+        .collect();
+    let [(began_ns, ended_ns)] = told[..] else {
+        panic!("one checkpoint: {told:?}");
+    };
+    assert!(0 < began_ns && began_ns < ended_ns, "{told:?}");
+}
+
+#[test]
 fn opening_changes_no_change_log_and_logs_nothing() {
     let mut rig = Rig::new(64 << 20);
     rig.write(5 * LEAF, &[1; BLOCK]);
