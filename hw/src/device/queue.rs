@@ -62,6 +62,8 @@ pub struct Devices {
     /// Entries in the kernel.
     in_kernel: usize,
     discards: usize,
+    /// Discards are advice: see [`Self::discards_are_requests`].
+    advice: bool,
     completed: Vec<Box<Operation>>,
     figures: DeviceFigures,
 }
@@ -114,9 +116,18 @@ impl Devices {
             ready: VecDeque::with_capacity(OPERATIONS_MAX),
             in_kernel: 0,
             discards: 0,
+            advice: true,
             completed: Vec::with_capacity(OPERATIONS_MAX),
             figures: DeviceFigures::default(),
         }
+    }
+
+    /// Discards are no longer advice, of which some may be left out and whose end says nothing: each goes to the device, and
+    /// says how it ended.
+    #[must_use]
+    pub fn discards_are_requests(mut self) -> Self {
+        self.advice = false;
+        self
     }
 
     /// Operations that have not come back yet.
@@ -304,6 +315,15 @@ impl Devices {
 
     fn discarded(&mut self, slot: u32, part: u32, result: i32) -> bool {
         self.discards -= 1;
+        if !self.advice {
+            if result < 0 {
+                self.figures.errors += 1;
+                let operation = self.slots[slot as usize].operation.as_mut();
+                operation.expect("an entry in flight has its operation").result =
+                    Err(DeviceError::Os(-result));
+            }
+            return true;
+        }
         if matches!(-result, libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV) {
             let device = self.slots[slot as usize].parts[part as usize].device;
             self.targets[device].discards = false;
@@ -327,6 +347,7 @@ impl Devices {
     /// Whether this discard goes to the device or is skipped as the advice that it is.
     fn wants(&self, operation: &Operation) -> bool {
         operation.kind != OperationKind::Discard
+            || !self.advice
             || self.discards + operation.transfers.len() <= DISCARDS_MAX
                 && operation
                     .transfers

@@ -323,6 +323,29 @@ fn a_discard_makes_a_hole_and_too_many_are_skipped_as_advice() {
 }
 
 #[test]
+fn discards_that_are_requests_are_never_left_out() {
+    use std::os::unix::fs::MetadataExt;
+    let mut bench = bench_in(directory_on("/var/tmp"), RingOptions::default(), false);
+    bench.devices = bench.devices.discards_are_requests();
+    let write = bench.operation(OperationKind::Write, 1, &[(0, 0, &[CHUNK_BYTES])]);
+    bench.submit(write);
+    bench.run(1);
+    for tag in 0..CHUNK_BYTES as u64 / 65536 {
+        let mut discard = bench.operation(OperationKind::Discard, tag, &[(0, tag * 65536, &[])]);
+        discard.transfers[0].length_bytes = 65536;
+        bench.submit(discard);
+    }
+    let count = CHUNK_BYTES / 65536;
+    assert!(bench.run(count).iter().all(|operation| operation.result.is_ok()));
+    assert_eq!(bench.devices.figures().discards_skipped, 0);
+    assert_eq!(std::fs::metadata(&bench.paths[0]).expect("there").blocks(), 0);
+    // One of no length is no request that a device takes.
+    let empty = bench.operation(OperationKind::Discard, 1, &[(0, 0, &[])]);
+    bench.submit(empty);
+    assert!(bench.run(1)[0].result.is_err());
+}
+
+#[test]
 fn memory_of_operations_in_flight_outlives_their_devices() {
     let mut bench = bench_in(directory_on("/var/tmp"), RingOptions::default(), false);
     for tag in 0..32 {

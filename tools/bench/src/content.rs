@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::job::SECTOR_BYTES;
-use crate::schedule::Request;
+use crate::schedule::{Kind, Request};
 
 const HEAD_WORDS: [&str; 3] = ["offset", "sequence", "seed"];
 
@@ -87,7 +87,7 @@ impl Written {
         if !self.busy.insert(request.offset_bytes) {
             return None;
         }
-        if request.read {
+        if request.kind == Kind::Read {
             return Some(self.sequences.get(&request.offset_bytes).copied().unwrap_or(0));
         }
         self.last += 1;
@@ -97,7 +97,7 @@ impl Written {
     /// A request has ended.
     pub fn ended(&mut self, request: &Request, sequence: u64, well: bool) {
         self.busy.remove(&request.offset_bytes);
-        if request.read {
+        if request.kind == Kind::Read {
             return;
         }
         if well {
@@ -137,11 +137,14 @@ mod tests {
     fn an_address_is_busy_until_its_request_has_ended() {
         let mut written = Written::default();
         let write = Request {
-            read: false,
+            kind: Kind::Write,
             offset_bytes: 4096,
             length_bytes: 4096,
         };
-        let read = Request { read: true, ..write };
+        let read = Request {
+            kind: Kind::Read,
+            ..write
+        };
         assert_eq!(written.start(&read), Some(0), "nothing is known of it");
         assert_eq!(written.start(&write), None);
         written.ended(&read, 0, true);

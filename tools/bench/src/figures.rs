@@ -4,6 +4,10 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
+use crate::job::Job;
+use crate::schedule::Kind;
+use crate::timeline::Timeline;
+
 /// Longest time that is told apart from longer ones.
 pub const LATENCY_NS_MAX: u64 = 60_000_000_000;
 /// A request that started so much after its time, though the target had room for it, started late: the generator did not
@@ -51,13 +55,32 @@ impl Latency {
     }
 }
 
+/// A request that ended well.
+#[derive(Clone, Copy, Debug)]
+pub struct Ended {
+    /// What it did.
+    pub kind: Kind,
+    /// Its length.
+    pub length_bytes: u32,
+    /// When it was to start, from the first moment that counts on.
+    pub intended_ns: u64,
+    /// From its intended start to its end.
+    pub response_ns: u64,
+    /// From its real start to its end.
+    pub service_ns: u64,
+}
+
 /// What one thread, or all of them, measured.
 #[derive(Clone, Debug)]
 pub struct Figures {
-    /// Of reads.
-    pub reads: Latency,
-    /// Of writes.
-    pub writes: Latency,
+    /// Of each of [`Kind::ALL`].
+    by_kind: [Latency; 4],
+    /// Length of `intervals`, if these are kept apart.
+    interval_ns: Option<u64>,
+    /// What happened when, if that is kept. Without flushes.
+    pub timeline: Option<Timeline>,
+    /// Sum of all responses of [`Self::all`], in nanoseconds.
+    pub response_ns_sum: u128,
     /// Responses of each interval, from the first that counts.
     pub intervals: Vec<IntervalTimes>,
     /// Bytes read and written.
@@ -81,8 +104,10 @@ pub struct Figures {
 impl Default for Figures {
     fn default() -> Self {
         Self {
-            reads: Latency::new(),
-            writes: Latency::new(),
+            by_kind: Kind::ALL.map(|_| Latency::new()),
+            interval_ns: None,
+            timeline: None,
+            response_ns_sum: 0,
             intervals: Vec::new(),
             bytes: 0,
             errors: 0,
@@ -97,26 +122,37 @@ impl Default for Figures {
 }
 
 impl Figures {
-    /// Takes in a request that ended well. `interval` is that of its intended start, if these are kept apart.
-    pub fn ended(
-        &mut self,
-        read: bool,
-        length_bytes: u32,
-        response_ns: u64,
-        service_ns: u64,
-        interval: Option<usize>,
-    ) {
-        let latency = if read { &mut self.reads } else { &mut self.writes };
-        latency.response.saturating_record(response_ns);
-        latency.service.saturating_record(service_ns);
-        if let Some(interval) = interval {
+    /// For a thread of this job.
+    #[must_use]
+    pub fn of(job: &Job) -> Self {
+        Self {
+            interval_ns: job.interval_ns,
+            timeline: job.timeline.then(|| Timeline::new(job)),
+            ..Self::default()
+        }
+    }
+
+    /// Takes in a request that ended well.
+    pub fn ended(&mut self, ended: Ended) {
+        let latency = &mut self.by_kind[ended.kind as usize];
+        latency.response.saturating_record(ended.response_ns);
+        latency.service.saturating_record(ended.service_ns);
+        if ended.kind == Kind::Flush {
+            return;
+        }
+        self.response_ns_sum += u128::from(ended.response_ns);
+        if let Some(interval_ns) = self.interval_ns {
+            let interval = (ended.intended_ns / interval_ns) as usize;
             while self.intervals.len() <= interval {
                 self.intervals.push(interval_times());
             }
-            let of_interval = response_ns.clamp(1, LATENCY_NS_MAX);
+            let of_interval = ended.response_ns.clamp(1, LATENCY_NS_MAX);
             self.intervals[interval].record(of_interval).expect("it grows");
         }
-        self.bytes += u64::from(length_bytes);
+        if let Some(timeline) = &mut self.timeline {
+            timeline.ended(ended.intended_ns, ended.response_ns);
+        }
+        self.bytes += u64::from(ended.length_bytes);
     }
 
     /// Takes in one that failed.
@@ -127,8 +163,16 @@ impl Figures {
 
     /// Adds what another thread measured at the same time.
     pub fn add(&mut self, other: &Self) {
-        self.reads.add(&other.reads);
-        self.writes.add(&other.writes);
+        for (mine, theirs) in self.by_kind.iter_mut().zip(&other.by_kind) {
+            mine.add(theirs);
+        }
+        match (&mut self.timeline, &other.timeline) {
+            (Some(mine), Some(theirs)) => mine.add(theirs),
+            (mine @ None, theirs) => mine.clone_from(theirs),
+            (Some(_), None) => {}
+        }
+        self.interval_ns = self.interval_ns.or(other.interval_ns);
+        self.response_ns_sum += other.response_ns_sum;
         while self.intervals.len() < other.intervals.len() {
             self.intervals.push(interval_times());
         }
@@ -147,17 +191,25 @@ impl Figures {
         self.verified += other.verified;
     }
 
-    /// Requests that ended well.
+    /// Requests of this kind.
     #[must_use]
-    pub fn requests(&self) -> u64 {
-        self.reads.response.len() + self.writes.response.len()
+    pub fn kind(&self, kind: Kind) -> &Latency {
+        &self.by_kind[kind as usize]
     }
 
-    /// Reads and writes together.
+    /// Requests that ended well; flushes are no requests of their own.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        let requests = self.by_kind[..Kind::Flush as usize].iter();
+        requests.map(|latency| latency.response.len()).sum()
+    }
+
+    /// Reads, writes and discards together.
     #[must_use]
     pub fn all(&self) -> Latency {
-        let mut all = self.reads.clone();
-        all.add(&self.writes);
+        let mut all = self.kind(Kind::Read).clone();
+        all.add(self.kind(Kind::Write));
+        all.add(self.kind(Kind::Discard));
         all
     }
 
@@ -217,17 +269,39 @@ impl Verdict {
 mod tests {
     use super::*;
 
+    fn ended(kind: Kind, length_bytes: u32, intended_ns: u64, response_ns: u64) -> Ended {
+        Ended {
+            kind,
+            length_bytes,
+            intended_ns,
+            response_ns,
+            service_ns: response_ns / 2,
+        }
+    }
+
     #[test]
     fn threads_add_up() {
-        let mut one = Figures::default();
-        one.ended(true, 4096, 1000, 500, Some(0));
-        one.ended(false, 4096, 3000, 500, Some(2));
-        let mut two = Figures::default();
-        two.ended(true, 8192, 5000, 2000, Some(1));
+        let job = Job {
+            interval_ns: Some(1_000_000),
+            timeline: true,
+            ..Job::default()
+        };
+        let mut one = Figures::of(&job);
+        one.ended(ended(Kind::Read, 4096, 0, 1000));
+        one.ended(ended(Kind::Write, 4096, 2_000_000, 3000));
+        one.ended(ended(Kind::Flush, 0, 2_000_000, 9000));
+        let mut two = Figures::of(&job);
+        two.ended(ended(Kind::Discard, 8192, 1_000_000, 5000));
         two.failed("no".into());
-        one.add(&two);
+        let mut sum = Figures::default();
+        sum.add(&one);
+        sum.add(&two);
+        let one = sum;
         assert_eq!((one.requests(), one.bytes, one.errors), (3, 16384, 1));
-        assert_eq!(one.reads.response.len(), 2);
+        assert_eq!(one.response_ns_sum, 9000);
+        assert_eq!(Kind::ALL.map(|kind| one.kind(kind).response.len()), [1, 1, 1, 1]);
+        let timeline = one.timeline.as_ref().expect("kept");
+        assert_eq!(timeline.slots().map(|(_, slot)| slot.started).sum::<u32>(), 3);
         assert_eq!(
             one.intervals.iter().map(IntervalTimes::len).collect::<Vec<_>>(),
             [1, 1, 1]
@@ -251,7 +325,7 @@ mod tests {
             "nothing ended"
         );
         for _ in 0..1000 {
-            figures.ended(true, 4096, 1000, 1000, Some(0));
+            figures.ended(ended(Kind::Read, 4096, 0, 1000));
         }
         figures.late = 10;
         assert_eq!(figures.verdict(second), Verdict::Sound);

@@ -19,6 +19,17 @@ pub const SHARES_MAX: u64 = 1_000_000;
 /// Most requests a second of one run: the clock of an open loop counts in nanoseconds.
 pub const RATE_IOPS_MAX: f64 = 100e6;
 
+/// Whether requests discard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Discards {
+    /// None does.
+    None,
+    /// All do.
+    Only,
+    /// Each discards, and a write to the same place follows.
+    BeforeWrites,
+}
+
 /// How addresses follow each other.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Order {
@@ -74,8 +85,12 @@ pub enum Idle {
 pub struct Job {
     /// What it is called.
     pub name: String,
-    /// Of a hundred requests, how many are reads; the others write.
+    /// Of a hundred requests, how many are reads; the others write. Without meaning if there are discards.
     pub read_percent: u32,
+    /// See [`Discards`].
+    pub discards: Discards,
+    /// After so many writes of a thread a flush follows. It takes a place in flight, and has none in the rate.
+    pub flush_every: Option<u32>,
     /// See [`Order`].
     pub order: Order,
     /// Lengths in bytes, and how often each comes compared with the others.
@@ -100,6 +115,8 @@ pub struct Job {
     pub seed: u64,
     /// Length of the intervals whose requests are also kept apart, if they are.
     pub interval_ns: Option<u64>,
+    /// What happened when is kept, so that a report can show it.
+    pub timeline: bool,
 }
 
 impl Default for Job {
@@ -107,6 +124,8 @@ impl Default for Job {
         Self {
             name: "job".to_owned(),
             read_percent: 100,
+            discards: Discards::None,
+            flush_every: None,
             order: Order::Uniform,
             lengths: vec![(4096, 1)],
             load: Load::Closed { in_flight: 1 },
@@ -119,6 +138,7 @@ impl Default for Job {
             verify: false,
             seed: 1,
             interval_ns: None,
+            timeline: false,
         }
     }
 }
@@ -136,10 +156,10 @@ impl fmt::Display for BadJob {
 impl std::error::Error for BadJob {}
 
 impl Job {
-    /// Whether it writes.
+    /// Whether it changes what it is run against.
     #[must_use]
     pub fn writes(&self) -> bool {
-        self.read_percent < 100
+        self.read_percent < 100 || self.discards != Discards::None
     }
 
     /// The longest request, in bytes.
@@ -232,6 +252,18 @@ impl Job {
                 "more than {INTERVALS_MAX} intervals of all threads are not possible: give a longer --interval"
             ));
         }
+        if self.flush_every == Some(0) {
+            return bad("a flush after 0 writes is not possible: give --fsync 1 or more".into());
+        }
+        let no_write = self.read_percent == 100 && self.discards != Discards::BeforeWrites;
+        if self.flush_every.is_some() && (no_write || self.discards == Discards::Only) {
+            return bad("nothing is written that could be flushed: leave --fsync out, or write".into());
+        }
+        if self.verify && self.discards != Discards::None {
+            return bad(
+                "what is discarded may read as anything: leave --verify out, or give --rw randwrite or randrw".into(),
+            );
+        }
         if self.verify && !self.writes() {
             return bad("nothing is written that could be verified: give --rw randwrite or randrw".into());
         }
@@ -287,7 +319,7 @@ mod tests {
     fn what_cannot_be_done_is_said() {
         assert_eq!(Job::default().check(), Ok(()));
         type Spoil = fn(&mut Job);
-        let wrong: [(Spoil, &str); 15] = [
+        let wrong: [(Spoil, &str); 19] = [
             (|job| job.read_percent = 101, "101%"),
             (|job| job.lengths.clear(), "--bs"),
             (|job| job.lengths = vec![(1000, 1)], "1000 bytes"),
@@ -310,6 +342,16 @@ mod tests {
             (|job| job.ramp_ns = u64::MAX, "more than a year"),
             (|job| job.interval_ns = Some(1), "--interval"),
             (|job| job.verify = true, "nothing is written"),
+            (|job| job.flush_every = Some(0), "--fsync 1"),
+            (|job| job.flush_every = Some(1), "nothing is written"),
+            (
+                |job| (job.flush_every, job.read_percent, job.discards) = (Some(1), 0, Discards::Only),
+                "nothing is written",
+            ),
+            (
+                |job| (job.verify, job.discards) = (true, Discards::Only),
+                "may read as anything",
+            ),
             (|job| job.lengths = vec![(4096, u32::MAX), (8192, 1)], "percents"),
             (
                 |job| {

@@ -3,16 +3,21 @@
 //! did not keep up fails.
 //!
 //! ```text
-//! Job ──check──> run ──> Worker per thread (Requests, Starts ──> Target) ──> Figures ──> verdict, report
+//! Job ──check──> run ──> Worker per thread (Requests, Starts ──> Target) ──> Figures ──> verdict, report, detail, html
 //! ```
 
 pub mod compare;
 pub mod content;
+pub mod detail;
 pub mod figures;
+pub mod html;
 pub mod job;
+pub mod machine;
 pub mod report;
 pub mod run;
 pub mod schedule;
+pub mod stalls;
 pub mod sweep;
 pub mod target;
+pub mod timeline;
 pub mod worker;

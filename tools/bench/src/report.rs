@@ -8,13 +8,21 @@ use hdrhistogram::serialization::V2DeflateSerializer;
 use hdrhistogram::serialization::interval_log::IntervalLogWriterBuilder;
 use serde::Serialize;
 
+use crate::detail::Detail;
 use crate::figures::{Latency, Times, Verdict};
 use crate::job::Load;
 use crate::run::{Calibration, Outcome};
+use crate::schedule::Kind;
+use crate::stalls::Stalls;
+
+/// Version of [`Summary`] in JSON: it changes when a field changes its meaning or goes.
+pub const VERSION: u32 = 1;
 
 /// A run, as JSON has it. All times in nanoseconds.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
+    /// [`VERSION`].
+    pub version: u32,
     /// The job's name.
     pub name: String,
     /// The target's name.
@@ -26,6 +34,8 @@ pub struct Summary {
     pub why: Option<String>,
     /// Starts at times of their own (`open`), or after another has ended (`closed`).
     pub loop_kind: &'static str,
+    /// Threads, each with a connection or a queue of its own.
+    pub threads: usize,
     /// Requests a second that were to start; 0 for a closed loop.
     pub rate_iops_intended: f64,
     /// Requests a second that ended well.
@@ -52,12 +62,46 @@ pub struct Summary {
     pub time_ns: u64,
     /// What the generator costs.
     pub calibration: Option<CalibrationSummary>,
-    /// Of all requests.
+    /// Of all requests but flushes.
     pub all: LatencySummary,
     /// Of reads.
     pub reads: LatencySummary,
     /// Of writes.
     pub writes: LatencySummary,
+    /// Of discards.
+    pub discards: LatencySummary,
+    /// Of flushes.
+    pub flushes: LatencySummary,
+    /// How many stalls there were and how long the longest was; `None` if that was not kept.
+    pub stalls: Option<StallsSummary>,
+    /// All that the HTML report shows, if that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<Detail>,
+}
+
+/// See [`Stalls`]: the list is in [`Summary::detail`].
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct StallsSummary {
+    /// How many.
+    pub found: u64,
+    /// Responses beyond this are stalls.
+    pub threshold_ns: u64,
+    /// When the longest began, from the first moment that counts on.
+    pub longest_at_ns: u64,
+    /// How long it was.
+    pub longest_ns: u64,
+}
+
+impl StallsSummary {
+    fn of(stalls: &Stalls) -> Self {
+        let longest = stalls.longest();
+        Self {
+            found: stalls.found,
+            threshold_ns: stalls.threshold_ns,
+            longest_at_ns: longest.map_or(0, |stall| stall.began_ns),
+            longest_ns: longest.map_or(0, |stall| stall.ended_ns - stall.began_ns),
+        }
+    }
 }
 
 /// See [`Calibration`].
@@ -157,11 +201,13 @@ impl Summary {
             Load::Open { rate_iops, .. } => ("open", rate_iops),
         };
         Self {
+            version: VERSION,
             name: outcome.job.name.clone(),
             target: target.to_owned(),
             verdict,
             why,
             loop_kind,
+            threads: outcome.job.threads,
             rate_iops_intended,
             rate_iops: outcome.rate_iops(),
             bytes_per_second: figures.bytes as f64 * 1e9 / outcome.job.time_ns as f64,
@@ -180,8 +226,15 @@ impl Summary {
                 start_ns_p99: calibration.start_ns_p99,
             }),
             all: LatencySummary::of(&figures.all()),
-            reads: LatencySummary::of(&figures.reads),
-            writes: LatencySummary::of(&figures.writes),
+            reads: LatencySummary::of(figures.kind(Kind::Read)),
+            writes: LatencySummary::of(figures.kind(Kind::Write)),
+            discards: LatencySummary::of(figures.kind(Kind::Discard)),
+            flushes: LatencySummary::of(figures.kind(Kind::Flush)),
+            stalls: figures
+                .timeline
+                .as_ref()
+                .map(|timeline| StallsSummary::of(&Stalls::of(timeline, &[]))),
+            detail: None,
         }
     }
 }
@@ -254,107 +307,4 @@ pub fn write_hlog(outcome: &Outcome, writer: &mut impl Write) -> Result<(), Stri
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::figures::{Figures, times};
-    use crate::job::Job;
-    use hdrhistogram::Histogram;
-    use hdrhistogram::serialization::Deserializer;
-    use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
-
-    fn outcome() -> Outcome {
-        let mut figures = Figures::default();
-        for number in 1..=1000 {
-            figures.ended(
-                number % 2 == 0,
-                4096,
-                number * 1000,
-                number * 500,
-                Some((number / 500) as usize),
-            );
-        }
-        let verdict = figures.verdict(Duration::from_secs(1));
-        Outcome {
-            job: Job {
-                interval_ns: Some(1_000_000_000),
-                ..Job::default()
-            },
-            figures,
-            began_wall_ns: 1_700_000_000_000_000_000,
-            verdict,
-        }
-    }
-
-    #[test]
-    fn the_percentile_text_has_the_columns_and_the_footer_of_others() {
-        let mut all = times();
-        (1..=1000).for_each(|number| all.record(number * 1000).expect("in bounds"));
-        let text = hgrm(&all);
-        let rows: Vec<Vec<f64>> = text
-            .lines()
-            .skip(2)
-            .take_while(|line| !line.starts_with('#'))
-            .map(|line| {
-                line.split_whitespace()
-                    .map(|word| word.parse().expect("a number"))
-                    .collect()
-            })
-            .collect();
-        assert!(rows.len() > 20 && rows.is_sorted_by(|a, b| a[1] <= b[1]));
-        let last = rows.last().expect("rows");
-        assert_eq!((last[1], last[2], last.len()), (1.0, 1000.0, 3));
-        assert!((last[0] - 1000.0).abs() < 1.0, "in microseconds");
-        let middle = rows.iter().find(|row| row[1] >= 0.5).expect("a median");
-        assert!((middle[0] - 500.0).abs() < 1.0);
-        assert!(text.contains("#[Max     =") && text.contains("Total count    =         1000]"));
-    }
-
-    #[test]
-    fn the_interval_log_is_read_back() {
-        let mut bytes = Vec::new();
-        write_hlog(&outcome(), &mut bytes).expect("into memory");
-        let mut counts = Vec::new();
-        for entry in IntervalLogIterator::new(&bytes) {
-            if let Ok(LogEntry::Interval(interval)) = entry {
-                let base64 = interval.encoded_histogram();
-                let packed = decode_base64(base64);
-                let read: Histogram<u64> = Deserializer::new()
-                    .deserialize(&mut &packed[..])
-                    .expect("version 2");
-                counts.push((interval.start_timestamp().as_secs(), read.len()));
-            }
-        }
-        assert_eq!(counts, [(0, 499), (1, 500), (2, 1)]);
-    }
-
-    fn decode_base64(text: &str) -> Vec<u8> {
-        let digit = |byte: u8| match byte {
-            b'A'..=b'Z' => u32::from(byte - b'A'),
-            b'a'..=b'z' => u32::from(byte - b'a') + 26,
-            b'0'..=b'9' => u32::from(byte - b'0') + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => 0,
-        };
-        let mut bytes = Vec::new();
-        for four in text.as_bytes().chunks(4) {
-            let word = four.iter().fold(0, |word, &byte| word << 6 | digit(byte));
-            let padding = four.iter().filter(|&&byte| byte == b'=').count();
-            bytes.extend_from_slice(&word.to_be_bytes()[1..4 - padding]);
-        }
-        bytes
-    }
-
-    #[test]
-    fn a_summary_says_what_happened() {
-        let summary = Summary::of(&outcome(), "null:", None);
-        let json = serde_json::to_value(&summary).expect("plain data");
-        assert_eq!(
-            (&json["verdict"], &json["requests"]),
-            (&"sound".into(), &1000.into())
-        );
-        let p50 = json["all"]["response"]["p50_ns"].as_u64().expect("a number");
-        assert!((499_000..=501_000).contains(&p50), "{p50}");
-        assert_eq!(json["reads"]["response"]["count"], 500);
-    }
-}
+mod tests;

@@ -4,7 +4,7 @@ use std::sync::{Barrier, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use stillpoint_hw::clock::monotonic_ns;
+use stillpoint_hw::clock::{Clock, monotonic_ns};
 use stillpoint_hw::topology::{Core, allowed_cores, pin_this_thread};
 
 use crate::figures::{Figures, Verdict};
@@ -26,6 +26,8 @@ pub struct Outcome {
     pub figures: Figures,
     /// Wall time of the first request that counts, in nanoseconds since 1970.
     pub began_wall_ns: u64,
+    /// So much the wall clock moved against the monotonic one meanwhile.
+    pub clock_moved_ns: u64,
     /// Whether it can be trusted.
     pub verdict: Verdict,
 }
@@ -102,6 +104,7 @@ pub fn run(job: &Job, target: &Opened) -> Result<Outcome, RunError> {
     let start = Start {
         ready: Barrier::new(job.threads),
         span: OnceLock::new(),
+        wall_minus_monotonic_ns: wall_minus_monotonic_ns(),
     };
     let ended = thread::scope(|scope| {
         let threads: Vec<_> = (0..job.threads)
@@ -122,19 +125,23 @@ pub fn run(job: &Job, target: &Opened) -> Result<Outcome, RunError> {
             .collect::<Result<Vec<_>, _>>()
     });
     let (of_threads, span) = (ended?, start.span(job));
-    let mut figures = Figures::default();
-    of_threads.iter().for_each(|one| figures.add(one));
+    let mut of_threads = of_threads.into_iter();
+    let mut figures = of_threads.next().unwrap_or_default();
+    of_threads.for_each(|one| figures.add(&one));
     let verdict = figures.verdict(Duration::from_nanos(job.time_ns));
     Ok(Outcome {
         job: job.clone(),
         figures,
-        began_wall_ns: wall_ns().saturating_sub(monotonic_ns() - span.count_ns),
+        began_wall_ns: span.count_ns.wrapping_add(start.wall_minus_monotonic_ns),
+        clock_moved_ns: wall_minus_monotonic_ns().abs_diff(start.wall_minus_monotonic_ns),
         verdict,
     })
 }
 
-fn wall_ns() -> u64 {
-    stillpoint_hw::clock::Clock::new().now().wall_ns
+/// How far the wall clock is ahead of the monotonic one.
+fn wall_minus_monotonic_ns() -> u64 {
+    let now = Clock::new().now();
+    now.wall_ns.wrapping_sub(now.monotonic_ns)
 }
 
 /// A core for each thread, from the last one on: the appliance's processors begin at the first. None if there are too few.
@@ -150,6 +157,7 @@ fn cores_for(threads: usize) -> Vec<Option<Core>> {
 struct Start {
     ready: Barrier,
     span: OnceLock<Span>,
+    wall_minus_monotonic_ns: u64,
 }
 
 impl Start {
@@ -162,7 +170,7 @@ impl Start {
                 begin_ns,
                 count_ns,
                 end_ns: count_ns + job.time_ns,
-                mark: job.seed ^ wall_ns(),
+                mark: job.seed ^ begin_ns.wrapping_add(self.wall_minus_monotonic_ns),
             }
         })
     }
@@ -209,6 +217,7 @@ pub fn calibrate(job: &Job, target_bytes: u64) -> Result<Calibration, RunError> 
         ramp_ns: CALIBRATION_NS / 10,
         verify: false,
         interval_ns: None,
+        timeline: false,
         idle: Idle::Spin,
         ..job.clone()
     };
@@ -235,145 +244,4 @@ pub fn calibrate(job: &Job, target_bytes: u64) -> Result<Calibration, RunError> 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::job::{Arrivals, Order};
-    use crate::target::Name;
-
-    fn file(bytes: u64) -> (tempfile::NamedTempFile, Name) {
-        let file = tempfile::NamedTempFile::new().expect("a temporary file");
-        file.as_file().set_len(bytes).expect("it grows");
-        let name = Name::File(file.path().to_owned());
-        (file, name)
-    }
-
-    #[test]
-    fn what_is_written_is_verified() {
-        for order in [Order::Sequential, Order::Uniform, Order::Zipf(1.1)] {
-            let (_kept, name) = file(4 << 20);
-            let target = Opened::open(&name, true).expect("it is there");
-            let job = Job {
-                read_percent: 50,
-                order,
-                load: Load::Closed { in_flight: 8 },
-                threads: 2,
-                idle: Idle::Nap,
-                time_ns: 300_000_000,
-                verify: true,
-                ..Job::default()
-            };
-            let outcome = run(&job, &target).expect("it runs");
-            assert_eq!(outcome.verdict, Verdict::Sound);
-            assert!(outcome.figures.verified > 100, "{:?}", outcome.figures.verified);
-        }
-    }
-
-    #[test]
-    fn data_that_changes_meanwhile_is_found() {
-        use std::os::unix::fs::FileExt;
-        let (kept, name) = file(1 << 20);
-        let target = Opened::open(&name, true).expect("it is there");
-        let job = Job {
-            read_percent: 50,
-            load: Load::Closed { in_flight: 4 },
-            idle: Idle::Nap,
-            time_ns: 300_000_000,
-            verify: true,
-            ..Job::default()
-        };
-        let outcome = thread::scope(|scope| {
-            // The lock of the file is a word of honour.
-            scope.spawn(|| {
-                thread::sleep(Duration::from_millis(150));
-                for block in 0..256 {
-                    let at = block * 4096 + 1024;
-                    kept.as_file().write_all_at(&[9; 512], at).expect("written");
-                }
-            });
-            run(&job, &target).expect("it runs")
-        });
-        let Verdict::Failed(why) = outcome.verdict else {
-            panic!("nothing was found");
-        };
-        assert!(why.contains("wrong data at byte"), "{why}");
-    }
-
-    #[test]
-    fn an_open_loop_starts_as_many_as_it_was_told() {
-        let job = Job {
-            load: Load::Open {
-                rate_iops: 20_000.0,
-                arrivals: Arrivals::Fixed,
-                in_flight_max: 64,
-            },
-            idle: Idle::Nap,
-            time_ns: 500_000_000,
-            interval_ns: Some(1_000_000_000),
-            ..Job::default()
-        };
-        let outcome = run(&job, &Opened::Null(1 << 30)).expect("it runs");
-        let all = outcome.figures.requests() + outcome.figures.not_started;
-        assert!((9_999..=10_001).contains(&all), "{all}");
-        assert_eq!(outcome.figures.intervals.len(), 1);
-        assert_eq!(
-            outcome.figures.not_started, 0,
-            "nothing stands in the way: {:?}",
-            outcome.verdict
-        );
-    }
-
-    #[test]
-    fn a_generator_that_is_asked_for_too_much_blames_itself() {
-        let job = Job {
-            load: Load::Open {
-                rate_iops: 90e6,
-                arrivals: Arrivals::Fixed,
-                in_flight_max: 8,
-            },
-            time_ns: 50_000_000,
-            ..Job::default()
-        };
-        let outcome = run(&job, &Opened::Null(1 << 30)).expect("it runs");
-        assert_eq!(outcome.figures.not_started, 0);
-        assert!(
-            matches!(outcome.verdict, Verdict::Failed(why) if why.contains("the generator did not keep up"))
-        );
-    }
-
-    #[test]
-    fn what_an_earlier_run_wrote_is_not_taken_for_what_this_one_wrote() {
-        let (kept, name) = file(1 << 20);
-        let target = Opened::open(&name, true).expect("it is there");
-        let job = Job {
-            read_percent: 0,
-            order: Order::Sequential,
-            load: Load::Closed { in_flight: 4 },
-            idle: Idle::Nap,
-            time_ns: 50_000_000,
-            verify: true,
-            ..Job::default()
-        };
-        let first_sector = || {
-            let outcome = run(&job, &target).expect("it runs");
-            assert_eq!(outcome.verdict, Verdict::Sound);
-            std::fs::read(kept.path()).expect("readable")[16..24].to_vec()
-        };
-        assert_ne!(first_sector(), first_sector(), "the mark of the run");
-    }
-
-    #[test]
-    fn a_job_beyond_the_end_is_refused() {
-        let (_kept, name) = file(1 << 20);
-        let target = Opened::open(&name, false).expect("it is there");
-        let job = Job {
-            size_bytes: Some(2 << 20),
-            ..Job::default()
-        };
-        assert!(matches!(run(&job, &target), Err(RunError::Job(_))));
-        let deep = Job {
-            load: Load::Closed { in_flight: 1000 },
-            ..Job::default()
-        };
-        assert!(matches!(run(&deep, &target), Err(RunError::Job(BadJob(why))) if why.contains("256")));
-    }
-}
+mod tests;

@@ -4,13 +4,42 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use rand_distr::{Distribution, Exp1, Zipf};
 
-use crate::job::{Arrivals, Job, Order};
+use crate::job::{Arrivals, Discards, Job, Order};
+
+/// What a request does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Reads.
+    Read,
+    /// Writes.
+    Write,
+    /// Says that what is there is no longer needed.
+    Discard,
+    /// Makes what was written durable. It has no address and no length.
+    Flush,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Read, Self::Write, Self::Discard, Self::Flush];
+
+    /// In one word.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Discard => "discard",
+            Self::Flush => "flush",
+        }
+    }
+}
 
 /// A request: what is asked of the target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// It reads; otherwise it writes.
-    pub read: bool,
+    /// What it does.
+    pub kind: Kind,
     /// First byte on the target.
     pub offset_bytes: u64,
     /// Its length.
@@ -22,6 +51,9 @@ pub struct Request {
 pub struct Requests {
     random: SmallRng,
     read_percent: u32,
+    discards: Discards,
+    /// What was discarded last, to be written.
+    discarded: Option<Request>,
     /// Lengths, and up to which number each comes.
     lengths: Vec<(u32, u32)>,
     /// Grid of the addresses: the shortest request.
@@ -70,6 +102,8 @@ impl Requests {
         Self {
             random: SmallRng::seed_from_u64(job.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ thread as u64),
             read_percent: job.read_percent,
+            discards: job.discards,
+            discarded: None,
             lengths: lengths.collect(),
             unit_bytes,
             offset_bytes: offset_bytes + first * unit_bytes,
@@ -87,7 +121,14 @@ impl Requests {
 
     /// The next one.
     pub fn take(&mut self) -> Request {
+        if let Some(discarded) = self.discarded.take() {
+            return Request {
+                kind: Kind::Write,
+                ..discarded
+            };
+        }
         let read = match self.read_percent {
+            _ if self.discards != Discards::None => false,
             100 => true,
             0 => false,
             percent => self.random.random_range(0..100) < percent,
@@ -119,11 +160,19 @@ impl Requests {
                 (unit as u64).min(places - 1)
             }
         };
-        Request {
-            read,
+        let request = Request {
+            kind: match (self.discards, read) {
+                (Discards::None, true) => Kind::Read,
+                (Discards::None, false) => Kind::Write,
+                (Discards::Only | Discards::BeforeWrites, _) => Kind::Discard,
+            },
             offset_bytes: self.offset_bytes + unit * self.unit_bytes,
             length_bytes,
+        };
+        if self.discards == Discards::BeforeWrites {
+            self.discarded = Some(request);
         }
+        request
     }
 }
 
@@ -235,7 +284,7 @@ mod tests {
                 assert!(request.offset_bytes.is_multiple_of(4096));
             }
             let share = |is: fn(&Request) -> bool| all.iter().filter(|one| is(one)).count() as f64 / 12000.0;
-            assert!((share(|one| one.read) - 0.3).abs() < 0.02);
+            assert!((share(|one| one.kind == Kind::Read) - 0.3).abs() < 0.02);
             assert!((share(|one| one.length_bytes == 4096) - 0.5).abs() < 0.02);
         }
     }
@@ -254,6 +303,22 @@ mod tests {
         seen.sort_unstable();
         let all: Vec<u64> = (0..256).map(|block| (1 << 20) + block * 4096).collect();
         assert_eq!(seen, all);
+    }
+
+    #[test]
+    fn what_is_discarded_is_written_if_that_was_asked_for() {
+        let of = |discards| {
+            let job = Job {
+                discards,
+                ..Job::default()
+            };
+            requests(&job, 0, 1 << 24, 100)
+        };
+        assert!(of(Discards::Only).iter().all(|one| one.kind == Kind::Discard));
+        for two in of(Discards::BeforeWrites).chunks(2) {
+            assert_eq!((two[0].kind, two[1].kind), (Kind::Discard, Kind::Write));
+            assert_eq!(two[0].offset_bytes, two[1].offset_bytes);
+        }
     }
 
     #[test]

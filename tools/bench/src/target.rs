@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use stillpoint_export::nbd::client::ClientError;
 use stillpoint_hw::device::{DeviceFileError, PoolFiles, Problem};
 
+use crate::job::Job;
 use crate::schedule::Request;
 
 /// One thread's way to a target. Nothing waits.
@@ -148,24 +149,31 @@ pub enum Opened {
 }
 
 impl Opened {
-    /// Opens it, to read only unless it is to be written.
+    /// Opens it for this job: to read only unless it is to be written.
     ///
     /// # Errors
-    /// [`TargetError`].
-    pub fn open(name: &Name, writes: bool) -> Result<Self, TargetError> {
+    /// [`TargetError`]; also if it cannot do what the job asks of it.
+    pub fn open(name: &Name, job: &Job) -> Result<Self, TargetError> {
         Ok(match name {
             Name::Null(size_bytes) => Self::Null(*size_bytes),
-            Name::File(path) => Self::File(open_file(path, writes)?),
+            Name::File(path) => Self::File(open_file(path, job.writes())?),
             Name::Nbd(uri) => {
                 let export = uri.look()?;
-                if writes && export.flags & nbd::READ_ONLY != 0 {
-                    return Err(TargetError::Other(format!(
-                        "{uri} is read-only: measure it with reads"
-                    )));
-                }
+                uri.check(&export, job)?;
                 Self::Nbd(uri.clone(), export.size_bytes)
             }
         })
+    }
+
+    /// The files and devices behind, each with whether it is used past the page cache; nothing is known of other targets.
+    #[must_use]
+    pub fn devices(&self) -> Vec<(PathBuf, bool)> {
+        match self {
+            Self::File(files) => (files.all().iter())
+                .map(|file| (file.path().to_owned(), file.is_direct()))
+                .collect(),
+            Self::Null(_) | Self::Nbd(..) => Vec::new(),
+        }
     }
 
     /// Its size.
@@ -191,7 +199,11 @@ mod tests {
             std::thread::sleep(Duration::from_millis(100));
             drop(held);
         });
-        let opened = Opened::open(&Name::File(file.path().to_owned()), true).expect("free again");
+        let job = Job {
+            read_percent: 0,
+            ..Job::default()
+        };
+        let opened = Opened::open(&Name::File(file.path().to_owned()), &job).expect("free again");
         assert_eq!(opened.size_bytes(), 1 << 20);
         holder.join().expect("no panic");
     }

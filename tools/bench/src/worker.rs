@@ -5,9 +5,9 @@ use std::time::Duration;
 use stillpoint_hw::clock::monotonic_ns;
 
 use crate::content::{self, Written};
-use crate::figures::{Figures, LATE_NS};
+use crate::figures::{Ended, Figures, LATE_NS};
 use crate::job::{Idle, Job, Load};
-use crate::schedule::{Request, Requests, Starts};
+use crate::schedule::{Kind, Request, Requests, Starts};
 use crate::target::{Target, TargetError};
 
 /// How long a run waits for requests that do not come back.
@@ -54,6 +54,10 @@ pub struct Worker<'a, T> {
     written: Option<Written>,
     /// A request whose address is busy.
     stuck: Option<Request>,
+    /// Writes since the last flush.
+    unflushed: u32,
+    /// A flush is to start, and was to at this time.
+    flush_due_ns: Option<u64>,
     figures: Figures,
 }
 
@@ -75,7 +79,9 @@ impl<'a, T: Target> Worker<'a, T> {
             payload,
             written: job.verify.then(Written::default),
             stuck: None,
-            figures: Figures::default(),
+            unflushed: 0,
+            flush_due_ns: None,
+            figures: Figures::of(job),
         }
     }
 
@@ -175,21 +181,63 @@ impl<'a, T: Target> Worker<'a, T> {
 
     /// Starts a request, if there is room.
     fn start(&mut self, intended_ns: u64, started_ns: u64) -> Result<bool, TargetError> {
-        let Some(&number) = self.free.last() else {
+        if !self.start_flush(started_ns)? || self.free.is_empty() {
             return Ok(false);
-        };
+        }
         let Some((request, sequence)) = self.choose() else {
             return Ok(false);
         };
-        self.free.pop();
-        if self.written.is_some() && !request.read {
+        if self.written.is_some() && request.kind == Kind::Write {
             let payload = &mut self.payload[..request.length_bytes as usize];
             content::fill(payload, request.offset_bytes, sequence, self.span.mark);
         }
-        let payload = if request.read {
-            &[][..]
-        } else {
-            &self.payload[..request.length_bytes as usize]
+        self.give(request, sequence, (intended_ns, started_ns))?;
+        if let Some(every) = self.job.flush_every
+            && request.kind == Kind::Write
+        {
+            self.unflushed += 1;
+            if self.unflushed == every {
+                (self.unflushed, self.flush_due_ns) = (0, Some(intended_ns));
+                self.start_flush(started_ns)?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Starts the flush that is due, if one is; false if there is no room for it, and then nothing else starts.
+    fn start_flush(&mut self, started_ns: u64) -> Result<bool, TargetError> {
+        let Some(intended_ns) = self.flush_due_ns else {
+            return Ok(true);
+        };
+        if self.free.is_empty() {
+            return Ok(false);
+        }
+        self.flush_due_ns = None;
+        let intended_ns = match self.job.load {
+            // It waited for one that had to end, as all do.
+            Load::Closed { .. } => started_ns,
+            Load::Open { .. } => intended_ns,
+        };
+        let flush = Request {
+            kind: Kind::Flush,
+            offset_bytes: 0,
+            length_bytes: 0,
+        };
+        self.give(flush, 0, (intended_ns, started_ns.max(intended_ns)))?;
+        Ok(true)
+    }
+
+    /// Gives a request to the target; there is room.
+    fn give(
+        &mut self,
+        request: Request,
+        sequence: u64,
+        (intended_ns, started_ns): (u64, u64),
+    ) -> Result<(), TargetError> {
+        let number = self.free.pop().expect("there is room");
+        let payload = match request.kind {
+            Kind::Write => &self.payload[..request.length_bytes as usize],
+            Kind::Read | Kind::Discard | Kind::Flush => &[][..],
         };
         self.target.start(number, request, payload)?;
         self.flights[number as usize] = Some(Flight {
@@ -198,7 +246,7 @@ impl<'a, T: Target> Worker<'a, T> {
             started_ns,
             sequence,
         });
-        Ok(true)
+        Ok(())
     }
 
     /// The next request, and the number of its write. None if it has to wait for one to the same address.
@@ -224,7 +272,6 @@ impl<'a, T: Target> Worker<'a, T> {
     /// Takes in what has ended; gives whether something had.
     fn look(&mut self) -> Result<bool, TargetError> {
         let Self {
-            job,
             span,
             target,
             flights,
@@ -247,8 +294,10 @@ impl<'a, T: Target> Worker<'a, T> {
             } = flight;
             let mut result = result;
             if let Some(written) = written {
-                written.ended(&request, sequence, result.is_ok());
-                if request.read && sequence > 0 && result.is_ok() {
+                if request.kind != Kind::Flush {
+                    written.ended(&request, sequence, result.is_ok());
+                }
+                if request.kind == Kind::Read && sequence > 0 && result.is_ok() {
                     let compared = content::compare(data, request.offset_bytes, sequence, span.mark);
                     result = compared.map_err(|different| different.to_string());
                     figures.verified += 1;
@@ -256,18 +305,17 @@ impl<'a, T: Target> Worker<'a, T> {
             }
             match result {
                 Err(error) => {
-                    let what = if request.read { "read" } else { "write" };
+                    let what = request.kind.word();
                     let (at, length) = (request.offset_bytes, request.length_bytes);
                     figures.failed(format!("{what} of {length} bytes at {at}: {error}"));
                 }
-                Ok(()) if flight.intended_ns >= span.count_ns => figures.ended(
-                    request.read,
-                    request.length_bytes,
-                    now_ns - flight.intended_ns,
-                    now_ns - flight.started_ns,
-                    job.interval_ns
-                        .map(|interval_ns| ((flight.intended_ns - span.count_ns) / interval_ns) as usize),
-                ),
+                Ok(()) if flight.intended_ns >= span.count_ns => figures.ended(Ended {
+                    kind: request.kind,
+                    length_bytes: request.length_bytes,
+                    intended_ns: flight.intended_ns - span.count_ns,
+                    response_ns: now_ns - flight.intended_ns,
+                    service_ns: now_ns - flight.started_ns,
+                }),
                 Ok(()) => {}
             }
         })?;
@@ -302,22 +350,15 @@ impl<'a, T: Target> Worker<'a, T> {
         let length_bytes = self.job.length_bytes_max();
         for offset_bytes in written.addresses() {
             let request = Request {
-                read: true,
+                kind: Kind::Read,
                 offset_bytes,
                 length_bytes,
             };
             if self.free.is_empty() {
                 self.drain()?;
             }
-            let number = self.free.pop().expect("there is room");
             let sequence = self.written.as_mut().and_then(|written| written.start(&request));
-            self.target.start(number, request, &[])?;
-            self.flights[number as usize] = Some(Flight {
-                request,
-                intended_ns: 0,
-                started_ns: 0,
-                sequence: sequence.expect("nothing is in flight there"),
-            });
+            self.give(request, sequence.expect("nothing is in flight there"), (0, 0))?;
         }
         self.drain()
     }

@@ -67,6 +67,7 @@ fn a_server_that_stands_still_cannot_hide_it() {
     });
     let hgrm = directory.path().join("all.hgrm");
     let hlog = directory.path().join("all.hlog");
+    let html = directory.path().join("all.html");
     let (told, _) = bench(&[
         "run",
         &uri(&socket),
@@ -77,6 +78,8 @@ fn a_server_that_stands_still_cannot_hide_it() {
         hgrm.to_str().expect("UTF-8"),
         "--hlog",
         hlog.to_str().expect("UTF-8"),
+        "--html",
+        html.to_str().expect("UTF-8"),
     ]);
     stop.join().expect("no panic");
     // A tenth of the starts lies in the second, and a tenth of these waits for more than 0.9 s.
@@ -91,6 +94,97 @@ fn a_server_that_stands_still_cannot_hide_it() {
     assert!(text.contains("1/(1-Percentile)") && text.contains("#[Max     ="));
     let log = std::fs::read_to_string(hlog).expect("written");
     assert_eq!(log.lines().filter(|line| line.contains("HISTF")).count(), 10);
+
+    // The second is in the list, with when it was and how long.
+    let stalls = support::list(&told, "/detail/stalls/list");
+    let planted = stalls
+        .iter()
+        .find(|stall| number(stall, "/response_ns_max") >= 880_000_000)
+        .unwrap_or_else(|| panic!("not listed: {stalls:?}"));
+    assert!(number(planted, "/began_ns") >= 1_000_000_000, "{planted}");
+    assert!(number(planted, "/requests") >= 500, "{planted}");
+    assert_eq!(
+        number(&told, "/stalls/found"),
+        number(&told, "/detail/stalls/found")
+    );
+    let page = std::fs::read_to_string(html).expect("written");
+    assert!(page.contains("the daemon was not asked") && page.contains("</html>"));
+    assert!(!page.contains("http:") && !page.contains("https:"));
+    let began = format!("{:.3} s", number(planted, "/began_ns") as f64 / 1e9);
+    assert!(
+        page.contains(&format!("<td class=\"end\">{began}</td>")),
+        "{began}"
+    );
+}
+
+#[test]
+fn a_report_shows_what_the_daemon_did_meanwhile() {
+    let appliance = Appliance::started(&["--processors", "2"]);
+    appliance.create_pool("p", 1, "256MiB", &[]);
+    appliance.run(&["volume", "create", "disk", "--size", "32MiB"]);
+    appliance.run(&["export", "create", "disk"]);
+    let html = appliance.path_text("report.html");
+    let uri = appliance.uri("disk");
+    let told = thread::scope(|scope| {
+        let run = scope.spawn(|| {
+            let socket = appliance.control_socket();
+            let socket = socket.to_str().expect("UTF-8");
+            let load = [
+                "run",
+                &uri,
+                "--rw=randrw",
+                "--rate-iops=500",
+                "--runtime=3",
+                "--fsync=4",
+            ];
+            let more = [
+                "--numjobs=2",
+                "--idle=nap",
+                "--html",
+                &html,
+                "--daemon",
+                "--socket",
+                socket,
+            ];
+            bench(&[&load[..], &more].concat()).0
+        });
+        thread::sleep(Duration::from_millis(1500));
+        appliance.run(&["snapshot", "create", "disk@first"]);
+        appliance.run(&["snapshot", "delete", "disk@first", "--wait"]);
+        run.join().expect("no panic")
+    });
+    let happenings = support::list(&told, "/detail/happenings");
+    let kinds: Vec<&str> = happenings
+        .iter()
+        .map(|one| member(one, "/kind").as_str().expect("a word"))
+        .collect();
+    for kind in [
+        "snapshot_taken",
+        "snapshot_deleted",
+        "snapshot_freed",
+        "checkpointed",
+    ] {
+        assert!(kinds.contains(&kind), "{kind}: {kinds:?}");
+    }
+    let snapshots = support::list(&told, "/detail/snapshots");
+    assert_eq!(snapshots.len(), 1, "{told}");
+    assert_eq!(member(&snapshots[0], "/name"), "p/disk@first");
+    assert!(number(&snapshots[0], "/before/requests") > 0, "{told}");
+    assert!(number(&snapshots[0], "/after/requests") > 0, "{told}");
+    assert!(number(&snapshots[0], "/took_ns") > 0, "{told}");
+    assert_eq!(support::list(&told, "/detail/around").len(), 100);
+    let (writes, flushes) = (
+        number(&told, "/writes/response/count"),
+        number(&told, "/flushes/response/count"),
+    );
+    assert!(
+        flushes > 0 && (writes / 4).abs_diff(flushes) <= 4,
+        "{writes} {flushes}"
+    );
+    let devices = support::list(&told, "/detail/machine/devices");
+    assert_eq!(member(&devices[0], "/path"), appliance.path_text("p-0").as_str());
+    let page = std::fs::read_to_string(html).expect("written");
+    assert!(page.contains("disk@first") && page.contains("checkpointed"));
 }
 
 #[test]
@@ -195,7 +289,9 @@ fn what_cannot_be_measured_is_refused_with_what_to_do() {
         (&["run"][..], "no target"),
         (&["run", "null:", "--bs=1000"], "multiple of 512"),
         (&["run", "null:4096", "--offset=8192"], "--size"),
-        (&["run", "null:", "--rw=trim"], "randrw"),
+        (&["run", "null:", "--rw=erase"], "trimwrite"),
+        (&["run", "null:", "--fsync=1"], "nothing is written"),
+        (&["run", "null:", "--rw=trim", "--verify"], "may read as anything"),
         (&["run", "nbd+tls://host/disk"], "nbd+unix:///EXPORT?socket=PATH"),
         (&["run", "null:", "--job=/nowhere/job.fio"], "/nowhere/job.fio"),
         (&["compare", "null:", "null:", "--rounds=2"], "3..=1000"),

@@ -10,7 +10,7 @@ use stillpoint_processor::ids::{DeviceIndex, ShardIndex};
 use stillpoint_processor::ports::{BlockDevice, BufferPool, Operation, OperationKind, Segment, Transfer};
 
 use super::{Target, TargetError};
-use crate::schedule::Request;
+use crate::schedule::{Kind, Request};
 
 /// Entries a ring takes at a time; more operations wait in the queue before it.
 pub(crate) const IN_FLIGHT_MAX: usize = stillpoint_hw::device::OPERATIONS_MAX;
@@ -49,7 +49,8 @@ impl FileTarget {
         let arenas = Arenas::map(1, bytes).map_err(|error| other(error.to_string()))?;
         // Works without, only slower.
         let _ = ring.register_arenas(&arenas);
-        let devices = Devices::new(Arc::clone(files), Arc::clone(&arenas), 0, &mut ring);
+        let devices =
+            Devices::new(Arc::clone(files), Arc::clone(&arenas), 0, &mut ring).discards_are_requests();
         Ok(Self {
             ring,
             devices,
@@ -63,34 +64,38 @@ impl FileTarget {
 
 impl Target for FileTarget {
     fn start(&mut self, number: u32, request: Request, payload: &[u8]) -> Result<(), TargetError> {
-        let length_bytes = request.length_bytes as usize;
-        let buffer = self.buffers.take(length_bytes);
-        let mut buffer =
-            buffer.ok_or_else(|| TargetError::Other("the generator's buffers are used up".into()))?;
-        if !request.read {
-            buffer.bytes_mut()[..length_bytes].copy_from_slice(payload);
-        }
         let mut operation = self.spare.pop().unwrap_or_else(Operation::new);
         operation.shard = ShardIndex(0);
         operation.tag = u64::from(number);
-        operation.kind = if request.read {
-            OperationKind::Read
-        } else {
-            OperationKind::Write
+        operation.kind = match request.kind {
+            Kind::Read => OperationKind::Read,
+            Kind::Write => OperationKind::Write,
+            Kind::Discard => OperationKind::Discard,
+            Kind::Flush => OperationKind::Flush,
         };
+        let has_data = matches!(request.kind, Kind::Read | Kind::Write);
         operation.transfers.push(Transfer {
             device: DeviceIndex(0),
             offset_bytes: request.offset_bytes,
             length_bytes: u64::from(request.length_bytes),
             first_segment: 0,
-            segment_count: 1,
+            segment_count: u32::from(has_data),
         });
-        operation.segments.push(Segment {
-            buffer: 0,
-            offset_bytes: 0,
-            length_bytes: request.length_bytes,
-        });
-        operation.buffers.push(buffer);
+        if has_data {
+            let length_bytes = request.length_bytes as usize;
+            let buffer = self.buffers.take(length_bytes);
+            let mut buffer =
+                buffer.ok_or_else(|| TargetError::Other("the generator's buffers are used up".into()))?;
+            if request.kind == Kind::Write {
+                buffer.bytes_mut()[..length_bytes].copy_from_slice(payload);
+            }
+            operation.segments.push(Segment {
+                buffer: 0,
+                offset_bytes: 0,
+                length_bytes: request.length_bytes,
+            });
+            operation.buffers.push(buffer);
+        }
         let full = |_| TargetError::Other("more requests than the ring takes".into());
         self.devices.submit(operation).map_err(full)?;
         self.devices.start(&mut self.ring);
@@ -108,10 +113,15 @@ impl Target for FileTarget {
         self.devices.poll(&mut self.ended);
         for mut operation in self.ended.drain(..) {
             let result = operation.result.map_err(|error| error.to_string());
-            let buffer = operation.buffers.pop().expect("each has one");
-            let length_bytes = operation.segments[0].length_bytes as usize;
-            ended(operation.tag as u32, result, &buffer.bytes()[..length_bytes]);
-            self.buffers.give(buffer);
+            let buffer = operation.buffers.pop();
+            let data = match &buffer {
+                Some(buffer) => &buffer.bytes()[..operation.segments[0].length_bytes as usize],
+                None => &[],
+            };
+            ended(operation.tag as u32, result, data);
+            if let Some(buffer) = buffer {
+                self.buffers.give(buffer);
+            }
             operation.clear();
             self.spare.push(operation);
         }

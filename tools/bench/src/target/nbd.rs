@@ -9,14 +9,14 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use stillpoint_export::nbd::client::{ClientError, Connection, ExportInfo};
-use stillpoint_export::nbd::wire::transmission_flags;
+use stillpoint_export::nbd::wire::{command, transmission_flags};
 
 use super::{Target, TargetError};
-use crate::schedule::Request;
+use crate::job::{Discards, Job};
+use crate::schedule::{Kind, Request};
 
 /// The port that IANA gave to NBD.
 const PORT: u16 = 10809;
-pub(super) const READ_ONLY: u16 = transmission_flags::READ_ONLY;
 
 /// Where an export is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,6 +103,24 @@ impl fmt::Display for NbdUri {
 }
 
 impl NbdUri {
+    /// Says whether an export can do what a job asks of it.
+    ///
+    /// # Errors
+    /// [`TargetError`]: what it cannot.
+    pub(super) fn check(&self, export: &ExportInfo, job: &Job) -> Result<(), TargetError> {
+        let lacks = |flag| export.flags & flag == 0;
+        let refusal = if job.writes() && !lacks(transmission_flags::READ_ONLY) {
+            "is read-only: measure it with reads"
+        } else if job.discards != Discards::None && lacks(transmission_flags::SEND_TRIM) {
+            "takes no discards: choose another --rw"
+        } else if job.flush_every.is_some() && lacks(transmission_flags::SEND_FLUSH) {
+            "takes no flushes: leave --fsync out"
+        } else {
+            return Ok(());
+        };
+        Err(TargetError::Other(format!("{self} {refusal}")))
+    }
+
     /// Connects, and gives what the server says of the export.
     ///
     /// # Errors
@@ -255,11 +273,14 @@ impl NbdTarget {
 
 impl Target for NbdTarget {
     fn start(&mut self, number: u32, request: Request, payload: &[u8]) -> Result<(), TargetError> {
-        let cookie = if request.read {
-            self.connection
-                .send_read(request.offset_bytes, request.length_bytes)?
-        } else {
-            self.connection.send_write(request.offset_bytes, payload, false)?
+        let (offset_bytes, length_bytes) = (request.offset_bytes, request.length_bytes);
+        let cookie = match request.kind {
+            Kind::Read => self.connection.send_read(offset_bytes, length_bytes)?,
+            Kind::Write => self.connection.send_write(offset_bytes, payload, false)?,
+            Kind::Discard => self
+                .connection
+                .send_command(command::TRIM, 0, offset_bytes, length_bytes)?,
+            Kind::Flush => self.connection.send_flush()?,
         };
         self.numbers.insert(cookie, number);
         Ok(())

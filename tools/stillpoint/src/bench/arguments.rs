@@ -37,6 +37,15 @@ pub struct RunArguments {
     /// Write the response times of each interval, as HdrHistogram's tools read them
     #[arg(long, value_name = "FILE")]
     pub hlog: Option<PathBuf>,
+    /// Write a report for a browser: one file, which loads nothing. The JSON then has the same data, as `detail`
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Have the data of the report in the JSON also without one
+    #[arg(long)]
+    pub detail: bool,
+    /// Ask the daemon (of --socket, on this machine) what it did meanwhile, for the report
+    #[arg(long)]
+    pub daemon: bool,
 }
 
 /// Options of `bench compare`.
@@ -79,7 +88,8 @@ pub struct JobArguments {
     /// The job to take of several in the file
     #[arg(long, value_name = "NAME", requires = "job")]
     pub section: Option<String>,
-    /// read, write, rw, randread, randwrite or randrw [default: randread]
+    /// read, write, rw, trim, trimwrite (discard, then write the same), or with rand before: randread, randtrimwrite [default:
+    /// randread]
     #[arg(long, value_name = "KIND")]
     pub rw: Option<String>,
     /// Length of requests, or several and their percent: 4k/60:64k/40 [default: 4k]
@@ -113,6 +123,12 @@ pub struct JobArguments {
     /// The first of them [default: 0]
     #[arg(long, value_name = "SIZE")]
     pub offset: Option<String>,
+    /// Flush after so many writes of a thread (on files fdatasync, whichever of the two is given)
+    #[arg(long, value_name = "N", conflicts_with = "fdatasync")]
+    pub fsync: Option<String>,
+    /// The same
+    #[arg(long, value_name = "N")]
+    pub fdatasync: Option<String>,
     /// Mark what is written, and compare it when it is read and at the end
     #[arg(long)]
     pub verify: bool,
@@ -167,6 +183,7 @@ impl JobArguments {
             numjobs: self.numjobs,
             size: self.size,
             offset: self.offset,
+            fsync: self.fsync.or(self.fdatasync),
             verify: self.verify.then(|| "1".to_owned()),
             randseed: self.randseed,
             random_distribution: self.random_distribution,

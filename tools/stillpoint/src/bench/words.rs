@@ -1,7 +1,7 @@
 //! A job in the words of fio, from a command line and from a job file.
 
 use stillpoint_appliance::Error;
-use stillpoint_bench::job::{Arrivals, Idle, Job, Load, Order};
+use stillpoint_bench::job::{Arrivals, Discards, Idle, Job, Load, Order};
 
 use crate::size::{Duration, Size};
 
@@ -37,6 +37,8 @@ pub struct Words {
     pub size: Option<String>,
     /// The first of them.
     pub offset: Option<String>,
+    /// Writes before each flush; 0: no flushes.
+    pub fsync: Option<String>,
     /// `0`, or any of fio's ways.
     pub verify: Option<String>,
     /// A number.
@@ -67,6 +69,7 @@ impl Words {
             numjobs,
             size,
             offset,
+            fsync,
             verify,
             randseed,
             random_distribution,
@@ -98,6 +101,7 @@ impl Words {
             "numjobs" => &mut self.numjobs,
             "size" | "filesize" => &mut self.size,
             "offset" => &mut self.offset,
+            "fsync" | "fdatasync" => &mut self.fsync,
             "verify" => &mut self.verify,
             "randseed" => &mut self.randseed,
             "random_distribution" => &mut self.random_distribution,
@@ -171,7 +175,7 @@ impl Words {
     /// # Errors
     /// Usage: a word that is not understood.
     pub fn job(&self, idle: Idle, interval_ns: Option<u64>) -> Result<Job, Error> {
-        let (random, read_percent) = self.kind()?;
+        let (random, read_percent, discards) = self.kind()?;
         let order = match self.random_distribution.as_deref() {
             _ if !random => Order::Sequential,
             None | Some("random") => Order::Uniform,
@@ -201,6 +205,8 @@ impl Words {
         Ok(Job {
             name: self.name.clone().unwrap_or(standard.name),
             read_percent,
+            discards,
+            flush_every: number("fsync", &self.fsync)?.filter(|&every| every > 0),
             order,
             lengths: lengths(self.bs.as_deref().unwrap_or("4k"))?,
             load,
@@ -213,24 +219,30 @@ impl Words {
             verify: self.verify.as_deref().is_some_and(|way| way != "0"),
             seed: number("randseed", &self.randseed)?.unwrap_or(standard.seed),
             interval_ns,
+            timeline: false,
         })
     }
 
-    /// Whether addresses are random, and how many of a hundred requests read.
-    fn kind(&self) -> Result<(bool, u32), Error> {
+    /// Whether addresses are random, how many of a hundred requests read, and whether they discard.
+    fn kind(&self) -> Result<(bool, u32, Discards), Error> {
         let mixed: u32 = number("rwmixread", &self.rwmixread)?.unwrap_or(50);
-        Ok(match self.rw.as_deref().unwrap_or("randread") {
-            "read" => (false, 100),
-            "write" => (false, 0),
-            "rw" | "readwrite" => (false, mixed),
-            "randread" => (true, 100),
-            "randwrite" => (true, 0),
-            "randrw" => (true, mixed),
-            other => {
-                let known = "read, write, rw, randread, randwrite or randrw";
-                return Err(wrong("rw", other, known));
+        let text = self.rw.as_deref().unwrap_or("randread");
+        let (random, what) = text
+            .strip_prefix("rand")
+            .map_or((false, text), |what| (true, what));
+        let (read_percent, discards) = match what {
+            "read" => (100, Discards::None),
+            "write" => (0, Discards::None),
+            "rw" => (mixed, Discards::None),
+            "readwrite" if !random => (mixed, Discards::None),
+            "trim" => (0, Discards::Only),
+            "trimwrite" => (0, Discards::BeforeWrites),
+            _ => {
+                let known = "read, write, rw, trim, trimwrite, or one of these with rand before it";
+                return Err(wrong("rw", text, known));
             }
-        })
+        };
+        Ok((random, read_percent, discards))
     }
 }
 
@@ -326,7 +338,9 @@ mod tests {
     #[test]
     fn what_is_not_understood_is_named() {
         for (text, said) in [
-            ("rw=randtrim", "rw=\"randtrim\""),
+            ("rw=randtrims", "rw=\"randtrims\""),
+            ("rw=randreadwrite", "rw=\"randreadwrite\""),
+            ("fsync=often", "fsync"),
             ("bs=4x", "bs: "),
             ("bs=4k/x", "4k/60:64k/40"),
             ("iodepth=-1", "iodepth"),
@@ -339,8 +353,20 @@ mod tests {
             let error = words.job(Idle::Spin, None).expect_err(text);
             assert!(error.message.contains(said), "{}", error.message);
         }
-        let error = Words::of_file("[a]\nrw=read\nfsync=1", None).expect_err("unknown");
-        assert!(error.message.contains("line 3") && error.message.contains("fsync"));
+        let error = Words::of_file("[a]\nrw=read\nsync_file_range=1", None).expect_err("unknown");
+        assert!(error.message.contains("line 3") && error.message.contains("sync_file_range"));
+    }
+
+    #[test]
+    fn discards_and_flushes_have_fios_words() {
+        assert_eq!(job("rw=trim").discards, Discards::Only);
+        let both = job("rw=randtrimwrite\nfdatasync=8");
+        assert_eq!(
+            (both.discards, both.order),
+            (Discards::BeforeWrites, Order::Uniform)
+        );
+        assert_eq!(both.flush_every, Some(8));
+        assert_eq!(job("rw=write\nfsync=0").flush_every, None);
     }
 
     #[test]

@@ -1,0 +1,215 @@
+use super::*;
+use crate::job::{Arrivals, Discards, Order};
+use crate::schedule::Kind;
+use crate::target::Name;
+
+fn file(bytes: u64) -> (tempfile::NamedTempFile, Name) {
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    file.as_file().set_len(bytes).expect("it grows");
+    let name = Name::File(file.path().to_owned());
+    (file, name)
+}
+
+fn writing() -> Job {
+    Job {
+        read_percent: 0,
+        ..Job::default()
+    }
+}
+
+#[test]
+fn what_is_written_is_verified() {
+    for order in [Order::Sequential, Order::Uniform, Order::Zipf(1.1)] {
+        let (_kept, name) = file(4 << 20);
+        let target = Opened::open(&name, &writing()).expect("it is there");
+        let job = Job {
+            read_percent: 50,
+            order,
+            load: Load::Closed { in_flight: 8 },
+            threads: 2,
+            idle: Idle::Nap,
+            time_ns: 300_000_000,
+            verify: true,
+            ..Job::default()
+        };
+        let outcome = run(&job, &target).expect("it runs");
+        assert_eq!(outcome.verdict, Verdict::Sound);
+        assert!(outcome.figures.verified > 100, "{:?}", outcome.figures.verified);
+    }
+}
+
+#[test]
+fn data_that_changes_meanwhile_is_found() {
+    use std::os::unix::fs::FileExt;
+    let (kept, name) = file(1 << 20);
+    let target = Opened::open(&name, &writing()).expect("it is there");
+    let job = Job {
+        read_percent: 50,
+        load: Load::Closed { in_flight: 4 },
+        idle: Idle::Nap,
+        time_ns: 300_000_000,
+        verify: true,
+        ..Job::default()
+    };
+    let outcome = thread::scope(|scope| {
+        // The lock of the file is a word of honour.
+        scope.spawn(|| {
+            thread::sleep(Duration::from_millis(150));
+            for block in 0..256 {
+                let at = block * 4096 + 1024;
+                kept.as_file().write_all_at(&[9; 512], at).expect("written");
+            }
+        });
+        run(&job, &target).expect("it runs")
+    });
+    let Verdict::Failed(why) = outcome.verdict else {
+        panic!("nothing was found");
+    };
+    assert!(why.contains("wrong data at byte"), "{why}");
+}
+
+#[test]
+fn an_open_loop_starts_as_many_as_it_was_told() {
+    let job = Job {
+        load: Load::Open {
+            rate_iops: 20_000.0,
+            arrivals: Arrivals::Fixed,
+            in_flight_max: 64,
+        },
+        idle: Idle::Nap,
+        time_ns: 500_000_000,
+        interval_ns: Some(1_000_000_000),
+        ..Job::default()
+    };
+    let outcome = run(&job, &Opened::Null(1 << 30)).expect("it runs");
+    let all = outcome.figures.requests() + outcome.figures.not_started;
+    assert!((9_999..=10_001).contains(&all), "{all}");
+    assert_eq!(outcome.figures.intervals.len(), 1);
+    assert_eq!(
+        outcome.figures.not_started, 0,
+        "nothing stands in the way: {:?}",
+        outcome.verdict
+    );
+}
+
+#[test]
+fn a_generator_that_is_asked_for_too_much_blames_itself() {
+    let job = Job {
+        load: Load::Open {
+            rate_iops: 90e6,
+            arrivals: Arrivals::Fixed,
+            in_flight_max: 8,
+        },
+        time_ns: 50_000_000,
+        ..Job::default()
+    };
+    let outcome = run(&job, &Opened::Null(1 << 30)).expect("it runs");
+    assert_eq!(outcome.figures.not_started, 0);
+    assert!(matches!(outcome.verdict, Verdict::Failed(why) if why.contains("the generator did not keep up")));
+}
+
+#[test]
+fn what_an_earlier_run_wrote_is_not_taken_for_what_this_one_wrote() {
+    let (kept, name) = file(1 << 20);
+    let target = Opened::open(&name, &writing()).expect("it is there");
+    let job = Job {
+        read_percent: 0,
+        order: Order::Sequential,
+        load: Load::Closed { in_flight: 4 },
+        idle: Idle::Nap,
+        time_ns: 50_000_000,
+        verify: true,
+        ..Job::default()
+    };
+    let first_sector = || {
+        let outcome = run(&job, &target).expect("it runs");
+        assert_eq!(outcome.verdict, Verdict::Sound);
+        std::fs::read(kept.path()).expect("readable")[16..24].to_vec()
+    };
+    assert_ne!(first_sector(), first_sector(), "the mark of the run");
+}
+
+#[test]
+fn discards_and_flushes_reach_a_file_and_are_told_apart() {
+    use std::os::unix::fs::MetadataExt;
+    let (kept, name) = file(1 << 20);
+    std::fs::write(kept.path(), vec![7; 1 << 20]).expect("written");
+    let target = Opened::open(&name, &writing()).expect("it is there");
+    let blocks = || kept.as_file().metadata().expect("there").blocks();
+    let before = blocks();
+    let job = Job {
+        read_percent: 0,
+        discards: Discards::Only,
+        order: Order::Sequential,
+        load: Load::Closed { in_flight: 4 },
+        idle: Idle::Nap,
+        time_ns: 100_000_000,
+        ..Job::default()
+    };
+    let outcome = run(&job, &target).expect("it runs");
+    assert_eq!(outcome.verdict, Verdict::Sound);
+    assert!(outcome.figures.kind(Kind::Discard).response.len() >= 256);
+    assert!(blocks() < before / 2, "{} of {before} blocks are left", blocks());
+
+    for in_flight in [1, 8] {
+        let job = Job {
+            discards: Discards::BeforeWrites,
+            flush_every: Some(3),
+            load: Load::Closed { in_flight },
+            timeline: true,
+            ..job.clone()
+        };
+        let outcome = run(&job, &target).expect("it runs");
+        assert_eq!(outcome.verdict, Verdict::Sound);
+        let count = |kind| outcome.figures.kind(kind).response.len();
+        let (writes, discards) = (count(Kind::Write), count(Kind::Discard));
+        assert!(
+            writes > 0 && discards.abs_diff(writes) <= 8,
+            "{writes} {discards}"
+        );
+        // What was in flight at the end may have had no time for its flush.
+        assert!(
+            (writes / 3).abs_diff(count(Kind::Flush)) <= 8,
+            "{writes} {}",
+            count(Kind::Flush)
+        );
+        assert_eq!(outcome.figures.requests(), writes + discards);
+    }
+}
+
+#[test]
+fn a_flush_has_no_place_in_the_rate() {
+    let job = Job {
+        read_percent: 0,
+        flush_every: Some(1),
+        load: Load::Open {
+            rate_iops: 2_000.0,
+            arrivals: Arrivals::Fixed,
+            in_flight_max: 1,
+        },
+        idle: Idle::Nap,
+        time_ns: 500_000_000,
+        ..Job::default()
+    };
+    let outcome = run(&job, &Opened::Null(1 << 30)).expect("it runs");
+    let all = outcome.figures.requests() + outcome.figures.not_started;
+    assert!((999..=1001).contains(&all), "{all}");
+    let flushes = outcome.figures.kind(Kind::Flush).response.len();
+    assert!(flushes.abs_diff(outcome.figures.requests()) <= 1, "{flushes}");
+}
+
+#[test]
+fn a_job_beyond_the_end_is_refused() {
+    let (_kept, name) = file(1 << 20);
+    let target = Opened::open(&name, &Job::default()).expect("it is there");
+    let job = Job {
+        size_bytes: Some(2 << 20),
+        ..Job::default()
+    };
+    assert!(matches!(run(&job, &target), Err(RunError::Job(_))));
+    let deep = Job {
+        load: Load::Closed { in_flight: 1000 },
+        ..Job::default()
+    };
+    assert!(matches!(run(&deep, &target), Err(RunError::Job(BadJob(why))) if why.contains("256")));
+}
