@@ -10,6 +10,8 @@ use crate::target::Opened;
 
 /// The percentiles that are compared.
 pub const COMPARED: [(&str, f64); 4] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)];
+/// With fewer rounds chance alone can look like a difference.
+pub const ROUNDS_MIN: usize = 6;
 /// How often the rounds are drawn again.
 const DRAWS: usize = 10_000;
 
@@ -39,13 +41,10 @@ impl Compared {
     pub fn of(percentile: &'static str, rounds: &[(u64, u64)], seed: u64) -> Self {
         let ratios: Vec<f64> = rounds.iter().map(|&(a, b)| b as f64 / a.max(1) as f64).collect();
         let mut random = SmallRng::seed_from_u64(seed);
-        let mut draws: Vec<f64> = (0..DRAWS)
-            .map(|_| {
-                let drawn = (0..ratios.len()).map(|_| ratios[random.random_range(0..ratios.len())]);
-                median(drawn.collect())
-            })
-            .collect();
-        draws.sort_unstable_by(f64::total_cmp);
+        let (ratio_low, ratio_high) = spread(|| {
+            let drawn = (0..ratios.len()).map(|_| ratios[random.random_range(0..ratios.len())]);
+            median(drawn.collect())
+        });
         let times =
             |of: fn(&(u64, u64)) -> u64| median(rounds.iter().map(|round| of(round) as f64).collect());
         Self {
@@ -53,22 +52,34 @@ impl Compared {
             a_ns: times(|round| round.0) as u64,
             b_ns: times(|round| round.1) as u64,
             ratio: median(ratios),
-            ratio_low: draws[DRAWS / 40],
-            ratio_high: draws[DRAWS - 1 - DRAWS / 40],
+            ratio_low,
+            ratio_high,
         }
     }
 
-    /// In words. With few rounds chance alone can look like a difference: at least six are needed for one to be said.
+    /// In words. For a difference to be said there have to be [`ROUNDS_MIN`].
     #[must_use]
     pub fn verdict(&self, rounds: usize) -> String {
         let percent = (self.ratio - 1.0) * 100.0;
-        let differs = self.ratio_low > 1.0 || self.ratio_high < 1.0;
-        match (differs && rounds >= 6, percent > 0.0) {
+        match (differs(self, rounds), percent > 0.0) {
             (false, _) => "no difference shown".to_owned(),
             (true, true) => format!("B is slower by {percent:.1}%"),
             (true, false) => format!("B is faster by {:.1}%", -percent),
         }
     }
+}
+
+/// Whether the interval leaves 1 out, and there were enough rounds.
+#[must_use]
+pub fn differs(one: &Compared, rounds: usize) -> bool {
+    rounds >= ROUNDS_MIN && (one.ratio_low > 1.0 || one.ratio_high < 1.0)
+}
+
+/// Between what 95% of the draws lie.
+pub fn spread(draw: impl FnMut() -> f64) -> (f64, f64) {
+    let mut draws: Vec<f64> = core::iter::repeat_with(draw).take(DRAWS).collect();
+    draws.sort_unstable_by(f64::total_cmp);
+    (draws[DRAWS / 40], draws[DRAWS - 1 - DRAWS / 40])
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

@@ -16,6 +16,7 @@ pub mod machine;
 pub mod report;
 pub mod run;
 pub mod schedule;
+pub mod snapshot_cost;
 pub mod stalls;
 pub mod sweep;
 pub mod target;

@@ -3,6 +3,7 @@
 mod arguments;
 mod daemon;
 mod run;
+mod snapshot_cost;
 mod words;
 
 pub use arguments::BenchCommand;
@@ -29,6 +30,7 @@ pub fn run_command(command: BenchCommand, global: &Global) -> Result<(), Failure
         BenchCommand::Run(arguments) => run::run_one(arguments, global),
         BenchCommand::Compare(arguments) => run_compare(arguments, global),
         BenchCommand::Sweep(arguments) => run_sweep(arguments, global),
+        BenchCommand::SnapshotCost(arguments) => snapshot_cost::run_snapshot_cost(arguments, global),
     }
 }
 

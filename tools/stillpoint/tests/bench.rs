@@ -295,8 +295,60 @@ fn what_cannot_be_measured_is_refused_with_what_to_do() {
         (&["run", "nbd+tls://host/disk"], "nbd+unix:///EXPORT?socket=PATH"),
         (&["run", "null:", "--job=/nowhere/job.fio"], "/nowhere/job.fio"),
         (&["compare", "null:", "null:", "--rounds=2"], "3..=1000"),
+        (
+            &[
+                "snapshot-cost",
+                "null:",
+                "--volume=v",
+                "--every=9s",
+                "--runtime=1",
+            ],
+            "--every that fits",
+        ),
     ] {
         let errors = refused(arguments);
         assert!(errors.contains(said), "{arguments:?}: {errors}");
     }
+}
+
+#[test]
+fn what_a_snapshot_costs_is_measured_and_the_snapshots_are_gone() {
+    let appliance = Appliance::started(&["--processors", "2"]);
+    appliance.create_pool("p", 1, "256MiB", &[]);
+    appliance.run(&["volume", "create", "disk", "--size", "32MiB"]);
+    appliance.run(&["export", "create", "disk"]);
+    let uri = appliance.uri("disk");
+    let job = [
+        "--rw=randrw",
+        "--iodepth=2",
+        "--runtime=400ms",
+        "--idle=nap",
+        "--rounds=6",
+    ];
+    let cost = ["bench", "snapshot-cost", &uri, "--volume=disk", "--every=100ms"];
+    let told = appliance.run(&[&cost[..], &job].concat());
+    assert_eq!(number(&told, "/cost/rounds"), 6, "{told}");
+    // Four were due in each round; a busy machine may come to fewer, but not to none.
+    let snapshots = number(&told, "/cost/snapshots");
+    assert!((6..=24).contains(&snapshots), "{told}");
+    assert_eq!(support::list(&told, "/cost/percentiles").len(), 4);
+    assert!(number(&told, "/durable_ns/min") > 0, "{told}");
+    assert!(
+        number(&told, "/hold_ns/max") >= number(&told, "/hold_ns/p50"),
+        "{told}"
+    );
+    assert_eq!(number(&told, "/cost/extra/of"), 6, "{told}");
+    assert!(support::list(&appliance.run(&["snapshot", "list"]), "").is_empty());
+
+    // What cannot be is said, and nothing is left behind.
+    let failed = appliance.tell(&[
+        "bench",
+        "snapshot-cost",
+        &uri,
+        "--volume=none",
+        "--runtime=300ms",
+        "--every=100ms",
+    ]);
+    assert_ne!(failed.code, 0);
+    assert!(failed.errors.contains("none"), "{}", failed.errors);
 }

@@ -19,6 +19,8 @@ pub enum BenchCommand {
     Compare(CompareArguments),
     /// Find the rate from which on latency grows out of hand
     Sweep(SweepArguments),
+    /// Run the same job with and without snapshots in turn, and say what one snapshot costs
+    SnapshotCost(SnapshotCostArguments),
 }
 
 /// Options of `bench run`.
@@ -77,6 +79,29 @@ pub struct SweepArguments {
     /// Steps from a tenth of what the target does at most to all of it
     #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(3..=100))]
     pub steps: u32,
+}
+
+/// Options of `bench snapshot-cost`.
+#[derive(Debug, Args)]
+pub struct SnapshotCostArguments {
+    /// What is measured: an export of the volume
+    #[arg(value_name = "TARGET")]
+    pub target: Name,
+    /// The volume of which snapshots are taken, through the daemon of --socket; several with commas between
+    #[arg(long, value_name = "NAME")]
+    pub volume: String,
+    /// Its pool, if several have one of this name
+    #[arg(long, value_name = "NAME")]
+    pub pool: Option<String>,
+    /// From one snapshot to the next
+    #[arg(long, default_value = "1s", value_name = "TIME")]
+    pub every: Duration,
+    /// See [`JobArguments`]. The run time is that of each half of a round.
+    #[command(flatten)]
+    pub job: JobArguments,
+    /// Rounds: each runs the job without and with snapshots, and begins with the other one; the snapshots are deleted after it
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(3..=1000))]
+    pub rounds: u32,
 }
 
 /// A job, in the words of fio.
