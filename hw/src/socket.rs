@@ -14,7 +14,8 @@ pub use listen::{ListenError, listen_tcp, listen_unix};
 
 use crate::ring::{Completion, Owner, Ring, mark};
 use io_uring::{opcode, types};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Pieces of memory of one send or receive at most.
 pub const PIECES_MAX: usize = 128;
@@ -31,13 +32,39 @@ pub trait Scatter: 'static {
     fn spaces(&mut self) -> impl Iterator<Item = &mut [u8]>;
 }
 
+/// Sleeps until a socket can be read (or has ended), if `to_write` also until it takes bytes, or for `timeout_ns`. For those who
+/// have no ring.
+///
+/// # Errors
+/// What the kernel said. A signal or the timeout are no errors.
+pub fn wait_for(socket: BorrowedFd<'_>, to_write: bool, timeout_ns: u64) -> io::Result<()> {
+    let mut wanted = libc::pollfd {
+        fd: socket.as_raw_fd(),
+        events: libc::POLLIN | if to_write { libc::POLLOUT } else { 0 },
+        revents: 0,
+    };
+    let time = libc::timespec {
+        tv_sec: (timeout_ns / 1_000_000_000) as libc::time_t,
+        tv_nsec: (timeout_ns % 1_000_000_000) as libc::c_long,
+    };
+    // SAFETY: one pollfd and one timespec that live through the call; no signal mask.
+    let result = unsafe { libc::ppoll(&raw mut wanted, 1, &raw const time, core::ptr::null()) };
+    match result {
+        -1 => match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            error => Err(error),
+        },
+        _ => Ok(()),
+    }
+}
+
 /// Why a transfer on a socket failed: an errno.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SocketError(pub i32);
 
 impl std::fmt::Display for SocketError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        std::io::Error::from_raw_os_error(self.0).fmt(f)
+        io::Error::from_raw_os_error(self.0).fmt(f)
     }
 }
 

@@ -242,3 +242,18 @@ fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
     assert!(matches!(error, ListenError::NotASocket { .. }), "{error}");
     assert!(file.exists());
 }
+
+#[test]
+fn who_waits_for_a_socket_is_woken_by_bytes_by_room_and_by_the_end() {
+    use std::os::unix::net::UnixStream;
+    let (mut here, there) = UnixStream::pair().expect("a pair");
+    let begun = std::time::Instant::now();
+    wait_for(there.as_fd(), false, 20_000_000).expect("no error");
+    assert!(begun.elapsed().as_millis() >= 20, "nothing came");
+    let minute_ns = 60_000_000_000;
+    wait_for(there.as_fd(), true, minute_ns).expect("there is room");
+    Write::write_all(&mut here, b"x").expect("written");
+    wait_for(there.as_fd(), false, minute_ns).expect("bytes");
+    drop(here);
+    wait_for(there.as_fd(), false, minute_ns).expect("the end");
+}

@@ -76,7 +76,8 @@ pub enum Arrivals {
 pub enum Idle {
     /// It looks again at once: exact, and takes a core.
     Spin,
-    /// It sleeps for a few microseconds: for machines whose cores the target needs.
+    /// It sleeps until something has ended or shortly before something is to start: for machines whose cores the target needs.
+    /// Being woken counts as the target's time.
     Nap,
 }
 

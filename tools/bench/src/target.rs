@@ -20,7 +20,7 @@ use stillpoint_hw::device::{DeviceFileError, PoolFiles, Problem};
 use crate::job::Job;
 use crate::schedule::Request;
 
-/// One thread's way to a target. Nothing waits.
+/// One thread's way to a target. Nothing waits but [`Target::wait`].
 pub trait Target {
     /// Starts a request; it comes back with this number. The payload of a write is as long as the request.
     ///
@@ -34,6 +34,12 @@ pub trait Target {
     /// # Errors
     /// The target is gone.
     fn poll(&mut self, ended: impl FnMut(u32, Result<(), String>, &[u8])) -> Result<(), TargetError>;
+
+    /// Sends what was started, and sleeps until something may have ended, or for `timeout_ns`.
+    ///
+    /// # Errors
+    /// The target is gone.
+    fn wait(&mut self, timeout_ns: u64) -> Result<(), TargetError>;
 }
 
 /// Why a target cannot be used.

@@ -1,7 +1,5 @@
 //! One thread of a run.
 
-use std::time::Duration;
-
 use stillpoint_hw::clock::monotonic_ns;
 
 use crate::content::{self, Written};
@@ -12,10 +10,10 @@ use crate::target::{Target, TargetError};
 
 /// How long a run waits for requests that do not come back.
 const DRAIN_NS: u64 = 60_000_000_000;
-/// How long a thread naps...
-const NAP: Duration = Duration::from_micros(10);
-/// ...if nothing is to start within this time.
+/// So long before something is to start a thread that naps wakes: it may be woken late by this.
 const NAP_ROOM_NS: u64 = 80_000;
+/// The longest nap.
+const NAP_NS_MAX: u64 = 100_000_000;
 /// How long after the end requests still start that were due before it.
 const LAST_NS: u64 = 10_000_000;
 /// How often another address is tried when one is busy.
@@ -102,7 +100,8 @@ impl<'a, T: Target> Worker<'a, T> {
             let next_ns = match &mut starts {
                 Some(starts) => {
                     behind = self.start_due(starts, now_ns, behind)?;
-                    starts.next_ns()
+                    // One that waits for room starts when another has ended.
+                    if behind { u64::MAX } else { starts.next_ns() }
                 }
                 None => {
                     self.keep_busy(now_ns)?;
@@ -110,8 +109,8 @@ impl<'a, T: Target> Worker<'a, T> {
                 }
             };
             let ended = self.look()?;
-            if !ended && self.job.idle == Idle::Nap && next_ns > monotonic_ns() + NAP_ROOM_NS {
-                std::thread::sleep(NAP);
+            if !ended && self.job.idle == Idle::Nap {
+                self.nap(next_ns.min(self.span.end_ns))?;
             }
         }
         if let Some(starts) = &mut starts {
@@ -335,10 +334,19 @@ impl<'a, T: Target> Worker<'a, T> {
                 )));
             }
             if !ended && self.job.idle == Idle::Nap {
-                std::thread::sleep(NAP);
+                self.target.wait(NAP_NS_MAX)?;
             }
         }
         Ok(())
+    }
+
+    /// Sleeps until something has ended, or until shortly before this time.
+    fn nap(&mut self, until_ns: u64) -> Result<(), TargetError> {
+        let until_ns = until_ns.saturating_sub(NAP_ROOM_NS);
+        match until_ns.saturating_sub(monotonic_ns()) {
+            0 => Ok(()),
+            left_ns => self.target.wait(left_ns.min(NAP_NS_MAX)),
+        }
     }
 
     /// Reads everything that was written, if that is to be verified. None of it counts.

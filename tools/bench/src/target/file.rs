@@ -127,4 +127,13 @@ impl Target for FileTarget {
         }
         Ok(())
     }
+
+    fn wait(&mut self, timeout_ns: u64) -> Result<(), TargetError> {
+        self.devices.start(&mut self.ring);
+        if self.ring.has_completions() {
+            return Ok(());
+        }
+        let failed = |error| TargetError::Other(format!("io_uring: {error}"));
+        self.ring.wait(Some(timeout_ns)).map_err(failed)
+    }
 }

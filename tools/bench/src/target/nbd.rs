@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use stillpoint_export::nbd::client::{ClientError, Connection, ExportInfo};
 use stillpoint_export::nbd::wire::{command, transmission_flags};
+use stillpoint_hw::socket::wait_for;
 
 use super::{Target, TargetError};
 use crate::job::{Discards, Job};
@@ -308,6 +310,17 @@ impl Target for NbdTarget {
             next = self.connection.take_completed()?;
         }
         Ok(())
+    }
+
+    fn wait(&mut self, timeout_ns: u64) -> Result<(), TargetError> {
+        let eager = self.connection.stream_mut();
+        eager.send().map_err(ClientError::Io)?;
+        let behind = eager.sent < eager.unsent.len();
+        let waited = match &eager.stream {
+            Stream::Unix(stream) => wait_for(stream.as_fd(), behind, timeout_ns),
+            Stream::Tcp(stream) => wait_for(stream.as_fd(), behind, timeout_ns),
+        };
+        waited.map_err(|error| ClientError::Io(error).into())
     }
 }
 

@@ -1,5 +1,7 @@
 //! A target that does nothing: what the generator itself costs.
 
+use std::time::Duration;
+
 use super::{Target, TargetError};
 use crate::schedule::Request;
 
@@ -18,6 +20,13 @@ impl Target for NullTarget {
     fn poll(&mut self, mut ended: impl FnMut(u32, Result<(), String>, &[u8])) -> Result<(), TargetError> {
         for number in self.started.drain(..) {
             ended(number, Ok(()), &[]);
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self, timeout_ns: u64) -> Result<(), TargetError> {
+        if self.started.is_empty() {
+            std::thread::sleep(Duration::from_nanos(timeout_ns));
         }
         Ok(())
     }

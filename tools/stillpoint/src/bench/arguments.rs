@@ -163,8 +163,8 @@ pub struct JobArguments {
     /// random, or zipf:EXPONENT [default: random]
     #[arg(long, value_name = "HOW")]
     pub random_distribution: Option<String>,
-    /// What a thread does while it waits: look all the time, or sleep for some microseconds (where the target needs the
-    /// cores)
+    /// What a thread does while it waits: look all the time, or sleep until something has ended, as fio does (where the target
+    /// needs the cores)
     #[arg(long, value_enum, default_value_t = IdleWord::Spin, value_name = "HOW")]
     pub idle: IdleWord,
     /// Length of the intervals of the log
@@ -177,7 +177,7 @@ pub struct JobArguments {
 pub enum IdleWord {
     /// Look all the time: exact, takes a core for each thread.
     Spin,
-    /// Sleep for some microseconds.
+    /// Sleep until something has ended.
     Nap,
 }
 
