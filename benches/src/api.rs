@@ -92,6 +92,30 @@ impl Api {
             .ok_or_else(|| format!("no used_bytes in {info}").into())
     }
 
+    /// Waits until nothing is left to walk of a deleted snapshot, and makes what was freed usable: what `snapshot delete
+    /// --wait` does.
+    ///
+    /// # Errors
+    /// It takes longer than two minutes or cannot end; as [`Api::ask`].
+    pub fn wait_for_deletion(&mut self, pool: &str, snapshot: u64) -> Result<(), Failure> {
+        let begun = Instant::now();
+        let path = format!("/v1/pools/{pool}/deletions/{snapshot}");
+        loop {
+            let (info, _) = self.ask("GET", &path, &Value::Null)?;
+            match info["state"].as_str() {
+                Some("gone") => break,
+                Some("going") if begun.elapsed() < PATIENCE => thread::sleep(LOOK_AGAIN),
+                _ => {
+                    return Err(
+                        format!("the space of snapshot {snapshot} does not come free: {info}").into(),
+                    );
+                }
+            }
+        }
+        self.ask("POST", &format!("/v1/pools/{pool}/checkpoint"), &Value::Null)?;
+        Ok(())
+    }
+
     /// Waits until a pool uses no more than so much; gives how long that took.
     ///
     /// # Errors

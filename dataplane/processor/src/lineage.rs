@@ -6,7 +6,7 @@
 //! ```
 //! Intermediate snapshots are the knots of a tree and live maps its ends. A block (or map page) is made in one map and
 //! inherited by what is made of it, until it is replaced. So the maps that have it at its position hang together: whether
-//! anything else has what a knot has can be told from its neighbours alone (`shard/reclaim.rs`), if a knot goes only when
+//! anything else has what a knot has can be told from its neighbours alone (`shard/reclaim`), if a knot goes only when
 //! no more than one map was made of it.
 //!
 //! Invariants:

@@ -3,79 +3,87 @@
 use stillpoint_simulator::scenario::{self, Kind};
 use stillpoint_simulator::world::Coverage;
 
+/// Seeds that are run in any case, and at most: some troubles are rare, and which seed meets them changes with the code.
+const SEEDS_MIN: u64 = 300;
+const SEEDS_MAX: u64 = 1000;
+
+const TROUBLES: &[&str] = &[
+    "answers held",
+    "blocks dropped in recovery",
+    "change log volume: a write is refused because it is full",
+    "change log volume: a write waits for room",
+    "change log volumes named by volumes",
+    "change log volumes that became nearly full",
+    "checkpoint: begun because the log is half full",
+    "checkpoints",
+    "clone: a share begins as a snapshot is",
+    "clones deleted",
+    "clones promoted",
+    "coordinator: a shard stalls",
+    "coordinator: asks for an abort again",
+    "coordinators that died",
+    "crashes during recovery",
+    "damage noticed",
+    "intermediate snapshots freed",
+    "intermediate snapshots without a commit record",
+    "kills",
+    "log records replayed",
+    "log tail records replayed",
+    "map pages read back",
+    "nbd: a payload is received into its own buffer",
+    "nbd: a write waits for memory",
+    "nbd: as many requests as may be",
+    "nbd connections cut",
+    "nbd connections ended by the appliance",
+    "nbd exports that were just withdrawn",
+    "nbd reads of snapshots",
+    "nbd requests refused as they must be",
+    "nbd requests refused on the way out",
+    "nbd requests whose connection was cut",
+    "parts of change log volumes counted exactly",
+    "parts of change log volumes that hold enough",
+    "power cuts",
+    "processor: a buffer of the reserve is used",
+    "reclaim: a live map goes and its snapshots stay",
+    "reclaim: a snapshot waits until one map only was made of it",
+    "reclaim: what a clone was made of is freed",
+    "recoveries with all space accounted for",
+    "recovery: data in doubt is verified",
+    "requests failed by device errors",
+    "shard: a request waits for a buffer",
+    "shards stopped by device errors",
+    "snapshots aborted at the hold's deadline",
+    "snapshots compared",
+    "snapshots deleted",
+    "snapshots dropped to make room",
+    "snapshots that went over to a promoted clone",
+    "snapshots taken",
+    "volumes cloned",
+    "volumes resized",
+    "volumes rolled back",
+    "write: a partial block changed meanwhile and is merged again",
+    "write: several requests in one device write",
+    "write: space in several pieces",
+    "writes refused for lack of space",
+];
+
 #[test]
 fn a_few_seeds_keep_all_laws_and_meet_all_kinds_of_trouble() {
     let mut total = Coverage::default();
-    for seed in 1..=300 {
+    let unmet = |total: &Coverage| {
+        let was_met = |what: &str| total.0.get(what).is_some_and(|count| *count > 0);
+        TROUBLES.iter().find(|what| !was_met(what)).copied()
+    };
+    for seed in 1..=SEEDS_MAX {
+        if seed > SEEDS_MIN && unmet(&total).is_none() {
+            break;
+        }
         match scenario::run(seed, false) {
             Ok(coverage) => total.merge(&coverage),
             Err(broken) => panic!("seed {seed}: {}", broken.0),
         }
     }
-    for what in [
-        "answers held",
-        "blocks dropped in recovery",
-        "change log volume: a write is refused because it is full",
-        "change log volume: a write waits for room",
-        "change log volumes named by volumes",
-        "change log volumes that became nearly full",
-        "checkpoint: begun because the log is half full",
-        "checkpoints",
-        "clone: a share begins as a snapshot is",
-        "clones deleted",
-        "clones promoted",
-        "coordinator: a shard stalls",
-        "coordinator: asks for an abort again",
-        "coordinators that died",
-        "crashes during recovery",
-        "damage noticed",
-        "intermediate snapshots freed",
-        "intermediate snapshots without a commit record",
-        "kills",
-        "log records replayed",
-        "log tail records replayed",
-        "map pages read back",
-        "nbd: a payload is received into its own buffer",
-        "nbd: a write waits for memory",
-        "nbd: as many requests as may be",
-        "nbd connections cut",
-        "nbd connections ended by the appliance",
-        "nbd exports that were just withdrawn",
-        "nbd reads of snapshots",
-        "nbd requests refused as they must be",
-        "nbd requests refused on the way out",
-        "nbd requests whose connection was cut",
-        "parts of change log volumes counted exactly",
-        "parts of change log volumes that hold enough",
-        "power cuts",
-        "processor: a buffer of the reserve is used",
-        "reclaim: a live map goes and its snapshots stay",
-        "reclaim: a snapshot waits until one map only was made of it",
-        "reclaim: what a clone was made of is freed",
-        "recoveries with all space accounted for",
-        "recovery: data in doubt is verified",
-        "requests failed by device errors",
-        "shard: a request waits for a buffer",
-        "shards stopped by device errors",
-        "snapshots aborted at the hold's deadline",
-        "snapshots compared",
-        "snapshots deleted",
-        "snapshots dropped to make room",
-        "snapshots that went over to a promoted clone",
-        "snapshots taken",
-        "volumes cloned",
-        "volumes resized",
-        "volumes rolled back",
-        "write: a partial block changed meanwhile and is merged again",
-        "write: several requests in one device write",
-        "write: space in several pieces",
-        "writes refused for lack of space",
-    ] {
-        assert!(
-            total.0.get(what).is_some_and(|count| *count > 0),
-            "no {what} in {total:?}"
-        );
-    }
+    assert_eq!(unmet(&total), None, "{total:?}");
 }
 
 #[test]

@@ -12,10 +12,13 @@ use stillpoint_benches::stats::Spread;
 use stillpoint_benches::writer::{Arrivals, Writer};
 
 use super::Options;
-use super::prices::used_under_load;
 use super::windows::{self, HEADS, Window, cells, p99_ratio};
 use super::writes::DEPTH;
 
+/// A window without deletions: some turns of the cycle in which checkpoints come and the places for writes go round the
+/// pool, which p99 follows by itself.
+const CYCLES: Duration = Duration::from_secs(20);
+const CYCLES_SHORT: Duration = Duration::from_secs(4);
 /// What creating left to do is done.
 const REST: Duration = Duration::from_millis(500);
 
@@ -50,23 +53,28 @@ pub fn measure(options: &Options, appliance: &Stillpoint) -> Result<Deletions, F
     let writer = Writer::start(appliance.nbd_socket(), VOLUME, Arrivals::Depth(DEPTH))?;
     let server = appliance.process_id();
     let mut api = appliance.api()?;
-    let used = used_under_load(&mut api, options.volume_bytes())?;
+    let cycles = if options.short { CYCLES_SHORT } else { CYCLES };
     let mut rounds = Vec::new();
     for _ in 0..options.rounds() {
+        // With the snapshots there already: what is compared is the deleting.
+        let mut last = 0;
         for number in 0..snapshots {
-            api.take_snapshot(VOLUME, &format!("many-{number}"))?;
+            let (snapshot, _) = api.take_snapshot(VOLUME, &format!("many-{number}"))?;
+            let id = snapshot["id"].as_u64();
+            last = id.ok_or_else(|| format!("no number in {snapshot}"))?;
         }
         thread::sleep(REST);
-        let before = pass(&writer, server, options.time() / 2)?;
+        let before = pass(&writer, server, cycles)?;
         let from = windows::now(&writer, server)?;
         for number in 0..snapshots {
             api.delete_snapshot(VOLUME, &format!("many-{number}"))?;
         }
         let told = windows::now(&writer, server)?;
-        api.wait_for_space(POOL, used)?;
+        // Those that were deleted first are freed first.
+        api.wait_for_deletion(POOL, last)?;
         let to = windows::now(&writer, server)?;
         thread::sleep(REST);
-        let after = pass(&writer, server, options.time() / 2)?;
+        let after = pass(&writer, server, cycles)?;
         rounds.push(Round {
             before,
             commanded: [from, told],

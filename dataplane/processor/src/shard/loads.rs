@@ -61,6 +61,20 @@ impl Loads {
     }
 }
 
+impl Loads {
+    /// Brings a page that somebody will look for soon. If it cannot be read, whoever looks for it is told then.
+    pub(super) fn fetch(&mut self, page: PageRef) {
+        let address = page.address;
+        self.loads.entry(address).or_insert_with(|| {
+            self.to_issue.push_back(address);
+            Load {
+                page,
+                waiters: Vec::new(),
+            }
+        });
+    }
+}
+
 impl<T: LogTail> Shard<T> {
     /// Whether a load waits for nothing but its turn. A small cache takes few at a time, so that what they bring is
     /// still there when it is looked for.
@@ -104,6 +118,7 @@ impl<T: LogTail> Shard<T> {
             Err(_) => Err(RequestError::Io),
             Ok(()) => match self.cache.insert(&load.page, &buffer.bytes()[..BLOCK_BYTES]) {
                 Ok(()) => Ok(()),
+                Err(_) if load.waiters.is_empty() => Ok(()),
                 Err(_) => {
                     mark(Mark::MapPageDamaged);
                     self.corrupt(address);

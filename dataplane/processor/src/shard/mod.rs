@@ -413,6 +413,7 @@ impl<T: LogTail> Shard<T> {
             .chain(self.durability.deadline_ns().filter(|_| self.stopped.is_none()))
             .chain(scrub)
             .chain(self.change_logs.next_ns())
+            .chain(self.reclaim_deadline_ns())
             .min()
     }
 
@@ -541,7 +542,7 @@ impl<T: LogTail> Shard<T> {
 
     /// The one door through which answers leave: frees the slot, holds the answer if a cut says so.
     fn answer(&mut self, id: SlotId, result: Result<(), RequestError>) {
-        self.reclaim.answered();
+        self.reclaim.answered(self.now.monotonic_ns);
         let (volume, birth) = (self.slots[id].view.volume, self.slots[id].max_birth);
         self.settle_grant(id);
         let answer = self.slots.release(id, result);

@@ -463,12 +463,32 @@ impl Stage {
                 if quiet && self.control_waiting == 0 {
                     return Ok(());
                 }
+                if self.waits_for_time()? {
+                    continue;
+                }
                 return Err(Broken(
                     "commands of the control plane are never answered".to_string(),
                 ));
             };
             self.take(*next)?;
         }
+    }
+
+    /// Lets time pass until a shard goes on with its own work; gives whether one waited for that.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn waits_for_time(&mut self) -> Result<bool, Broken> {
+        let deadlines = self
+            .seats
+            .iter()
+            .filter_map(|seat| seat.processor.next_deadline_ns());
+        let Some(at_ns) = deadlines.min().filter(|&at_ns| at_ns > self.now_ns) else {
+            return Ok(false);
+        };
+        self.now_ns = at_ns;
+        (0..self.seats.len()).try_for_each(|shard| self.turn(shard))?;
+        Ok(true)
     }
 
     /// Whether all shards are quiet and nothing is on its way.

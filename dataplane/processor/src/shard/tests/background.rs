@@ -173,6 +173,12 @@ fn freeing_takes_small_steps_beside_requests_and_large_ones_alone() {
     }
     rig.turn();
     assert!(
+        !rig.processor.has_ready_work(),
+        "whoever has all answers may send the next requests in a moment"
+    );
+    rig.now.monotonic_ns = rig.processor.next_deadline_ns().expect("it goes on by itself");
+    rig.turn();
+    assert!(
         rig.processor.has_ready_work(),
         "and when there are no others it does"
     );
@@ -219,5 +225,51 @@ fn freeing_takes_large_steps_beside_requests_when_space_is_short() {
     assert!(
         freed >= 16,
         "{freed} blocks: eight leaves, a block and a page each"
+    );
+}
+
+#[test]
+fn leaves_that_steps_to_come_need_are_read_together_and_those_that_are_shared_are_not() {
+    let mut rig = Rig::with(64 << 20, ShardOptions::default());
+    for leaf in 0..1000 {
+        rig.write(leaf * LEAF, &[1; BLOCK]);
+    }
+    rig.snapshot(1);
+    for leaf in (0..1000).step_by(10) {
+        rig.write(leaf * LEAF, &[2; BLOCK]);
+    }
+    let used = rig.used_blocks();
+    rig = rig.kill();
+    rig.settle();
+    rig.processor.device_mut().held = Some(OperationKind::Read);
+    let delete = ShardCommand::DeleteSnapshot {
+        volume: VOLUME,
+        snapshot: SnapshotId(1),
+    };
+    assert_eq!(rig.command(delete), EventKind::Done);
+    let (mut rounds, mut reads, mut most) = (0, 0, 0);
+    while !rig.processor.is_quiet() {
+        rig.turn();
+        let waiting = core::mem::take(&mut rig.processor.device_mut().waiting);
+        rounds += usize::from(!waiting.is_empty());
+        reads += waiting.len();
+        most = most.max(waiting.len());
+        for mut operation in waiting {
+            let device = rig.processor.device_mut();
+            device.run(&mut operation);
+            operation.result = Ok(());
+            device.done.push_back(operation);
+        }
+        assert!(rounds < 1000, "it does not end");
+    }
+    assert_eq!(most, 32, "sixteen leaves of both maps at once");
+    assert!(rounds < 30, "{rounds} times it waited for the device");
+    // A leaf in ten differs, and has a page in each of the two maps; above them are five pages in each.
+    assert!((200..=2 * (100 + 5)).contains(&reads), "{reads} pages");
+    rig.processor.device_mut().held = None;
+    assert_eq!(
+        used - rig.used_blocks(),
+        100 + 100 + 5,
+        "blocks, leaves, and the pages above"
     );
 }

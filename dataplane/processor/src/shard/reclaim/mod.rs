@@ -11,32 +11,47 @@
 //! While a snapshot is walked, a live map that was made of it may change. Ahead of the cursor a replaced block is left to the
 //! walk, behind it the write frees it ([`VirtualVolume::free_rule`]).
 
-use crate::lineage::{self, Knot, Shares};
+mod plan;
+
+use crate::lineage;
 use crate::marks::{Mark, mark};
 use std::collections::{BTreeSet, VecDeque};
 
+use self::plan::{Chain, carry_out};
+pub(super) use self::plan::{entry_at, leaves_of};
 use super::deletions::Freed;
 use super::{Outcome, Shard};
 use crate::command::{EventKind, Notice, Ticket};
-use crate::ids::{DeviceAddress, SnapshotId, VolumeId};
-use crate::map::{MapError, PageCache, Root, TreeStats};
+use crate::ids::{SnapshotId, VolumeId};
+use crate::map::{MapError, Root, TreeStats};
 use crate::ports::LogTail;
 use crate::request::RequestError;
-use crate::space::{Purpose, Space};
+use crate::space::Purpose;
 use crate::virtual_volume::{VirtualVolume, snapshot_key, volume_key};
 use stillpoint_ondisk::directory::RowKind;
-use stillpoint_ondisk::map_page::{ENTRIES, MapEntry};
+use stillpoint_ondisk::map_page::ENTRIES;
 use stillpoint_ondisk::record::Record;
 
-/// Steps per turn while nobody else wants anything, or while space is short: a step compares one leaf, or skips a subtree.
+/// Steps per turn while nobody else wants anything, or while space is short: a step compares one leaf, and passes by those
+/// before it (or whole subtrees) that a neighbour shares.
 const STEPS_ALONE: usize = 8;
-/// Beside requests so many of them are answered for each step: it may need a map page from the device, and takes from
-/// them what it takes. The walk makes no turns of its own then, but goes along with those of the requests: a loop that
-/// turns and turns submits writes one by one that would have gone together, and takes the core that a client may need.
-const ANSWERS_PER_STEP: usize = 8;
+/// Beside requests a step is taken for so many answers as so-manieths of the space can be had: each takes from the requests
+/// what it takes, and the less room there is, the more the freeing has to keep up with who fills it. The walk makes no turns
+/// of its own then, but goes along with those of the requests: a loop that turns and turns submits writes one by one that
+/// would have gone together, and takes the core that a client may need.
+const ANSWERS_PER_STEP_MAX: u64 = 64;
 /// But a step is taken after this time at the latest, if there is a turn: few requests, of which one is always under way,
 /// would hold it up for ever.
 const STEP_NS_MAX: u64 = 2_000_000;
+/// Nobody wants anything when no request is under way and none was answered for so long: a client that has all its answers
+/// sends the next requests in a moment. It is more than a tick of the usual kernels, so that sleeping until then costs no
+/// timer of its own.
+const IDLE_NS: u64 = 5_000_000;
+/// When a step needs a leaf from the device, those of so many further steps are read with it: read together they cost
+/// the requests beside them less than one by one.
+const LEAVES_AHEAD: usize = 16;
+/// But only into a cache that has room for so many clean pages: what was read early must still be there when its step comes.
+const ROOM_PAGES_TO_FETCH: usize = 1024;
 /// Space is short when less than this share of it can be had.
 const SCARCE_SHARE: u64 = 16;
 
@@ -85,14 +100,17 @@ pub(super) struct Reclaim {
     pub(super) freed: Freed,
     /// Requests that were answered since the last step.
     answers: usize,
+    /// When the last request was answered.
+    answered_ns: u64,
     /// When steps were last allowed.
     allowed_ns: u64,
 }
 
 impl Reclaim {
     /// A request was answered.
-    pub(super) fn answered(&mut self) {
+    pub(super) fn answered(&mut self, now_ns: u64) {
         self.answers += 1;
+        self.answered_ns = now_ns;
     }
 
     /// There may be something to free.
@@ -141,26 +159,6 @@ impl Reclaim {
     }
 }
 
-/// What one step of the walk does, worked out before anything is changed.
-struct Plan {
-    next_leaf: u64,
-    /// Pages of the walked map that nobody else has and that end before `next_leaf`.
-    pages: Vec<DeviceAddress>,
-    blocks: Vec<DeviceAddress>,
-    /// Positions that changed before the walked snapshot and again after it.
-    counted_twice: u64,
-}
-
-#[cfg(feature = "planted-bugs")]
-impl Plan {
-    fn with_bug(mut self, bug: Option<crate::PlantedBug>) -> Self {
-        if bug == Some(crate::PlantedBug::ReclaimDropsBlocks) {
-            self.blocks.clear();
-        }
-        self
-    }
-}
-
 impl<T: LogTail> Shard<T> {
     pub(super) fn drive_reclaim(&mut self) {
         if self.stopped.is_some() {
@@ -205,17 +203,32 @@ impl<T: LogTail> Shard<T> {
 
     /// Whether there is something to do that is worth a turn.
     pub(super) fn reclaim_is_ready(&self) -> bool {
-        let goes_on = !self.reclaim.is_idle() && !self.reclaim.is_waiting() && self.stopped.is_none();
-        goes_on && (!self.reclaim.resizes.is_empty() || self.reclaim_hurries())
+        self.reclaim_goes_on() && (!self.reclaim.resizes.is_empty() || self.reclaim_hurries())
+    }
+
+    /// When the walk may go on without waiting for the turns of others, if it has to wait for that.
+    pub(super) fn reclaim_deadline_ns(&self) -> Option<u64> {
+        let waits = self.reclaim_goes_on() && !self.reclaim_is_ready() && self.slots.in_use() == 0;
+        waits.then_some(self.reclaim.answered_ns + IDLE_NS)
+    }
+
+    fn reclaim_goes_on(&self) -> bool {
+        !self.reclaim.is_idle() && !self.reclaim.is_waiting() && self.stopped.is_none()
     }
 
     /// Whether nobody else wants anything, or somebody waits for it.
     fn reclaim_hurries(&self) -> bool {
-        let is_scarce = self.space.room(Purpose::Data) < self.space.total_blocks() / SCARCE_SHARE;
-        self.slots.in_use() == 0
-            || is_scarce
+        let quiet_ns = self.now.monotonic_ns.saturating_sub(self.reclaim.answered_ns);
+        (self.slots.in_use() == 0 && quiet_ns >= IDLE_NS)
+            || self.room_in_parts(SCARCE_SHARE) == 0
             || self.directory.is_nearly_full()
             || self.change_logs.is_waited_for()
+    }
+
+    /// How many of so many equal parts of the space can be had.
+    fn room_in_parts(&self, parts: u64) -> u64 {
+        let total_blocks = self.space.total_blocks();
+        (u128::from(self.space.room(Purpose::Data)) * u128::from(parts) / u128::from(total_blocks)) as u64
     }
 
     fn reclaim_steps(&mut self) -> usize {
@@ -223,10 +236,11 @@ impl<T: LogTail> Shard<T> {
         if self.reclaim_hurries() {
             return STEPS_ALONE;
         }
-        self.reclaim.answers = answers % ANSWERS_PER_STEP;
+        let per_step = self.room_in_parts(ANSWERS_PER_STEP_MAX).max(1) as usize;
+        self.reclaim.answers = answers % per_step;
         let now_ns = self.now.monotonic_ns;
         let is_due = now_ns.saturating_sub(self.reclaim.allowed_ns) >= STEP_NS_MAX;
-        let steps = (answers / ANSWERS_PER_STEP).clamp(usize::from(is_due), STEPS_ALONE);
+        let steps = (answers / per_step).clamp(usize::from(is_due), STEPS_ALONE);
         if steps > 0 {
             self.reclaim.allowed_ns = now_ns;
         }
@@ -320,11 +334,22 @@ impl<T: LogTail> Shard<T> {
         let family = volume.family;
         #[cfg(feature = "planted-bugs")]
         let chain = chain.with_bug(self.options.planted_bug, walk.target);
-        if chain.cursor_leaf >= leaves_of(chain.root.level) || chain.is_empty() {
+        if chain.is_over() {
             self.walk_ends(walk);
             return Ok(());
         }
-        let plan = chain.plan(&mut self.cache, family).map_err(Outcome::Map)?;
+        let chain = chain.passing_by(&mut self.cache, family);
+        let plan = match chain.plan(&mut self.cache, family) {
+            Ok(plan) => plan,
+            Err(error) => {
+                if self.cache.clean_room_pages() >= ROOM_PAGES_TO_FETCH {
+                    for page in chain.pages_ahead(&mut self.cache, family, LEAVES_AHEAD) {
+                        self.loads.fetch(page);
+                    }
+                }
+                return Err(Outcome::Map(error));
+            }
+        };
         #[cfg(feature = "planted-bugs")]
         let plan = plan.with_bug(self.options.planted_bug);
         carry_out(&plan, &mut self.cache, &mut self.space);
@@ -428,218 +453,4 @@ fn next_in(volume: &VirtualVolume) -> Option<Target> {
         positions.find(may_go)
     };
     Some(Target::Snapshot(volume.snapshots[position?].snapshot))
-}
-
-/// The walked map and its neighbours in the tree.
-struct Chain {
-    root: Root,
-    cursor_leaf: u64,
-    neighbours: [Option<Root>; 2],
-}
-
-impl Chain {
-    fn of(shares: &Shares, volume: &VirtualVolume, target: Target) -> Self {
-        let root_before = |knot| lineage::parent(shares, volume, knot).map(|before| before.copy.root);
-        match target {
-            Target::Live => Self {
-                root: volume.root,
-                cursor_leaf: volume.cursor_leaf,
-                neighbours: [root_before(Knot::Live), None],
-            },
-            Target::Snapshot(snapshot) => {
-                let position = volume.snapshots.position(snapshot).expect("a walked snapshot");
-                let walked = &volume.snapshots[position];
-                if !walked.clones.is_empty() {
-                    mark(Mark::ReclaimClone);
-                }
-                Self {
-                    root: walked.copy.root,
-                    cursor_leaf: walked.cursor_leaf,
-                    neighbours: [
-                        root_before(Knot::Snapshot(position)),
-                        lineage::only_child(shares, volume, position),
-                    ],
-                }
-            }
-        }
-    }
-
-    #[cfg(feature = "planted-bugs")]
-    fn with_bug(mut self, bug: Option<crate::PlantedBug>, target: Target) -> Self {
-        match bug {
-            Some(crate::PlantedBug::ReclaimFreesNeighbours) => self.neighbours[1] = None,
-            Some(crate::PlantedBug::HeadFreesSnapshots) if target == Target::Live => {
-                self.neighbours[0] = None;
-            }
-            _ => {}
-        }
-        self
-    }
-
-    /// Whether there is nothing to free and no change log to be made good.
-    fn is_empty(&self) -> bool {
-        let is_mapped = |root: &Option<Root>| root.is_some_and(|root| root.entry.address() != 0);
-        self.root.entry.address() == 0 && !self.neighbours.iter().all(is_mapped)
-    }
-
-    /// Works out the step at the cursor.
-    fn plan(&self, cache: &mut PageCache, family: VolumeId) -> Result<Plan, MapError> {
-        let mut plan = Plan {
-            next_leaf: 0,
-            pages: Vec::new(),
-            blocks: Vec::new(),
-            counted_twice: 0,
-        };
-        let is_between = self.neighbours.iter().all(Option::is_some);
-        let mut path: Vec<(u64, DeviceAddress)> = Vec::new();
-        let (mut level, mut entry) = (self.root.level, self.root.entry);
-        loop {
-            let index = self.cursor_leaf / leaves_of(level);
-            let end = (index + 1) * leaves_of(level);
-            plan.next_leaf = end;
-            if entry.address() == 0 && !is_between {
-                break;
-            }
-            let mut others = [None; 2];
-            for (other, root) in others.iter_mut().zip(&self.neighbours) {
-                *other = entry_at(cache, family, root.as_ref(), level, index)?;
-            }
-            if entry.address() == 0 {
-                // Nothing to free, but what was discarded before it and written again after it is in two logs.
-                if others.iter().any(Option::is_none) {
-                    break;
-                }
-                if level == 0 {
-                    plan.counted_twice = mapped_around(cache, family, index, None, &others)?;
-                    break;
-                }
-                level -= 1;
-                continue;
-            }
-            if others
-                .iter()
-                .flatten()
-                .any(|other| other.address() == entry.address())
-            {
-                break;
-            }
-            path.push((end, DeviceAddress(entry.address())));
-            if level == 0 {
-                plan.blocks = exclusive_blocks(cache, family, index, &entry, &others)?;
-                if is_between {
-                    let holes = mapped_around(cache, family, index, Some(&entry), &others)?;
-                    plan.counted_twice = plan.blocks.len() as u64 + holes;
-                }
-                break;
-            }
-            let page = cache.page(family, level, index, &entry)?;
-            level -= 1;
-            entry = page.entries[(self.cursor_leaf / leaves_of(level)) as usize % ENTRIES];
-        }
-        let passed = path.into_iter().filter(|(end, _)| *end <= plan.next_leaf);
-        plan.pages.extend(passed.map(|(_, address)| address));
-        Ok(plan)
-    }
-}
-
-/// Leaves covered by a page of `level`.
-pub(super) fn leaves_of(level: u8) -> u64 {
-    (ENTRIES as u64).pow(u32::from(level))
-}
-
-/// The entry that leads to page (`level`, `index`) of a map; `None` if the map has no such page.
-pub(super) fn entry_at(
-    cache: &mut PageCache,
-    family: VolumeId,
-    root: Option<&Root>,
-    level: u8,
-    index: u64,
-) -> Result<Option<MapEntry>, MapError> {
-    let Some(root) = root.filter(|root| root.level >= level) else {
-        return Ok(None);
-    };
-    let (mut at, mut entry) = (root.level, root.entry);
-    if index >= leaves_of(at - level) {
-        return Ok(None);
-    }
-    while at > level && entry.address() != 0 {
-        let page = cache.page(family, at, index / leaves_of(at - level), &entry)?;
-        at -= 1;
-        entry = page.entries[(index / leaves_of(at - level)) as usize % ENTRIES];
-    }
-    Ok((entry.address() != 0).then_some(entry))
-}
-
-/// The blocks of a leaf that neither neighbour has at the same position.
-fn exclusive_blocks(
-    cache: &mut PageCache,
-    family: VolumeId,
-    index: u64,
-    leaf: &MapEntry,
-    others: &[Option<MapEntry>; 2],
-) -> Result<Vec<DeviceAddress>, MapError> {
-    let mut addresses: Vec<u64> = cache
-        .page(family, 0, index, leaf)?
-        .entries
-        .iter()
-        .map(MapEntry::address)
-        .collect();
-    for other in others.iter().flatten() {
-        let page = cache.page(family, 0, index, other)?;
-        for (address, other) in addresses.iter_mut().zip(&page.entries) {
-            if *address == other.address() {
-                *address = 0;
-            }
-        }
-    }
-    Ok(addresses
-        .into_iter()
-        .filter(|&address| address != 0)
-        .map(DeviceAddress)
-        .collect())
-}
-
-/// How many holes of a leaf (or of none) lie at positions that both neighbours have blocks at.
-fn mapped_around(
-    cache: &mut PageCache,
-    family: VolumeId,
-    index: u64,
-    leaf: Option<&MapEntry>,
-    others: &[Option<MapEntry>; 2],
-) -> Result<u64, MapError> {
-    let [Some(before), Some(after)] = others else {
-        return Ok(0);
-    };
-    let mut counts = [false; ENTRIES];
-    for (counts, entry) in counts
-        .iter_mut()
-        .zip(&cache.page(family, 0, index, before)?.entries)
-    {
-        *counts = entry.address() != 0;
-    }
-    for (counts, entry) in counts
-        .iter_mut()
-        .zip(&cache.page(family, 0, index, after)?.entries)
-    {
-        *counts &= entry.address() != 0;
-    }
-    if let Some(leaf) = leaf {
-        for (counts, entry) in counts
-            .iter_mut()
-            .zip(&cache.page(family, 0, index, leaf)?.entries)
-        {
-            *counts &= entry.address() == 0;
-        }
-    }
-    Ok(counts.into_iter().filter(|&counts| counts).count() as u64)
-}
-
-fn carry_out(plan: &Plan, cache: &mut PageCache, space: &mut Space) {
-    for &block in &plan.blocks {
-        space.free(block, 1);
-    }
-    for &page in &plan.pages {
-        space.free(page, 1);
-        cache.forget(page);
-    }
 }
