@@ -41,6 +41,21 @@ impl Place {
     }
 }
 
+impl Place {
+    /// The directory for files alone, for what needs no appliance: where the bench itself lies, if nothing is said.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn backing(&self) -> Result<PathBuf, Failure> {
+        let program = std::env::current_exe()?;
+        let beside = program.parent().unwrap_or(Path::new("."));
+        let backing = self.backing.as_deref().unwrap_or(beside);
+        backing
+            .canonicalize()
+            .map_err(|error| format!("{}: {error}", backing.display()).into())
+    }
+}
+
 /// Runs a bench from its main: whatever ends it, its processes and files go with it.
 pub fn run(name: &str, measure: impl FnOnce() -> Result<(), Failure>) -> ExitCode {
     process::clean_up_always();

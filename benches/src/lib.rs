@@ -2,7 +2,7 @@
 //!
 //! | bench | question |
 //! |---|---|
-//! | `side_by_side` | How does Stillpoint compare with qemu-nbd and with the raw device, on the same file system? |
+//! | `side_by_side` | How does Stillpoint compare, in this process with the bare device, and over NBD with qemu-nbd? Which goals are met? |
 //! | `snapshots` | What do snapshots cost those who write meanwhile, here and with qcow2 and btrfs? What do they cost themselves, a thousand deletions, a change log volume? |
 //! | `crowd` | What does a crowd of idle, slow, non-reading and connecting clients cost a good one? |
 //! | `scale` | Do snapshots cost the same however many there are, and however large their volume is? |
@@ -10,6 +10,7 @@
 
 pub mod api;
 pub mod cases;
+pub mod contest;
 pub mod cpu;
 pub mod crowd;
 pub mod fio;
@@ -22,7 +23,9 @@ pub mod report;
 pub mod rounds;
 pub mod servers;
 pub mod stats;
+pub mod table;
 pub mod writer;
+pub mod zram;
 
 /// What goes wrong in a bench: a sentence that names the thing.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;

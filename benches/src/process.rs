@@ -19,6 +19,8 @@ struct Registry {
     /// Directories that something is mounted on, oldest first.
     mounts: Vec<PathBuf>,
     scratch: Vec<PathBuf>,
+    /// Numbers of zram devices.
+    zrams: Vec<u32>,
     /// Everything was cleaned up; nothing may be started any more.
     closed: bool,
 }
@@ -66,12 +68,13 @@ async fn ending_signal() -> i32 {
 
 /// Kills every child that still runs, unmounts what is mounted and removes every scratch directory.
 pub fn clean_up() {
-    let (children, mounts, scratch) = with_registry(|registry| {
+    let (children, mounts, scratch, zrams) = with_registry(|registry| {
         registry.closed = true;
         (
             std::mem::take(&mut registry.children),
             std::mem::take(&mut registry.mounts),
             std::mem::take(&mut registry.scratch),
+            std::mem::take(&mut registry.zrams),
         )
     });
     for child in children {
@@ -83,6 +86,17 @@ pub fn clean_up() {
     for directory in scratch {
         let _ = fs::remove_dir_all(directory);
     }
+    zrams.into_iter().for_each(crate::zram::remove);
+}
+
+/// A zram device that is to be removed whatever ends the bench.
+pub(crate) fn remember_zram(number: u32) {
+    with_registry(|registry| registry.zrams.push(number));
+}
+
+/// It is removed already.
+pub(crate) fn forget_zram(number: u32) {
+    with_registry(|registry| registry.zrams.retain(|&other| other != number));
 }
 
 fn kill(child: &Mutex<Child>) {

@@ -98,8 +98,21 @@ impl CaseResult {
     /// The spread of the ratio of two contenders' IOPS, taken round by round.
     #[must_use]
     pub fn ratio(&self, of: usize, to: usize) -> Spread {
+        self.ratio_of(of, to, |run| run.measured.iops)
+    }
+
+    /// The same of any figure.
+    #[must_use]
+    pub fn ratio_of(&self, of: usize, to: usize, figure: impl Fn(&Run) -> f64) -> Spread {
         let pairs = self.counted(of).zip(self.counted(to));
-        Spread::of(pairs.map(|(of, to)| of.measured.iops / to.measured.iops.max(1e-9)))
+        Spread::of(pairs.map(|(of, to)| figure(of) / figure(to).max(1e-9)))
+    }
+
+    /// The spread of the difference of a figure of two contenders, taken round by round.
+    #[must_use]
+    pub fn difference(&self, of: usize, to: usize, figure: impl Fn(&Run) -> f64) -> Spread {
+        let pairs = self.counted(of).zip(self.counted(to));
+        Spread::of(pairs.map(|(of, to)| figure(of) - figure(to)))
     }
 
     fn counted(&self, contender: usize) -> impl Iterator<Item = &Run> {

@@ -8,7 +8,7 @@
 //! such a buffer sets one bit in the home arena (one per page, so it cannot overflow); the home pool
 //! collects the bits when it next takes a buffer.
 
-mod arena;
+pub(crate) mod arena;
 mod chunks;
 #[cfg(test)]
 mod tests;
@@ -62,7 +62,7 @@ impl Arenas {
     /// The pool over arena `index`.
     ///
     /// # Panics
-    /// If that pool was asked for before: an arena has one owner.
+    /// If there is a pool over it, or was one that left buffers out: an arena has one owner.
     #[must_use]
     pub fn pool(self: &Arc<Self>, index: usize) -> ProcessorBuffers {
         let arena = &self.arenas[index];
@@ -131,6 +131,16 @@ impl BufferPool for ProcessorBuffers {
 
     fn room(&self, length_bytes: usize) -> Room {
         self.home.borrow_mut().room(length_bytes)
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        self.collect();
+        // A buffer that is still out lives for ever, and so does the arena then.
+        if self.figures.out_bytes == 0 {
+            self.arenas.arenas[self.index].unclaim();
+        }
     }
 }
 

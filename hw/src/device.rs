@@ -2,15 +2,17 @@
 //!
 //! [`DeviceFile`] opens and claims one; [`PoolFiles`] are those of one pool, shared by all processors.
 //! [`Devices`] is one processor's way to them while serving, through its ring; [`Opener`] is for the
-//! time before, with calls that wait.
+//! time before, with calls that wait. [`MemoryDevice`] is none, for measuring what everything else costs.
 
 mod file;
+mod memory;
 mod opener;
 mod queue;
 #[cfg(test)]
 mod tests;
 
 pub use file::{DeviceFile, DeviceFileError, DeviceKind, Problem};
+pub use memory::MemoryDevice;
 pub use opener::Opener;
 pub use queue::{DeviceFigures, Devices, OPERATIONS_MAX};
 

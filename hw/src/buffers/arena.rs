@@ -53,7 +53,8 @@ impl std::error::Error for ArenaError {
     }
 }
 
-/// Memory of one processor's buffers. Once there is a pool over it, it is never unmapped: buffers are `'static`.
+/// Memory of one processor's buffers. While there is a pool over it, or any buffer of it, it is not unmapped: buffers
+/// are `'static`.
 #[derive(Debug)]
 pub struct Arena {
     base: NonNull<u8>,
@@ -138,13 +139,18 @@ impl Arena {
         );
     }
 
+    /// Its pool is gone, and so are all buffers of it: it may have another pool, or be unmapped.
+    pub(super) fn unclaim(&self) {
+        self.claimed.store(false, Ordering::Release);
+    }
+
     /// The memory of a piece.
     ///
     /// # Safety
     /// Nobody else may hold any of these bytes until the slice came back.
     pub(super) unsafe fn piece(&self, offset_bytes: usize, length_bytes: usize) -> &'static mut [u8] {
         assert!(offset_bytes + length_bytes <= self.bytes);
-        // SAFETY: within the mapping, which is not unmapped once claimed and was zeroed by the kernel; unique by
+        // SAFETY: within the mapping, which is not unmapped while any piece is out and was zeroed by the kernel; unique by
         // the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr().add(offset_bytes), length_bytes) }
     }
@@ -181,14 +187,14 @@ impl Arena {
 impl Drop for Arena {
     fn drop(&mut self) {
         if !self.claimed.load(Ordering::Acquire) {
-            // SAFETY: the mapping is ours, and without a pool there was never a buffer of it. (A ring that
+            // SAFETY: the mapping is ours, and there is no buffer of it (`claim`, `unclaim`). (A ring that
             // registered it keeps its pages for itself.)
             unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
         }
     }
 }
 
-fn anonymous(bytes: usize, flags: libc::c_int) -> io::Result<NonNull<u8>> {
+pub(crate) fn anonymous(bytes: usize, flags: libc::c_int) -> io::Result<NonNull<u8>> {
     // SAFETY: a new private mapping at an address of the kernel's choice disturbs nothing.
     let address = unsafe {
         libc::mmap(
@@ -207,7 +213,7 @@ fn anonymous(bytes: usize, flags: libc::c_int) -> io::Result<NonNull<u8>> {
 }
 
 /// Asks for transparent huge pages; says what will come of it.
-fn advise_huge(base: NonNull<u8>, bytes: usize) -> PageKind {
+pub(crate) fn advise_huge(base: NonNull<u8>, bytes: usize) -> PageKind {
     // SAFETY: advice on a mapping of our own.
     let advised = unsafe { libc::madvise(base.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) } == 0;
     let never = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled")

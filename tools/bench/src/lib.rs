@@ -11,6 +11,7 @@ pub mod content;
 pub mod detail;
 pub mod figures;
 pub mod html;
+pub mod inside;
 pub mod job;
 pub mod machine;
 pub mod report;

@@ -9,7 +9,9 @@ use stillpoint_hw::topology::{Core, allowed_cores, pin_this_thread};
 
 use crate::figures::{Figures, Verdict};
 use crate::job::{BadJob, Idle, Job, Load};
-use crate::target::{FileTarget, NbdTarget, NullTarget, Opened, Target, TargetError};
+use crate::target::{
+    FileTarget, InsideTarget, NbdTarget, NullTarget, Opened, Target, TargetError, buffer_bytes,
+};
 use crate::worker::{Span, Worker, starts};
 
 /// From the start of the threads to the first request.
@@ -190,6 +192,18 @@ fn work_on(
             work(job, thread, area, start, target)
         }
         Opened::Nbd(uri, _) => work(job, thread, area, start, NbdTarget::connect(uri)),
+        Opened::Inside(inside) => {
+            let bytes = buffer_bytes(job.in_flight_max(), job.length_bytes_max());
+            if inside.is_in_memory() {
+                let station = inside.in_memory(thread, bytes);
+                let target = station.map(|station| InsideTarget::new(inside, station, job));
+                work(job, thread, area, start, target)
+            } else {
+                let station = inside.on_files(thread, bytes);
+                let target = station.map(|station| InsideTarget::new(inside, station, job));
+                work(job, thread, area, start, target)
+            }
+        }
     }
 }
 

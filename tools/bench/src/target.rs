@@ -1,10 +1,12 @@
-//! What is measured: a file or block device, an NBD export, or nothing at all.
+//! What is measured: a file or block device, an NBD export, the data plane in this process, or nothing at all.
 
 mod file;
+mod inside;
 mod nbd;
 mod null;
 
 pub use file::FileTarget;
+pub use inside::{InsideTarget, buffer_bytes};
 pub use nbd::{NbdTarget, NbdUri};
 pub use null::NullTarget;
 
@@ -17,6 +19,7 @@ use std::time::{Duration, Instant};
 use stillpoint_export::nbd::client::ClientError;
 use stillpoint_hw::device::{DeviceFileError, PoolFiles, Problem};
 
+use crate::inside::{Inside, Options, Place};
 use crate::job::Job;
 use crate::schedule::Request;
 
@@ -88,6 +91,9 @@ pub enum Name {
     File(PathBuf),
     /// `nbd+unix:///EXPORT?socket=PATH`, `nbd://HOST[:PORT]/EXPORT`.
     Nbd(NbdUri),
+    /// `inside:memory`, `inside:PATH` for a file that is made, `inside+force:PATH` for a file or block device that is there:
+    /// the data plane in this process, on a pool of its own.
+    Inside(Place),
 }
 
 impl FromStr for Name {
@@ -106,8 +112,24 @@ impl FromStr for Name {
         if text.starts_with("nbd:") || text.starts_with("nbd+") {
             return text.parse().map(Self::Nbd);
         }
+        if let Some(place) = text.strip_prefix("inside") {
+            let place = match (place.strip_prefix(':'), place.strip_prefix("+force:")) {
+                (Some("memory"), _) => Some(Place::Memory),
+                (Some(path), _) if !path.is_empty() => Some(Place::New(path.into())),
+                (_, Some(path)) if !path.is_empty() => Some(Place::Existing(path.into())),
+                (None, None) => None,
+                _ => {
+                    return Err(format!(
+                        "{text:?}: give inside:memory, inside:PATH for a file to be made, or inside+force:PATH for one that is there"
+                    ));
+                }
+            };
+            if let Some(place) = place {
+                return Ok(Self::Inside(place));
+            }
+        }
         match text {
-            "" => Err("an empty name is no target: give a path, nbd+unix:///EXPORT?socket=PATH, nbd://HOST/EXPORT or null:".into()),
+            "" => Err("an empty name is no target: give a path, nbd+unix:///EXPORT?socket=PATH, nbd://HOST/EXPORT, inside:memory or null:".into()),
             path => Ok(Self::File(path.into())),
         }
     }
@@ -119,6 +141,7 @@ impl fmt::Display for Name {
             Self::Null(_) => f.write_str("null:"),
             Self::File(path) => path.display().fmt(f),
             Self::Nbd(uri) => uri.fmt(f),
+            Self::Inside(place) => place.fmt(f),
         }
     }
 }
@@ -152,6 +175,8 @@ pub enum Opened {
     File(Arc<PoolFiles>),
     /// See [`Name::Nbd`], and its size in bytes.
     Nbd(NbdUri, u64),
+    /// See [`Name::Inside`].
+    Inside(Arc<Inside>),
 }
 
 impl Opened {
@@ -168,7 +193,35 @@ impl Opened {
                 uri.check(&export, job)?;
                 Self::Nbd(uri.clone(), export.size_bytes)
             }
+            Name::Inside(place) => Self::inside(&Options {
+                place: place.clone(),
+                volume_bytes: job.size_bytes.map(|bytes| bytes + job.offset_bytes),
+                threads: job.threads,
+                flush_every_ns: None,
+            })?,
         })
+    }
+
+    /// Makes a pool in this process, with a volume that is written from end to end.
+    ///
+    /// # Errors
+    /// As [`Inside::make`], or a write fails.
+    pub fn inside(options: &Options) -> Result<Self, TargetError> {
+        let inside = Inside::make(options)?;
+        let job = Job {
+            lengths: vec![(1 << 20, 1)],
+            load: crate::job::Load::Closed { in_flight: 4 },
+            ..Job::default()
+        };
+        let bytes = buffer_bytes(job.in_flight_max(), job.length_bytes_max());
+        for index in 0..inside.threads() {
+            if inside.is_in_memory() {
+                InsideTarget::new(&inside, inside.in_memory(index, bytes)?, &job).fill()?;
+            } else {
+                InsideTarget::new(&inside, inside.on_files(index, bytes)?, &job).fill()?;
+            }
+        }
+        Ok(Self::Inside(inside))
     }
 
     /// The files and devices behind, each with whether it is used past the page cache; nothing is known of other targets.
@@ -178,6 +231,7 @@ impl Opened {
             Self::File(files) => (files.all().iter())
                 .map(|file| (file.path().to_owned(), file.is_direct()))
                 .collect(),
+            Self::Inside(inside) => inside.devices(),
             Self::Null(_) | Self::Nbd(..) => Vec::new(),
         }
     }
@@ -188,6 +242,7 @@ impl Opened {
         match self {
             Self::Null(size_bytes) | Self::Nbd(_, size_bytes) => *size_bytes,
             Self::File(files) => files.all()[0].size_bytes(),
+            Self::Inside(inside) => inside.size_bytes(),
         }
     }
 }
@@ -223,7 +278,24 @@ mod tests {
             "nbd+unix:///disk?socket=/run/s".parse(),
             Ok(Name::Nbd(_))
         ));
-        for wrong in ["", "null:x", "nbd+tls://host/disk", "nbd+unix:///disk"] {
+        assert_eq!("inside:memory".parse(), Ok(Name::Inside(Place::Memory)));
+        assert_eq!(
+            "inside:/tmp/new".parse(),
+            Ok(Name::Inside(Place::New("/tmp/new".into())))
+        );
+        assert_eq!(
+            "inside+force:/dev/sdz".parse(),
+            Ok(Name::Inside(Place::Existing("/dev/sdz".into())))
+        );
+        assert_eq!("inside/file".parse(), Ok(Name::File("inside/file".into())));
+        for wrong in [
+            "",
+            "inside:",
+            "inside+force:",
+            "null:x",
+            "nbd+tls://host/disk",
+            "nbd+unix:///disk",
+        ] {
             assert!(wrong.parse::<Name>().is_err(), "{wrong}");
         }
     }

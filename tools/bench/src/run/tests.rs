@@ -213,3 +213,58 @@ fn a_job_beyond_the_end_is_refused() {
     };
     assert!(matches!(run(&deep, &target), Err(RunError::Job(BadJob(why))) if why.contains("256")));
 }
+
+#[test]
+fn what_is_written_in_process_is_verified_in_memory_and_on_a_file() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("pool");
+    for place in ["inside:memory".to_owned(), format!("inside:{}", path.display())] {
+        for length_bytes in [512, 4096, 65536] {
+            let job = Job {
+                read_percent: 50,
+                lengths: vec![(length_bytes, 1)],
+                load: Load::Closed { in_flight: 8 },
+                threads: 2,
+                idle: Idle::Nap,
+                time_ns: 100_000_000,
+                size_bytes: Some(8 << 20),
+                verify: true,
+                flush_every: Some(50),
+                ..Job::default()
+            };
+            let name: Name = place.parse().expect("a name");
+            let target = Opened::open(&name, &job).expect("it is made");
+            let outcome = run(&job, &target).expect("it runs");
+            assert_eq!(outcome.verdict, Verdict::Sound);
+            assert!(outcome.figures.verified > 20, "{:?}", outcome.figures.verified);
+            let Opened::Inside(inside) = &target else {
+                panic!("the data plane in this process")
+            };
+            let figures = inside.figures();
+            assert!(figures.flushes > 0 && figures.written_bytes > 0, "{figures:?}");
+            let snapshot = inside.snapshot().expect("taken");
+            assert_eq!(run(&job, &target).expect("again").verdict, Verdict::Sound);
+            inside.delete_snapshot(snapshot).expect("deleted");
+        }
+    }
+    assert!(!path.exists(), "what was made is removed");
+}
+
+#[test]
+fn a_file_that_is_there_is_not_taken_for_a_pool_without_consent() {
+    let (kept, _) = file(512 << 20);
+    let job = Job {
+        size_bytes: Some(4 << 20),
+        ..Job::default()
+    };
+    let path = kept.path().display();
+    let refused = Opened::open(&format!("inside:{path}").parse().expect("a name"), &job);
+    assert!(
+        refused
+            .expect_err("refused")
+            .to_string()
+            .contains("exists already")
+    );
+    let agreed = Opened::open(&format!("inside+force:{path}").parse().expect("a name"), &job);
+    assert_eq!(agreed.expect("taken").size_bytes(), 4 << 20);
+}

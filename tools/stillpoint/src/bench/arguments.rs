@@ -26,8 +26,8 @@ pub enum BenchCommand {
 /// Options of `bench run`.
 #[derive(Debug, Args)]
 pub struct RunArguments {
-    /// A file or block device, nbd+unix:///EXPORT?socket=PATH, nbd://HOST[:PORT]/EXPORT, or null: (what is written there is
-    /// lost) [default: filename or uri of the job file]
+    /// A file or block device, nbd+unix:///EXPORT?socket=PATH, nbd://HOST[:PORT]/EXPORT, null: (what is written there is
+    /// lost), or shards in this process: inside:memory, inside:PATH, inside+force:PATH [default: filename or uri of the job file]
     #[arg(value_name = "TARGET")]
     pub target: Option<Name>,
     /// See [`JobArguments`].

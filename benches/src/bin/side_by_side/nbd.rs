@@ -1,114 +1,71 @@
-//! Stillpoint, qemu-nbd and the raw file side by side: the same fio jobs, in interleaved rounds, on the same file
-//! system. Prints a table; `--out` keeps it, and every run as JSON.
+//! Row g: NBD on a unix socket, with qemu-nbd and the raw file beside it, and around a snapshot with qcow2.
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
 use stillpoint_benches::Failure;
 use stillpoint_benches::cases::{CASES, SNAPSHOT_CASE};
-use stillpoint_benches::frame::{self, Place, say};
-use stillpoint_benches::machine::Machine;
+use stillpoint_benches::frame::say;
 use stillpoint_benches::process::Scratch;
-use stillpoint_benches::report::Report;
+use stillpoint_benches::report::factor;
 use stillpoint_benches::rounds::{CaseResult, Contender, Pace, Series, run_case, run_once};
 use stillpoint_benches::servers::{
     QemuNbd, Setup, Stillpoint, fill, make_qcow2, make_qcow2_over, make_written_file, takes_direct,
 };
+use stillpoint_benches::table::{Bound, Goal, Row};
 
-/// Compares Stillpoint with qemu-nbd and with the raw file, through fio
-#[derive(Debug, Parser)]
-struct Options {
-    #[command(flatten)]
-    place: Place,
-    /// Directory for side_by_side.md and side_by_side.json
-    #[arg(long)]
-    out: Option<PathBuf>,
-    /// Under a minute in all: for a first look, not for a README
-    #[arg(long)]
-    short: bool,
-    /// Rounds of each case
-    #[arg(long)]
-    rounds: Option<u32>,
-    /// Seconds of each run
-    #[arg(long)]
-    seconds: Option<f64>,
-    /// Seconds of rest before each run
-    #[arg(long)]
-    pause: Option<f64>,
-    /// MiB of the volume and of the other images
-    #[arg(long)]
-    volume_mib: Option<u64>,
-    /// Only cases whose name contains this; "snapshot" for the runs around a snapshot
-    #[arg(long)]
-    only: Option<String>,
-    /// qemu-nbd's --aio: io_uring, native or threads
-    #[arg(long, default_value = "io_uring")]
-    qemu_aio: String,
-    /// One more option of `stillpoint serve`; may be given several times
-    #[arg(long, value_name = "OPTION", allow_hyphen_values = true)]
-    serve_option: Vec<String>,
-}
+use crate::Options;
 
-impl Options {
-    fn pace(&self) -> Pace {
-        let seconds = |given: Option<f64>, short: f64, full: f64| {
-            Duration::from_secs_f64(given.unwrap_or(if self.short { short } else { full }))
-        };
-        Pace {
-            rounds: self.rounds.unwrap_or(if self.short { 1 } else { 5 }),
-            run: seconds(self.seconds, 1.0, 5.0),
-            pause: seconds(self.pause, 0.1, 1.0),
-        }
-    }
-
-    fn volume_bytes(&self) -> u64 {
-        self.volume_mib.unwrap_or(if self.short { 256 } else { 1024 }) << 20
-    }
-
-    fn wants(&self, case: &str) -> bool {
-        self.only.as_ref().is_none_or(|only| case.contains(only.as_str()))
-    }
-}
-
-fn main() -> ExitCode {
-    let options = Options::parse();
-    frame::run("side_by_side", || compare(&options))
-}
-
-fn compare(options: &Options) -> Result<(), Failure> {
-    let (program, backing) = options.place.find()?;
-    let scratch = Scratch::new(&backing)?;
-    let bench = Bench::set_up(options, &program, &scratch)?;
-    let mut report = Report {
-        machine: Machine::look(&backing),
-        method: method(options, bench.direct),
-        cases: Vec::new(),
-        snapshot: None,
-        snapshots_taken: Vec::new(),
-    };
-    for job in CASES.into_iter().filter(|job| options.wants(&job.name())) {
+/// Measures the row.
+///
+/// # Errors
+/// A server or a run fails.
+pub fn row(options: &Options, scratch: &Scratch) -> Result<Row, Failure> {
+    let mut row = Row::new("g", "NBD on a unix socket");
+    let (program, _) = options.place.find()?;
+    let bench = Bench::set_up(options, &program, scratch)?;
+    for job in CASES.into_iter().filter(|job| options.wants_case(&job.name())) {
         say(&job.name());
         let contenders = bench.contenders();
-        report.cases.push(run_case(
-            job,
-            &contenders,
-            bench.size_bytes,
-            &bench.pace,
-            &scratch,
-        )?);
+        let case = run_case(job, &contenders, bench.size_bytes, &bench.pace, scratch)?;
+        add_goals(&mut row, &case, job.depth);
+        row.cases.push(case);
     }
-    if options.wants("snapshot") {
+    if options.wants_case("snapshot") {
         say("around a snapshot");
-        report.snapshot = Some(bench.around_snapshots(options, &mut report.snapshots_taken)?);
+        let mut taken = Vec::new();
+        let case = bench.around_snapshots(options, &mut taken)?;
+        row.notes.push(format!(
+            "Around a snapshot, after / before: Stillpoint {}, qcow2 {}; before: Stillpoint / qcow2 {}; after: {}.",
+            factor(case.ratio(1, 0)),
+            factor(case.ratio(3, 2)),
+            factor(case.ratio(0, 2)),
+            factor(case.ratio(1, 3)),
+        ));
+        row.notes.push(format!(
+            "What the API says of the snapshots: {}",
+            serde_json::to_string(&taken)?
+        ));
+        row.cases.push(case);
     }
-    frame::tell(
-        "side_by_side",
-        options.out.as_deref(),
-        &report.markdown(),
-        &report,
-    )
+    row.notes.push(method(options, bench.direct));
+    Ok(row)
+}
+
+/// Depth 1: the median below that of qemu-nbd. Depth 32: 1.5 times its requests at half its CPU.
+fn add_goals(row: &mut Row, case: &CaseResult, depth: u32) {
+    if depth == 1 {
+        let p50 = case.ratio_of(0, 1, |run| run.measured.p50_us);
+        let what = format!("{}: p50 to qemu-nbd's", case.case);
+        row.goals.push(Goal::new(what, p50, Bound::AtMost(1.0)));
+    } else if depth == 32 {
+        let what = format!("{}: requests to qemu-nbd's", case.case);
+        row.goals
+            .push(Goal::new(what, case.ratio(0, 1), Bound::AtLeast(1.5)));
+        let cpu = case.ratio_of(0, 1, stillpoint_benches::rounds::Run::cpu_s_per_million);
+        let what = format!("{}: CPU of the server for each to qemu-nbd's", case.case);
+        row.goals.push(Goal::new(what, cpu, Bound::AtMost(0.5)));
+    }
 }
 
 fn method(options: &Options, direct: bool) -> String {
@@ -132,7 +89,7 @@ fn method(options: &Options, direct: bool) -> String {
 }
 
 /// Everything that runs.
-struct Bench<'a> {
+pub struct Bench<'a> {
     scratch: &'a Scratch,
     pace: Pace,
     size_bytes: u64,
@@ -143,7 +100,11 @@ struct Bench<'a> {
 }
 
 impl<'a> Bench<'a> {
-    fn set_up(options: &Options, program: &Path, scratch: &'a Scratch) -> Result<Self, Failure> {
+    /// Starts the servers and writes all images from end to end.
+    ///
+    /// # Errors
+    /// One of them does not start.
+    pub fn set_up(options: &Options, program: &Path, scratch: &'a Scratch) -> Result<Self, Failure> {
         let size_bytes = options.volume_bytes();
         say("writing the raw images");
         let raw = scratch.path("raw.img");
