@@ -149,6 +149,14 @@ impl Frames {
         }
     }
 
+    /// Whether the frame still holds the page that it held when it had this stamp.
+    #[inline]
+    pub fn has_stamp(&self, frame: u32, stamp: u32) -> bool {
+        self.frames
+            .get(frame as usize)
+            .is_some_and(|state| state.stamp == stamp)
+    }
+
     /// Whether a tree in epoch `epoch` may change the page in place.
     #[inline]
     pub fn is_writable(&self, frame: u32, epoch: u32) -> bool {

@@ -53,6 +53,15 @@ impl Hints {
         (fits && frames.still_holds(hint.frame, hint.stamp)).then_some(hint.frame)
     }
 
+    /// The same without counting the leaf as used.
+    #[inline]
+    pub fn peek(&self, root: &Root, leaf: u64, frames: &Frames) -> Option<u32> {
+        let hint = &self.hints[self.place(root, leaf)];
+        let fits =
+            hint.leaf == leaf && hint.root == root.entry.address() && hint.check == root.entry.check.get();
+        (fits && frames.has_stamp(hint.frame, hint.stamp)).then_some(hint.frame)
+    }
+
     #[inline]
     pub fn put(&mut self, root: &Root, leaf: u64, frame: u32, frames: &Frames) {
         let place = self.place(root, leaf);

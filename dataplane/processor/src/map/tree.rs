@@ -84,6 +84,16 @@ impl PageCache {
         })
     }
 
+    /// Reads the entry of `block` if a shortcut leads to its leaf, and says nothing of use: only to have it near.
+    #[inline]
+    #[must_use]
+    pub fn glance(&self, root: &Root, block: ShareBlock) -> u64 {
+        let leaf = self.hints.peek(root, leaf_of(block.0), &self.frames);
+        leaf.map_or(0, |frame| {
+            self.frames.page(frame).entries[block.0 as usize % ENTRIES].address()
+        })
+    }
+
     /// What each of `blocks` blocks from `first` on maps to, in `out`, whose content is replaced.
     ///
     /// # Errors

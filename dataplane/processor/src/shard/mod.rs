@@ -66,6 +66,10 @@ use write::Batches;
 /// Steps that one turn runs at most, so that a turn stays short.
 const STEPS_PER_TURN: usize = 256;
 
+/// Requests that the shard looks ahead for at most, and how many have to be there for it to be of use.
+const LOOK_AHEAD_MAX: usize = 64;
+const LOOK_AHEAD_MIN: usize = 4;
+
 /// Blocks that may be on their way from one checkpoint's places to the next one's.
 const CHECKPOINT_BLOCKS: u64 = 64;
 /// Blocks that a step of a discard needs at most, with some to spare.
@@ -443,7 +447,35 @@ impl<T: LogTail> Shard<T> {
             || self.scrub.is_ready(self.now.monotonic_ns)
     }
 
+    /// Looks at the map entries that the next steps need, one request after the other and without acting on any: these looks
+    /// do not wait for each other, so that the time until memory answers is spent once and not for each request.
+    fn look_ahead(&self) {
+        if self.ready.len() < LOOK_AHEAD_MIN {
+            return;
+        }
+        let mut found = 0;
+        let mut last: Option<(VolumeId, &VirtualVolume)> = None;
+        for &id in self.ready.iter().take(LOOK_AHEAD_MAX) {
+            let slot = &self.slots[id];
+            let wants = matches!(slot.step, Step::Read | Step::Apply);
+            if !wants || slot.view.snapshot.is_some() {
+                continue;
+            }
+            if last.is_none_or(|(volume, _)| volume != slot.view.volume) {
+                last = self
+                    .volumes
+                    .get_key_value(&slot.view.volume)
+                    .map(|(&id, volume)| (id, volume));
+            }
+            if let Some((_, volume)) = last {
+                found ^= self.cache.glance(&volume.root, slot.first);
+            }
+        }
+        core::hint::black_box(found);
+    }
+
     fn run_ready(&mut self, buffers: &mut impl BufferPool) {
+        self.look_ahead();
         for _ in 0..STEPS_PER_TURN.min(self.ready.len()) {
             let Some(slot) = self.ready.pop_front() else { break };
             self.progress = true;
