@@ -247,6 +247,7 @@ impl Rig {
             skip_bytes: 0,
             length_bytes: length_bytes as u32,
             buffer: self.buffers.take(length_bytes),
+            since_ns: self.now.monotonic_ns,
         };
         assert!(
             self.processor.submit(request, self.now).is_ok(),

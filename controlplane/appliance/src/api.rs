@@ -22,6 +22,8 @@
 //! | GET, POST `/v1/exports`, DELETE `/v1/exports/{export}` | lists, makes, deletes |
 //! | GET `/v1/events` | what happened; waits for something to happen |
 //! | GET `/v1/status`, GET `/v1/doctor` | figures, findings |
+//! | GET `/v1/stages` | where the time of requests goes: a histogram for each stage |
+//! | GET `/metrics` | all figures, as text for Prometheus |
 //!
 //! What is not a success has the body `{"kind", "message", "hint"}` ([`Error`]). A request that changes something is
 //! finished even if its client goes away.
@@ -34,6 +36,7 @@ mod groups;
 mod handlers;
 pub mod model;
 mod schedules;
+mod stages;
 
 use std::sync::Arc;
 
@@ -104,6 +107,8 @@ pub fn router(appliance: Arc<Appliance>) -> Router {
         .route("/v1/exports/{export}", delete(handlers::delete_export))
         .route("/v1/events", get(handlers::events))
         .route("/v1/status", get(handlers::status))
+        .route("/v1/stages", get(stages::show))
+        .route("/metrics", get(stages::metrics))
         .route("/v1/doctor", get(handlers::doctor))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)

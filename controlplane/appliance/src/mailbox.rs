@@ -30,6 +30,7 @@ pub use stillpoint_export::{Export, ExportTable, PoolIndex};
 use stillpoint_hw::device::PoolFiles;
 use stillpoint_ondisk::layout::Layout;
 use stillpoint_processor::command::{EventKind, IntermediateSnapshotStatus, Notice, VolumeShareStatus};
+use stillpoint_processor::stages::Stages;
 use stillpoint_processor::{ShardAnswer, ShardCommand, ShardIndex, ShardRequest, TimeStamp};
 use tokio::sync::{mpsc, oneshot};
 
@@ -116,6 +117,11 @@ pub enum ToProcessor {
     Status {
         /// The figures.
         reply: oneshot::Sender<ProcessorStatus>,
+    },
+    /// Tell where the time of its requests went since the start.
+    Stages {
+        /// The histograms.
+        reply: oneshot::Sender<Stages>,
     },
     /// End the thread. All pools are closed, all sessions are ended first.
     Stop {

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use crate::command::HoldFigures;
 use crate::ids::{Epoch, SnapshotId, VolumeId};
 use crate::request::ShardAnswer;
+use crate::stages::{Stage, Stages, Work};
 
 /// Where a cut stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +34,7 @@ pub struct CutInProgress {
     /// When the hold ends by itself, on the monotonic clock.
     pub deadline_ns: u64,
     started_ns: u64,
-    held: VecDeque<(ShardAnswer, u64)>,
+    held: VecDeque<(ShardAnswer, Work)>,
     answers_held: u64,
     answer_held_ns_max: u64,
     log_bytes: u64,
@@ -83,10 +84,10 @@ impl CutInProgress {
                 .any(|&(v, epoch)| v == volume && birth > epoch)
     }
 
-    /// Keeps an answer back.
-    pub fn hold(&mut self, answer: ShardAnswer, now_ns: u64) {
+    /// Keeps an answer back that would have been let go now (`since_ns`).
+    pub fn hold(&mut self, answer: ShardAnswer, work: Work) {
         self.answers_held += 1;
-        self.held.push_back((answer, now_ns));
+        self.held.push_back((answer, work));
     }
 
     /// Answers kept back now.
@@ -96,12 +97,16 @@ impl CutInProgress {
     }
 
     /// Ends the hold: the held answers go out in order.
-    pub fn release(&mut self, now_ns: u64, out: &mut Vec<ShardAnswer>) -> HoldFigures {
+    pub fn release(&mut self, now_ns: u64, stages: &mut Stages, out: &mut Vec<ShardAnswer>) -> HoldFigures {
         assert_eq!(self.phase, CutPhase::Holding, "only a hold is released");
         self.phase = CutPhase::Released;
         self.deadline_ns = u64::MAX;
-        for (answer, since_ns) in self.held.drain(..) {
-            self.answer_held_ns_max = self.answer_held_ns_max.max(now_ns.saturating_sub(since_ns));
+        for (mut answer, work) in self.held.drain(..) {
+            stages.record(Stage::Held, work, answer.since_ns, now_ns);
+            self.answer_held_ns_max = self
+                .answer_held_ns_max
+                .max(now_ns.saturating_sub(answer.since_ns));
+            answer.since_ns = now_ns;
             out.push(answer);
         }
         HoldFigures {
@@ -137,12 +142,15 @@ mod tests {
                     result: Ok(()),
                     buffer: None,
                     valid_bytes: 0,
+                    since_ns: at,
                 },
-                at,
+                Work::Write,
             );
         }
-        let mut out = Vec::new();
-        let figures = cut.release(150, &mut out);
+        let (mut out, mut stages) = (Vec::new(), Stages::default());
+        let figures = cut.release(150, &mut stages, &mut out);
+        assert_eq!(stages.get(Stage::Held, Work::Write).sum_ns(), 70);
+        assert!(out.iter().all(|answer| answer.since_ns == 150));
         assert_eq!(out.iter().map(|a| a.token.0).collect::<Vec<_>>(), [1, 2]);
         assert_eq!(
             figures,

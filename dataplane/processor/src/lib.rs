@@ -31,6 +31,7 @@ mod reserve;
 pub mod shard;
 pub mod snapshot_chain;
 pub mod space;
+pub mod stages;
 pub mod virtual_volume;
 
 pub use backlog::Backlog;

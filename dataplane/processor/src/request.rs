@@ -96,6 +96,8 @@ pub struct ShardRequest {
     pub length_bytes: u32,
     /// Memory: `blocks` * 4096 bytes for reads and writes, any size for block status and changes, else `None`.
     pub buffer: Option<Buffer>,
+    /// When the stage began that the part is in, on the monotonic clock ([`crate::stages`]).
+    pub since_ns: u64,
 }
 
 /// Why a request was not done. Nothing of it was done, or (a write) any of its blocks may hold old or new data.
@@ -150,4 +152,6 @@ pub struct ShardAnswer {
     pub buffer: Option<Buffer>,
     /// Bytes of the buffer that answer a block status or changes request.
     pub valid_bytes: u32,
+    /// When the shard let it go, on the monotonic clock.
+    pub since_ns: u64,
 }

@@ -351,6 +351,7 @@ impl Machine {
         self.turns += 1;
         let seat = &mut self.seats[index];
         seat.turn_ns = None;
+        seat.conversations.begin_turn(now.monotonic_ns);
         let mut did = seat.take_in(now);
         did |= self.take_requests(index);
         let seat = &mut self.seats[index];

@@ -85,6 +85,8 @@ pub enum Command {
     Events(EventsArguments),
     /// Show the figures of the running appliance
     Status,
+    /// Show where the time of requests goes in the running appliance, stage by stage
+    Stats(StatsArguments),
     /// Look at the devices of a pool that no daemon has open; check them, and mend them (works without a daemon)
     Inspect(InspectArguments),
     /// Say what this machine lacks for full speed, and how to mend it (works without a daemon)
@@ -94,6 +96,17 @@ pub enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
+}
+
+/// Options of `stats`.
+#[derive(Debug, Args)]
+pub struct StatsArguments {
+    /// Count so long, for example 5s, and show that [default: what was counted since the daemon started]
+    #[arg(long, value_name = "DURATION")]
+    pub during: Option<Duration>,
+    /// One line for each processor
+    #[arg(long)]
+    pub processors: bool,
 }
 
 /// Options of `serve`. Each is also a key of the configuration file, without the dashes in front.

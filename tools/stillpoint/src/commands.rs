@@ -14,5 +14,6 @@ pub mod pool;
 pub mod schedule;
 pub mod serve;
 pub mod snapshot;
+pub mod stats;
 pub mod status;
 pub mod volume;

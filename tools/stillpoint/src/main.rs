@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Events(arguments) => commands::events::run(&arguments, &global),
         Command::Status => commands::status::run(&global),
+        Command::Stats(arguments) => commands::stats::run(&global, &arguments),
         Command::Inspect(arguments) => commands::inspect::run(arguments, &global),
         Command::Doctor => commands::doctor::run(&global),
         Command::Completions { shell } => commands::completions::run(shell),

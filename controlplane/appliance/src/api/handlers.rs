@@ -364,6 +364,10 @@ pub(super) async fn delete_export(State(appliance): Shared, Path(name): Path<Str
 }
 
 pub(super) async fn status(State(appliance): Shared) -> Result<Json<model::StatusInfo>> {
+    Ok(Json(status_info(&appliance).await?))
+}
+
+pub(super) async fn status_info(appliance: &Appliance) -> Result<model::StatusInfo> {
     let mut processors = Vec::new();
     for (index, mailbox) in appliance.mailboxes().iter().enumerate() {
         let status = mailbox.ask(|reply| ToProcessor::Status { reply }).await?;
@@ -393,7 +397,7 @@ pub(super) async fn status(State(appliance): Shared) -> Result<Json<model::Statu
         }
     }
     pools.extend(appliance.failed_pools().iter().map(Appliance::failed_info));
-    Ok(Json(model::StatusInfo {
+    Ok(model::StatusInfo {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
         uptime_ns: appliance.uptime_ns(),
@@ -407,7 +411,7 @@ pub(super) async fn status(State(appliance): Shared) -> Result<Json<model::Statu
         connections_refused: appliance.connections().refused(),
         processors,
         pools,
-    }))
+    })
 }
 
 pub(super) async fn events(

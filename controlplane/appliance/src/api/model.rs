@@ -817,6 +817,25 @@ pub struct ShardInfo {
     pub pending_bytes: u64,
 }
 
+/// GET `/v1/stages`: how long one kind of request was in one stage of its way, on one processor, since the daemon started.
+/// What was never counted is left out. `docs/metrics.md` says what the stages are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageInfo {
+    /// The processor.
+    pub processor: u16,
+    /// `read`, `write`, `discard`, `flush` or `query`.
+    pub kind: String,
+    /// `receive`, `ring`, `map`, `device`, `log`, `held`, `reply` or `total`.
+    pub stage: String,
+    /// How many.
+    pub count: u64,
+    /// All together.
+    pub sum_ns: u64,
+    /// Pairs of a time in nanoseconds and how many took less than it, and not less than the one before. An interval is an
+    /// eighth of its times wide, or 16 ns; the last also has what took longer than 68 s.
+    pub counted: Vec<(u64, u64)>,
+}
+
 /// GET `/v1/events`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -7,6 +7,7 @@ use stillpoint_export::ExportTable;
 use stillpoint_hw::buffers::PageKind;
 use stillpoint_hw::device::Devices;
 use stillpoint_processor::command::EventKind;
+use stillpoint_processor::stages::Stages;
 use stillpoint_processor::{Processor, RequestError, ShardCommand, Ticket};
 
 use super::connections::LISTENER_KEY;
@@ -105,6 +106,7 @@ impl Loop {
             }
             ToProcessor::Unlisten => self.unlisten(),
             ToProcessor::Status { reply } => drop(reply.send(self.status())),
+            ToProcessor::Stages { reply } => drop(reply.send(self.stages())),
             ToProcessor::Stop { reply } => self.stopping = Some(reply),
         }
     }
@@ -238,6 +240,7 @@ impl Loop {
         let (devices, shards) = open.processor.into_parts(&mut self.buffers);
         devices.close(&mut self.ring);
         for shard in shards {
+            self.closed_stages.add(shard.stages());
             if shard.is_checkpointed()
                 && let Err(error) = shard.into_tail().remove()
             {
@@ -247,6 +250,18 @@ impl Loop {
         let closing = open.closing.expect("it is being closed");
         // The daemon may have given up waiting.
         let _ = closing.reply.send(closing.error.map_or(Ok(()), Err));
+    }
+
+    /// Where the time of requests went: outside the shards, and in those that are and were open here.
+    fn stages(&self) -> Stages {
+        let mut stages = self.clients.stages().clone();
+        stages.add(&self.closed_stages);
+        for open in self.pools.iter().flatten() {
+            for shard in open.processor.shards() {
+                stages.add(shard.stages());
+            }
+        }
+        stages
     }
 
     fn status(&self) -> ProcessorStatus {

@@ -144,6 +144,7 @@ mod tests {
             result: Ok(()),
             buffer: None,
             valid_bytes: 0,
+            since_ns: 0,
         })
     }
 

@@ -12,6 +12,7 @@ use stillpoint_hw::ring::{Completion, Owner, Ring, RingOptions};
 use stillpoint_hw::socket::{Connection, SocketError, SocketEvent};
 use stillpoint_hw::topology::Core;
 use stillpoint_hw::wake::{Sleeper, Waker};
+use stillpoint_processor::stages::Stages;
 use stillpoint_processor::{Now, Outbox};
 use tokio::sync::oneshot;
 
@@ -99,6 +100,8 @@ pub struct Loop {
     completions: Vec<Completion>,
     pub(super) stopping: Option<oneshot::Sender<()>>,
     pub(super) figures: LoopFigures,
+    /// Where the time of requests to shards went that are closed.
+    pub(super) closed_stages: Stages,
     pub(super) progress: bool,
     #[cfg(feature = "planted-bugs")]
     pub(super) late_cuts: super::planted::LateCuts,
@@ -150,6 +153,7 @@ impl Loop {
             completions: Vec::with_capacity(1024),
             stopping: None,
             figures: LoopFigures::default(),
+            closed_stages: Stages::default(),
             progress: false,
             #[cfg(feature = "planted-bugs")]
             late_cuts: super::planted::LateCuts::new(parts.index),
@@ -184,6 +188,7 @@ impl Loop {
         self.progress = false;
         self.figures.turns += 1;
         self.now = self.clock.now();
+        self.clients.begin_turn(self.now.monotonic_ns);
         let work_before = self.figures.work();
         self.reap();
         self.receive_mail();

@@ -73,7 +73,8 @@ impl Loop {
     }
 
     /// Gives a request of the control plane to a shard, which should be of this loop.
-    pub(super) fn submit_own(&mut self, pool: PoolIndex, request: ShardRequest) {
+    pub(super) fn submit_own(&mut self, pool: PoolIndex, mut request: ShardRequest) {
+        request.since_ns = self.now.monotonic_ns;
         let open = self.pools.get(usize::from(pool.0)).and_then(Option::as_ref);
         match open.filter(|open| open.processor.owns(request.shard)) {
             Some(_) => self.submit(pool, request),
@@ -95,6 +96,7 @@ impl Loop {
             result,
             buffer: request.buffer,
             valid_bytes: 0,
+            since_ns: self.now.monotonic_ns,
         });
     }
 

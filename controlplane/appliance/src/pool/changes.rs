@@ -201,6 +201,7 @@ impl Slice {
             skip_bytes: 0,
             length_bytes: 0,
             buffer: Some(Buffer::owned(ANSWER_BYTES)),
+            since_ns: 0,
         }
     }
 
@@ -288,6 +289,7 @@ mod tests {
             result: Ok(()),
             buffer: Some(buffer),
             valid_bytes: bytes.len() as u32,
+            since_ns: 0,
         }
     }
 

@@ -9,6 +9,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use stillpoint_processor::ports::BufferPool;
+use stillpoint_processor::stages::{Stage, Stages, Work};
 use stillpoint_processor::{PART_BYTES_MAX, ShardAnswer, ShardRequest, Token};
 
 use super::conversation::{Conversation, Line, Looked, Noted, Transport};
@@ -123,6 +124,8 @@ pub struct Conversations<L> {
     undecided: BTreeSet<(u64, usize)>,
     handshake_limit_ns: u64,
     late: u64,
+    now_ns: u64,
+    stages: Stages,
     #[cfg(feature = "planted-bugs")]
     flushes_replied_early: bool,
 }
@@ -145,6 +148,8 @@ impl<L: Line> Conversations<L> {
             undecided: BTreeSet::new(),
             handshake_limit_ns: u64::MAX,
             late: 0,
+            now_ns: 0,
+            stages: Stages::default(),
             #[cfg(feature = "planted-bugs")]
             flushes_replied_early: false,
         }
@@ -154,6 +159,17 @@ impl<L: Line> Conversations<L> {
     /// limit.)
     pub fn set_handshake_limit(&mut self, limit_ns: u64) {
         self.handshake_limit_ns = limit_ns;
+    }
+
+    /// A turn begins at `now_ns` on the monotonic clock: what happens in it happens then.
+    pub fn begin_turn(&mut self, now_ns: u64) {
+        self.now_ns = now_ns;
+    }
+
+    /// Where the time of their requests went outside the shards.
+    #[must_use]
+    pub fn stages(&self) -> &Stages {
+        &self.stages
     }
 
     /// Clients that were disconnected because they had chosen no export in time.
@@ -214,6 +230,7 @@ impl<L: Line> Conversations<L> {
         let conversation = conversation.expect("gone only when all came back");
         conversation.starved = false;
         conversation.waited = false;
+        conversation.session.set_now(self.now_ns);
         conversation
     }
 
@@ -240,7 +257,15 @@ impl<L: Line> Conversations<L> {
 
     /// A send came back; `None` if the connection broke.
     pub fn sent(&mut self, place: usize, send: Send, count: Option<usize>, pool: &mut impl BufferPool) {
-        self.at(place).sent(send, count, pool);
+        let now_ns = self.now_ns;
+        let conversation = self.at(place);
+        conversation.sent(send, count, pool);
+        let stages = &mut self.stages;
+        let conversation = self.places[place].as_mut().expect("it was there before");
+        conversation.session.take_told(|told| {
+            stages.record(Stage::Reply, told.work, told.answered_ns, now_ns);
+            stages.record(Stage::Total, told.work, told.received_ns, now_ns);
+        });
         self.list(place);
     }
 
@@ -263,12 +288,16 @@ impl<L: Line> Conversations<L> {
     /// The next part of a request of a listed connection, and the pool it is for; `None` if there is none now.
     pub fn next_request(&mut self, pool: &mut impl BufferPool) -> Option<(PoolIndex, ShardRequest)> {
         while let Some(&place) = self.listed.get(self.asked) {
-            if let Some(conversation) = &mut self.places[place]
-                && let Some(request) = conversation.next_request(pool)
-            {
-                conversation.starved = false;
-                conversation.waited = false;
-                return Some(request);
+            if let Some(conversation) = &mut self.places[place] {
+                conversation.session.set_now(self.now_ns);
+                if let Some((pool, mut request)) = conversation.next_request(pool) {
+                    conversation.starved = false;
+                    conversation.waited = false;
+                    let work = Work::of(request.kind);
+                    let received_ns = core::mem::replace(&mut request.since_ns, self.now_ns);
+                    self.stages.record(Stage::Receive, work, received_ns, self.now_ns);
+                    return Some((pool, request));
+                }
             }
             self.asked += 1;
         }
@@ -287,6 +316,7 @@ impl<L: Line> Conversations<L> {
                 continue;
             };
             conversation.listed = false;
+            conversation.session.set_now(self.now_ns);
             let looked = conversation.look_after(place, now_ns, transport, pool);
             match conversation.handshake(deadline_ns, looked == Looked::Gone) {
                 Noted::Nothing => {}

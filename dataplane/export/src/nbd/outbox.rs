@@ -1,5 +1,6 @@
 //! What goes to the client: small things copied together, large data by ownership, in one send at a time.
 
+use super::request::Told;
 use stillpoint_processor::marks::{Mark, mark};
 use stillpoint_processor::ports::Buffer;
 
@@ -9,6 +10,9 @@ pub const OUTBOX_BYTES: usize = 32 << 10;
 pub const PIECES_MAX: usize = 64;
 /// Data up to this length is copied behind its header; longer data goes out from its own buffer.
 pub const COPY_BYTES_MAX: usize = 2048;
+
+/// Replies of one send whose times are noted; more are sent, but not noted.
+const TOLD_MAX: usize = 128;
 
 #[derive(Clone, Copy, Debug)]
 enum Source {
@@ -100,12 +104,15 @@ impl Send {
 #[derive(Debug)]
 pub(super) struct Outbox {
     filling: Option<Send>,
+    /// The replies that end in what is being sent, or filled.
+    told: Vec<Told>,
 }
 
 impl Outbox {
     pub(super) fn new() -> Self {
         Self {
             filling: Some(Send::new()),
+            told: Vec::with_capacity(TOLD_MAX),
         }
     }
 
@@ -156,6 +163,20 @@ impl Outbox {
         send.data.push(Data { buffer, home });
     }
 
+    /// The reply that was put last is whole.
+    pub(super) fn note(&mut self, told: Told) {
+        if self.told.len() < TOLD_MAX {
+            self.told.push(told);
+        }
+    }
+
+    /// Says which replies have wholly left since this was asked last.
+    pub(super) fn take_told(&mut self, each: impl FnMut(Told)) {
+        if self.is_empty() {
+            self.told.drain(..).for_each(each);
+        }
+    }
+
     /// What there is to send, if anything.
     pub(super) fn take(&mut self) -> Option<Send> {
         self.filling.take_if(|send| !send.is_empty())
@@ -184,6 +205,7 @@ impl Outbox {
                 free(data);
             }
             send.clear();
+            self.told.clear();
         }
     }
 
@@ -229,6 +251,32 @@ mod tests {
         assert!(outbox.is_empty() && outbox.take().is_none());
         assert_eq!(freed, 1);
         assert!(outbox.has_room(OUTBOX_BYTES, PIECES_MAX));
+    }
+
+    #[test]
+    fn a_reply_is_told_when_its_last_byte_has_left() {
+        let told = |received_ns| Told {
+            work: stillpoint_processor::stages::Work::Read,
+            received_ns,
+            answered_ns: received_ns + 1,
+        };
+        let mut outbox = Outbox::new();
+        let mut heard = Vec::new();
+        outbox.put(b"first");
+        outbox.note(told(7));
+        outbox.put(b"second");
+        outbox.note(told(8));
+        for (bytes, expected) in [(5, 0), (5, 0), (1, 2)] {
+            let send = outbox.take().expect("something is left");
+            outbox.came_back(send, bytes, |_| {});
+            outbox.take_told(|told| heard.push(told.received_ns));
+            assert_eq!(heard.len(), expected);
+        }
+        assert_eq!(heard, [7, 8]);
+        outbox.put(b"third");
+        outbox.note(told(9));
+        outbox.discard(|_| {});
+        outbox.take_told(|_| panic!("it never left"));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use super::wire::ReplyError;
 use core::ops::Range;
 use stillpoint_processor::host_view::{Part, Parts};
 use stillpoint_processor::ports::Buffer;
+use stillpoint_processor::stages::Work;
 use stillpoint_processor::{RequestKind, ShardIndex};
 
 /// Parts of a read in order that have a buffer at a time.
@@ -28,12 +29,23 @@ pub(super) struct Request {
     /// The first error.
     pub(super) error: Option<ReplyError>,
     pub(super) job: Job,
+    /// When its header was understood, and when the last of its parts was answered so far.
+    pub(super) received_ns: u64,
+    pub(super) answered_ns: u64,
 }
 
 impl Request {
     pub(super) fn is_complete(&self) -> bool {
         self.unissued == 0 && self.outstanding == 0
     }
+}
+
+/// What a reply that was sent was about, with the times of its request on the monotonic clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Told {
+    pub(super) work: Work,
+    pub(super) received_ns: u64,
+    pub(super) answered_ns: u64,
 }
 
 /// What is to be done, and how far it is.
@@ -62,6 +74,20 @@ pub(super) enum Job {
     Flush { shards: Range<u16> },
     /// A block status query.
     Status(Status),
+}
+
+impl Job {
+    /// What it is about, for the figures.
+    pub(super) fn work(&self) -> Work {
+        match self {
+            Self::Chunks { .. } | Self::InOrder(_) => Work::Read,
+            Self::Write { .. } => Work::Write,
+            Self::Plain { kind, .. } => Work::of(*kind),
+            Self::Zeroes { .. } => Work::Discard,
+            Self::Flush { .. } => Work::Flush,
+            Self::Status(_) => Work::Query,
+        }
+    }
 }
 
 /// A read in order. It takes the buffers of its first parts, [`WINDOW_PARTS`] at most, all at once and goes on

@@ -10,7 +10,7 @@ pub(super) mod tests;
 use super::handshake::{Agreed, Handshake};
 use super::memory::Memory;
 use super::outbox::{Data, Outbox, Send};
-use super::request::{Job, PartInFlight, Ready, Request};
+use super::request::{Job, PartInFlight, Ready, Request, Told};
 use super::slab::Slab;
 use crate::export_table::{Export, ExportTable};
 pub use input::{INBOX_BYTES, Receive};
@@ -105,6 +105,8 @@ pub struct Session {
     whole: VecDeque<ShardRequest>,
     ready: VecDeque<Ready>,
     memory: Memory,
+    /// The time of this turn.
+    now_ns: u64,
     #[cfg(feature = "planted-bugs")]
     flushes_replied_early: bool,
 }
@@ -130,6 +132,7 @@ impl Session {
             whole: VecDeque::new(),
             ready: VecDeque::new(),
             memory: Memory::new(options.limits.data_bytes),
+            now_ns: 0,
             #[cfg(feature = "planted-bugs")]
             flushes_replied_early: false,
         }
@@ -139,6 +142,16 @@ impl Session {
     #[cfg(feature = "planted-bugs")]
     pub fn plant_early_flush_replies(&mut self) {
         self.flushes_replied_early = true;
+    }
+
+    /// The time on the monotonic clock, for the figures; requests that are understood from now on came then.
+    pub(super) fn set_now(&mut self, now_ns: u64) {
+        self.now_ns = now_ns;
+    }
+
+    /// Says which replies have wholly left since this was asked last.
+    pub(super) fn take_told(&mut self, each: impl FnMut(Told)) {
+        self.outbox.take_told(each);
     }
 
     /// The export this session uses, as it was when it was chosen; `None` before that.

@@ -140,7 +140,7 @@ impl<T: LogTail> Shard<T> {
 
     fn end_hold(&mut self, position: usize) -> crate::command::HoldFigures {
         self.held_answers -= self.cuts[position].held_count();
-        self.cuts[position].release(self.now.monotonic_ns, &mut self.answers)
+        self.cuts[position].release(self.now.monotonic_ns, &mut self.stages, &mut self.answers)
     }
 
     pub(super) fn persist(&mut self, ticket: Ticket, snapshot: SnapshotId) {

@@ -6,6 +6,7 @@ use crate::marks::{Mark, mark};
 use crate::ports::LogTail;
 use crate::request::{RequestError, RequestKind};
 use crate::space::Purpose;
+use crate::stages::Stage;
 use stillpoint_ondisk::record::Record;
 
 /// Leaves cleared per step.
@@ -42,6 +43,7 @@ impl<T: LogTail> Shard<T> {
             return Outcome::Again;
         }
         self.status.discards += 1;
+        self.enter(id, Stage::Log);
         self.changed(id, fua)
     }
 

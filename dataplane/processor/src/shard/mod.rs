@@ -53,6 +53,7 @@ use crate::outbox::Outbox;
 use crate::ports::{BlockDevice, Buffer, BufferPool, DeviceError, LogTail, Operation, OperationKind};
 use crate::request::{RequestError, RequestKind, ShardAnswer, ShardRequest};
 use crate::space::{Purpose, Space};
+use crate::stages::{Stage, Stages, Work};
 use crate::virtual_volume::VirtualVolume;
 
 use checkpoint::Checkpoint;
@@ -229,6 +230,7 @@ pub struct Shard<T> {
     events: Vec<ShardEvent>,
     stopped: Option<Stopped>,
     status: ShardStatus,
+    stages: Stages,
     /// The last turn found no buffer for something that nobody else will wake.
     short_of_buffers: bool,
     progress: bool,
@@ -279,9 +281,12 @@ impl<T: LogTail> Shard<T> {
             mark(Mark::SlotsFull);
             return Err(request);
         }
+        let now_ns = now.monotonic_ns;
+        let work = Work::of(request.kind);
+        self.stages.record(Stage::Ring, work, request.since_ns, now_ns);
         match self.admit(&request) {
             Ok(step) => {
-                let slot = self.slots.take(request, step);
+                let slot = self.slots.take(request, step, now_ns);
                 self.ready.push_back(slot);
             }
             Err(error) => {
@@ -291,6 +296,7 @@ impl<T: LogTail> Shard<T> {
                     result: Err(error),
                     buffer,
                     valid_bytes: 0,
+                    since_ns: now_ns,
                 });
             }
         }
@@ -577,14 +583,27 @@ impl<T: LogTail> Shard<T> {
         self.reclaim.answered(self.now.monotonic_ns);
         let (volume, birth) = (self.slots[id].view.volume, self.slots[id].max_birth);
         self.settle_grant(id);
-        let answer = self.slots.release(id, result);
+        let now_ns = self.now.monotonic_ns;
+        let slot = &self.slots[id];
+        let work = Work::of(slot.kind);
+        self.stages.record(slot.stage, work, slot.since_ns, now_ns);
+        let answer = self.slots.release(id, result, now_ns);
         if let Some(cut) = self.cuts.iter_mut().find(|cut| cut.holds(volume, birth)) {
             mark(Mark::AnswerHeld);
-            cut.hold(answer, self.now.monotonic_ns);
+            cut.hold(answer, work);
             self.held_answers += 1;
         } else {
             self.answers.push(answer);
         }
+    }
+
+    /// A request goes over into another stage of its way.
+    fn enter(&mut self, id: SlotId, stage: Stage) {
+        let now_ns = self.now.monotonic_ns;
+        let slot = &mut self.slots[id];
+        let since_ns = core::mem::replace(&mut slot.since_ns, now_ns);
+        let left = core::mem::replace(&mut slot.stage, stage);
+        self.stages.record(left, Work::of(slot.kind), since_ns, now_ns);
     }
 
     fn event(&mut self, ticket: Option<Ticket>, kind: EventKind) {
@@ -653,6 +672,11 @@ impl<T: LogTail> Shard<T> {
             }
             self.progress = true;
         }
+    }
+
+    /// Where the time of its requests went since it was opened.
+    pub fn stages(&self) -> &Stages {
+        &self.stages
     }
 
     /// Figures of the shard.

@@ -8,6 +8,7 @@ use crate::map::Entry;
 use crate::marks::{Mark, mark};
 use crate::ports::{Buffer, LogTail, Operation, OperationKind, Segment, Transfer};
 use crate::request::RequestError;
+use crate::stages::Stage;
 use stillpoint_ondisk::crc32c;
 
 impl<T: LogTail> Shard<T> {
@@ -61,6 +62,7 @@ impl<T: LogTail> Shard<T> {
         }
         operation.buffers.push(buffer);
         self.status.device_reads += operation.transfers.len() as u64;
+        self.enter(id, Stage::Device);
         self.issue(operation);
         Outcome::Parked
     }

@@ -11,6 +11,7 @@ use crate::map::Entry;
 use crate::ports::Buffer;
 use crate::request::{Base, RequestError, RequestKind, ShardAnswer, ShardRequest, Token, View};
 use crate::space::Extent;
+use crate::stages::Stage;
 
 /// A place in the table.
 pub(super) type SlotId = u32;
@@ -78,6 +79,9 @@ pub(super) struct Slot {
     pub(super) grant: Option<(ChangeLogId, Grant)>,
     /// Writes: until when they wait for room there; 0 if they have not.
     pub(super) room_deadline_ns: u64,
+    /// Where its time goes now, and since when.
+    pub(super) stage: Stage,
+    pub(super) since_ns: u64,
 }
 
 impl ShardRequest {
@@ -113,7 +117,7 @@ impl Slots {
         self.slots.len() - self.free.len()
     }
 
-    pub(super) fn take(&mut self, request: ShardRequest, step: Step) -> SlotId {
+    pub(super) fn take(&mut self, request: ShardRequest, step: Step, now_ns: u64) -> SlotId {
         let id = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot::empty());
             (self.slots.len() - 1) as SlotId
@@ -135,10 +139,21 @@ impl Slots {
         slot.edges = [None; 2];
         slot.grant = None;
         slot.room_deadline_ns = 0;
+        slot.stage = if step == Step::Flush {
+            Stage::Log
+        } else {
+            Stage::Map
+        };
+        slot.since_ns = now_ns;
         id
     }
 
-    pub(super) fn release(&mut self, id: SlotId, result: Result<(), RequestError>) -> ShardAnswer {
+    pub(super) fn release(
+        &mut self,
+        id: SlotId,
+        result: Result<(), RequestError>,
+        now_ns: u64,
+    ) -> ShardAnswer {
         let slot = &mut self.slots[id as usize];
         assert!(
             slot.extents.is_empty() && slot.grant.is_none(),
@@ -152,6 +167,7 @@ impl Slots {
             result,
             buffer: slot.buffer.take(),
             valid_bytes: slot.valid_bytes,
+            since_ns: now_ns,
         }
     }
 }
@@ -181,6 +197,8 @@ impl Slot {
             edges: [None; 2],
             grant: None,
             room_deadline_ns: 0,
+            stage: Stage::Map,
+            since_ns: 0,
         }
     }
 

@@ -10,6 +10,7 @@ use crate::marks::{Mark, mark};
 use crate::ports::{BufferPool, DeviceError, LogTail, Operation, OperationKind, Segment, Transfer};
 use crate::request::{RequestError, RequestKind};
 use crate::space::{DEVICES_ALL, Purpose};
+use crate::stages::{Stage, Work};
 use crate::{BLOCK_BYTES, PART_BLOCKS_MAX};
 use stillpoint_ondisk::crc32c;
 use stillpoint_ondisk::record::Record;
@@ -214,6 +215,10 @@ impl<T: LogTail> Shard<T> {
             }
             operation.buffers.push(buffer);
             slot.step = Step::Apply;
+            let since_ns = core::mem::replace(&mut slot.since_ns, self.now.monotonic_ns);
+            self.stages
+                .record(slot.stage, Work::Write, since_ns, self.now.monotonic_ns);
+            slot.stage = Stage::Device;
         }
         if operation.buffers.len() > 1 {
             mark(Mark::WriteTogether);
@@ -227,7 +232,10 @@ impl<T: LogTail> Shard<T> {
         for (id, buffer) in members.drain(..).zip(operation.buffers.drain(..)) {
             self.slots[id].buffer = Some(buffer);
             match operation.result {
-                Ok(()) => self.ready.push_back(id),
+                Ok(()) => {
+                    self.enter(id, Stage::Log);
+                    self.ready.push_back(id);
+                }
                 Err(error) => {
                     self.drop_extents(id);
                     let full = error == DeviceError::Os(ENOSPC);
@@ -276,6 +284,7 @@ impl<T: LogTail> Shard<T> {
                     self.drop_extents(id);
                     self.slots[id].done_blocks = 0;
                     self.slots[id].step = Step::Merge;
+                    self.enter(id, Stage::Map);
                     return Outcome::Again;
                 }
                 Ok(false) => {}

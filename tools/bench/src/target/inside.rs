@@ -85,6 +85,7 @@ impl<D: Medium> InsideTarget<D> {
             skip_bytes: flight.skip_bytes,
             length_bytes: flight.length_bytes,
             buffer: None,
+            since_ns: station.now_ns(),
         }
     }
 
@@ -114,7 +115,8 @@ impl<D: Medium> InsideTarget<D> {
         if let Some(every_ns) = self.inside.flush_every_ns
             && station.now_ns() >= self.next_flush_ns
         {
-            self.next_flush_ns = station.now_ns() + every_ns;
+            let since_ns = station.now_ns();
+            self.next_flush_ns = since_ns + every_ns;
             station.submit(ShardRequest {
                 token: OWN_FLUSH,
                 shard: station.shard(),
@@ -125,6 +127,7 @@ impl<D: Medium> InsideTarget<D> {
                 skip_bytes: 0,
                 length_bytes: 0,
                 buffer: None,
+                since_ns,
             });
         }
     }

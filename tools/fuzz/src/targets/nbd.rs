@@ -138,6 +138,7 @@ fn answer(mut request: ShardRequest) -> ShardAnswer {
         result: Ok(()),
         buffer: request.buffer,
         valid_bytes,
+        since_ns: 0,
     }
 }
 

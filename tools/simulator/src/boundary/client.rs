@@ -156,6 +156,7 @@ impl Rig {
                 skip_bytes: part.skip_bytes,
                 length_bytes: part.length_bytes,
                 buffer,
+                since_ns: 0,
             })
             .collect();
         let sent = Sent {

@@ -491,6 +491,7 @@ fn flush(token: Token, shard: ShardIndex, view: View) -> ShardRequest {
         skip_bytes: 0,
         length_bytes: 0,
         buffer: None,
+        since_ns: 0,
     }
 }
 
@@ -525,6 +526,7 @@ fn request(
         skip_bytes: part.skip_bytes,
         length_bytes: part.length_bytes,
         buffer: Some(buffer),
+        since_ns: 0,
     }
 }
 

@@ -552,5 +552,6 @@ fn request(
         skip_bytes: 0,
         length_bytes: BLOCK_BYTES as u32,
         buffer: Some(buffer),
+        since_ns: 0,
     }
 }

@@ -170,6 +170,7 @@ impl World {
                 skip_bytes: 0,
                 length_bytes: 0,
                 buffer: None,
+                since_ns: 0,
             })
             .collect()
     }
@@ -373,5 +374,6 @@ fn request(
         skip_bytes: part.skip_bytes,
         length_bytes: part.length_bytes,
         buffer,
+        since_ns: 0,
     }
 }

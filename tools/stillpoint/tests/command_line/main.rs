@@ -4,6 +4,7 @@ mod events;
 mod locks;
 mod pools;
 mod program;
+mod stats;
 #[path = "../support/mod.rs"]
 mod support;
 mod volumes;

@@ -348,6 +348,8 @@ impl Session {
             silent: false,
             error: None,
             job,
+            received_ns: self.now_ns,
+            answered_ns: self.now_ns,
         });
         if is_write {
             self.input = self.next_payload(slot).expect("a write of at least a byte");

@@ -222,6 +222,7 @@ impl Session {
             skip_bytes: if is_write { part.skip_bytes } else { 0 },
             length_bytes: if is_write { part.length_bytes } else { 0 },
             buffer,
+            since_ns: request.received_ns,
         }
     }
 
@@ -231,6 +232,7 @@ impl Session {
         let slot = part.request;
         let request = &mut self.requests[slot];
         request.outstanding -= 1;
+        request.answered_ns = request.answered_ns.max(answer.since_ns);
         let error = answer.result.err().map(|error| {
             reply_error(
                 error,

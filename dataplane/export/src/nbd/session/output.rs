@@ -1,7 +1,7 @@
 //! Replies, in the order in which they became ready.
 
 use super::super::outbox::{COPY_BYTES_MAX, Outbox, Send};
-use super::super::request::{Job, Piece, Ready, WINDOW_PARTS};
+use super::super::request::{Job, Piece, Ready, Told, WINDOW_PARTS};
 use super::super::wire::{ChunkHeader, ReplyError, SimpleReply, chunk};
 use super::{End, Phase, Session};
 use stillpoint_processor::ports::BufferPool;
@@ -60,6 +60,16 @@ impl Session {
         }
     }
 
+    /// The whole reply of a request lies in the outbox.
+    fn said(&mut self, slot: u16) {
+        let request = self.requests.remove(slot);
+        self.outbox.note(Told {
+            work: request.job.work(),
+            received_ns: request.received_ns,
+            answered_ns: request.answered_ns,
+        });
+    }
+
     fn say_chunk(&mut self, pool: &mut impl BufferPool) {
         let Some(Ready::Chunk {
             request,
@@ -80,7 +90,7 @@ impl Session {
             Err(error) => say_error(&mut self.outbox, true, cookie, error, Some((offset_bytes, last))),
         }
         if last {
-            self.requests.remove(request);
+            self.said(request);
         }
     }
 
@@ -99,7 +109,7 @@ impl Session {
         self.say_data(piece, pool);
         if last {
             self.give_buffers(request, pool);
-            self.requests.remove(request);
+            self.said(request);
         }
     }
 
@@ -143,7 +153,7 @@ impl Session {
             }
         }
         self.give_buffers(slot, pool);
-        self.requests.remove(slot);
+        self.said(slot);
         self.ready.pop_front();
         true
     }
@@ -164,7 +174,7 @@ impl Session {
             }
             say_error(&mut self.outbox, structured, cookie, error, None);
             self.give_buffers(slot, pool);
-            self.requests.remove(slot);
+            self.said(slot);
             self.ready.pop_front();
             return true;
         }
@@ -184,7 +194,7 @@ impl Session {
         self.outbox.attach(piece.buffer, piece.start, piece.length, home);
         if finished {
             self.give_buffers(slot, pool);
-            self.requests.remove(slot);
+            self.said(slot);
             self.ready.pop_front();
         }
         true

@@ -51,6 +51,7 @@ use crate::log::{LogMark, LogWriter};
 use crate::map::PageCache;
 use crate::ports::{DeviceError, LogTail, OpenDevice, Transferred};
 use crate::space::Space;
+use crate::stages::Stages;
 use crate::virtual_volume::VirtualVolume;
 
 /// Pages read at once.
@@ -290,6 +291,7 @@ impl<T: LogTail> Shard<T> {
             events: Vec::new(),
             stopped: None,
             status: ShardStatus::default(),
+            stages: Stages::default(),
             short_of_buffers: false,
             progress: true,
         };

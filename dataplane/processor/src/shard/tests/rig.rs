@@ -401,5 +401,6 @@ pub(super) fn request(
         skip_bytes: skip as u32,
         length_bytes: length as u32,
         buffer,
+        since_ns: 0,
     }
 }

@@ -107,6 +107,7 @@ impl Shards {
             result,
             buffer: request.buffer,
             valid_bytes,
+            since_ns: 0,
         }
     }
 

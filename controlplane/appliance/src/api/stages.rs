@@ -1,0 +1,290 @@
+//! Where the time of requests goes, and all figures as text for Prometheus.
+
+use std::fmt::Write;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use stillpoint_processor::stages::{Histogram, Stage, Stages, Work};
+
+use super::handlers::{Shared, status_info};
+use super::model;
+use crate::appliance::Appliance;
+use crate::error::Result;
+use crate::mailbox::ToProcessor;
+
+/// The text format of Prometheus, version 0.0.4.
+const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// Bounds of the histograms of `/metrics`: powers of two from this, in nanoseconds...
+const FIRST_BOUND_NS: u64 = 1 << 10;
+/// ...to this: about 1 us to 69 s. Each is the end of a counter, so that nothing is estimated.
+const LAST_BOUND_NS: u64 = 1 << 36;
+
+/// The histograms of every processor, in order.
+async fn ask_all(appliance: &Appliance) -> Result<Vec<Stages>> {
+    let mut all = Vec::with_capacity(appliance.mailboxes().len());
+    for mailbox in appliance.mailboxes() {
+        all.push(mailbox.ask(|reply| ToProcessor::Stages { reply }).await?);
+    }
+    Ok(all)
+}
+
+/// What was counted at all, of every processor.
+fn counted(all: &[Stages]) -> impl Iterator<Item = (u16, Stage, Work, &Histogram)> {
+    (0u16..).zip(all).flat_map(|(processor, stages)| {
+        let each = Work::ALL.into_iter().flat_map(move |work| {
+            Stage::ALL
+                .into_iter()
+                .map(move |stage| (processor, stage, work, stages.get(stage, work)))
+        });
+        each.filter(|(.., histogram)| histogram.count() > 0)
+    })
+}
+
+pub(super) async fn show(State(appliance): Shared) -> Result<Json<Vec<model::StageInfo>>> {
+    let all = ask_all(&appliance).await?;
+    let infos = counted(&all).map(|(processor, stage, work, histogram)| model::StageInfo {
+        processor,
+        kind: work.name().to_owned(),
+        stage: stage.name().to_owned(),
+        count: histogram.count(),
+        sum_ns: histogram.sum_ns(),
+        counted: histogram.counted().collect(),
+    });
+    Ok(Json(infos.collect()))
+}
+
+pub(super) async fn metrics(State(appliance): Shared) -> Result<impl IntoResponse> {
+    let status = status_info(&appliance).await?;
+    let mut text = String::new();
+    processors(&mut text, &status);
+    shards(&mut text, &status);
+    histograms(&mut text, &ask_all(&appliance).await?);
+    Ok(([(CONTENT_TYPE, TEXT)], text))
+}
+
+/// Begins a metric.
+fn head(text: &mut String, name: &str, kind: &str, help: &str) {
+    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+}
+
+fn processors(text: &mut String, status: &model::StatusInfo) {
+    type Figure = (
+        &'static str,
+        &'static str,
+        &'static str,
+        fn(&model::ProcessorInfo) -> u64,
+    );
+    let figures: [Figure; 8] = [
+        ("sessions", "gauge", "NBD sessions.", |p| p.sessions),
+        (
+            "requests_total",
+            "counter",
+            "Parts of requests of its own sessions.",
+            |p| p.requests,
+        ),
+        (
+            "forwarded_total",
+            "counter",
+            "Parts done for sessions of other processors.",
+            |p| p.forwarded,
+        ),
+        ("turns_total", "counter", "Turns of the poll loop.", |p| p.turns),
+        ("sleeps_total", "counter", "Times it went to sleep.", |p| p.sleeps),
+        ("system_calls_total", "counter", "Calls of io_uring_enter.", |p| {
+            p.ring_enters
+        }),
+        ("buffer_used_bytes", "gauge", "Buffers in use.", |p| {
+            p.buffer_bytes_used
+        }),
+        ("buffer_bytes", "gauge", "Memory for buffers.", |p| p.buffer_bytes),
+    ];
+    head(
+        text,
+        "stillpoint_connections",
+        "gauge",
+        "Connections of NBD clients.",
+    );
+    let _ = writeln!(text, "stillpoint_connections {}", status.connections);
+    for (name, kind, help, value) in figures {
+        head(text, &format!("stillpoint_processor_{name}"), kind, help);
+        for info in &status.processors {
+            let _ = writeln!(
+                text,
+                "stillpoint_processor_{name}{{processor=\"{}\"}} {}",
+                info.processor,
+                value(info)
+            );
+        }
+    }
+}
+
+fn shards(text: &mut String, status: &model::StatusInfo) {
+    type Figure = (
+        &'static str,
+        &'static str,
+        &'static str,
+        fn(&model::ShardInfo) -> u64,
+    );
+    let figures: [Figure; 19] = [
+        ("reads_total", "counter", "Parts of reads.", |s| s.reads),
+        ("writes_total", "counter", "Parts of writes.", |s| s.writes),
+        ("discards_total", "counter", "Parts of discards.", |s| s.discards),
+        ("flushes_total", "counter", "Flushes.", |s| s.flushes),
+        ("read_bytes_total", "counter", "Bytes read for clients.", |s| {
+            s.read_bytes
+        }),
+        (
+            "written_bytes_total",
+            "counter",
+            "Bytes written for clients.",
+            |s| s.written_bytes,
+        ),
+        (
+            "device_reads_total",
+            "counter",
+            "Reads of data sent to devices.",
+            |s| s.device_reads,
+        ),
+        (
+            "device_writes_total",
+            "counter",
+            "Writes of data sent to devices.",
+            |s| s.device_writes,
+        ),
+        (
+            "log_pages_total",
+            "counter",
+            "Log pages of 4096 bytes written.",
+            |s| s.log_pages,
+        ),
+        ("log_used_bytes", "gauge", "Log ring in use.", |s| {
+            s.log_used_bytes
+        }),
+        ("checkpoints_total", "counter", "Checkpoints made.", |s| {
+            s.checkpoints
+        }),
+        (
+            "map_misses_total",
+            "counter",
+            "Map pages read from devices.",
+            |s| s.map_misses,
+        ),
+        (
+            "map_cached_pages",
+            "gauge",
+            "Map pages of 4096 bytes in memory.",
+            |s| s.map_pages_cached,
+        ),
+        (
+            "corrupt_blocks_total",
+            "counter",
+            "Checksum mismatches seen.",
+            |s| s.corrupt_blocks,
+        ),
+        ("device_errors_total", "counter", "Device errors seen.", |s| {
+            s.device_errors
+        }),
+        (
+            "stopped",
+            "gauge",
+            "1 if it stopped writing after a device error.",
+            |s| u64::from(s.stopped),
+        ),
+        ("bytes", "gauge", "Room for data and maps.", |s| s.total_bytes),
+        ("used_bytes", "gauge", "Of it, in use.", |s| s.used_bytes),
+        (
+            "pending_bytes",
+            "gauge",
+            "Of it, free with the next checkpoint.",
+            |s| s.pending_bytes,
+        ),
+    ];
+    for (name, kind, help, value) in figures {
+        head(text, &format!("stillpoint_shard_{name}"), kind, help);
+        for info in status.processors.iter().flat_map(|info| &info.shards) {
+            // Names of pools are letters, digits, '.', '_' and '-': nothing to escape.
+            let _ = writeln!(
+                text,
+                "stillpoint_shard_{name}{{pool=\"{}\",shard=\"{}\"}} {}",
+                info.pool,
+                info.shard,
+                value(info)
+            );
+        }
+    }
+}
+
+fn histograms(text: &mut String, all: &[Stages]) {
+    let name = "stillpoint_stage_seconds";
+    head(
+        text,
+        name,
+        "histogram",
+        "How long requests are in a stage of their way.",
+    );
+    for (processor, stage, work, histogram) in counted(all) {
+        let labels = format!(
+            "processor=\"{processor}\",kind=\"{}\",stage=\"{}\"",
+            work.name(),
+            stage.name()
+        );
+        let mut counted = histogram.counted().peekable();
+        let (mut below, mut bound_ns) = (0, FIRST_BOUND_NS);
+        while bound_ns <= LAST_BOUND_NS {
+            while let Some((_, count)) = counted.next_if(|(end_ns, _)| *end_ns <= bound_ns) {
+                below += count;
+            }
+            let _ = writeln!(
+                text,
+                "{name}_bucket{{{labels},le=\"{}\"}} {below}",
+                seconds(bound_ns)
+            );
+            bound_ns *= 2;
+        }
+        let count = histogram.count();
+        let _ = writeln!(text, "{name}_bucket{{{labels},le=\"+Inf\"}} {count}");
+        let _ = writeln!(text, "{name}_sum{{{labels}}} {}", seconds(histogram.sum_ns()));
+        let _ = writeln!(text, "{name}_count{{{labels}}} {count}");
+    }
+}
+
+/// Nanoseconds in seconds, exactly.
+fn seconds(ns: u64) -> String {
+    format!("{}.{:09}", ns / 1_000_000_000, ns % 1_000_000_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_of_a_histogram_count_all_below_their_bound() {
+        let mut stages = Stages::default();
+        for ns in [500, 1_500, 1_500, 90_000_000_000] {
+            stages.record(Stage::Device, Work::Read, 0, ns);
+        }
+        let mut text = String::new();
+        histograms(&mut text, &[Stages::default(), stages]);
+        let labels = "processor=\"1\",kind=\"read\",stage=\"device\"";
+        for (bound, count) in [
+            ("0.000001024", 1),
+            ("0.000002048", 3),
+            ("34.359738368", 3),
+            ("+Inf", 4),
+        ] {
+            let line = format!("stillpoint_stage_seconds_bucket{{{labels},le=\"{bound}\"}} {count}\n");
+            assert!(text.contains(&line), "{line} in {text}");
+        }
+        assert!(
+            text.contains(&format!("_sum{{{labels}}} 90.000003500\n")),
+            "{text}"
+        );
+        assert_eq!(
+            text.matches("_count{").count(),
+            1,
+            "what was never counted is left out"
+        );
+    }
+}
