@@ -221,6 +221,15 @@ impl Process {
         lock(&self.child).id()
     }
 
+    /// Asks it to end (SIGTERM).
+    ///
+    /// # Errors
+    /// There is no `kill`.
+    pub fn terminate(&self) -> Result<(), Failure> {
+        Command::new("kill").arg(self.id().to_string()).status()?;
+        Ok(())
+    }
+
     /// What it has printed.
     #[must_use]
     pub fn printed(&self) -> String {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -30,6 +31,21 @@ impl Daemon {
         scratch: &Scratch,
         tail: &Scratch,
     ) -> Result<Self, Failure> {
+        let daemon = Self::spawn(program, serve_options, scratch, tail)?;
+        daemon.wait()?;
+        Ok(daemon)
+    }
+
+    /// Starts it and does not wait.
+    ///
+    /// # Errors
+    /// The program is not there.
+    pub fn spawn(
+        program: &Path,
+        serve_options: &[String],
+        scratch: &Scratch,
+        tail: &Scratch,
+    ) -> Result<Self, Failure> {
         let control_socket = scratch.path("control.sock");
         let nbd_socket = scratch.path("stillpoint.sock");
         let mut command = Command::new(program);
@@ -47,18 +63,33 @@ impl Daemon {
             .arg("--tail-dir")
             .arg(tail.path("tails"))
             .args(serve_options);
-        let process = Process::start("stillpoint", &mut command, scratch)?;
-        // A socket alone says nothing: that of a daemon that was killed is still there.
-        process.wait_until(|| {
-            Api::connect(&control_socket)
-                .is_ok_and(|mut api| api.ask("GET", "/v1/status", &Value::Null).is_ok())
-        })?;
         Ok(Self {
-            process,
+            process: Process::start("stillpoint", &mut command, scratch)?,
             program: program.to_path_buf(),
             control_socket,
             nbd_socket,
         })
+    }
+
+    /// Waits until it answers.
+    ///
+    /// # Errors
+    /// It ends, or takes too long.
+    pub fn wait(&self) -> Result<(), Failure> {
+        // A socket alone says nothing: that of a daemon that was killed is still there.
+        self.process.wait_until(|| {
+            Api::connect(&self.control_socket)
+                .is_ok_and(|mut api| api.ask("GET", "/v1/status", &Value::Null).is_ok())
+        })
+    }
+
+    /// Stops it as an operator does, and waits for its end.
+    ///
+    /// # Errors
+    /// It does not end within `limit`, or ends badly.
+    pub fn stop(self, limit: Duration) -> Result<(), Failure> {
+        self.process.terminate()?;
+        self.process.wait(limit)
     }
 
     /// A connection to its API.
