@@ -19,6 +19,9 @@ pub const HEADER_COPIES: u64 = 2;
 pub const LOG_PAGES_MIN: u32 = 64;
 /// The largest log ring, in pages (256 MiB).
 pub const LOG_PAGES_MAX: u32 = 65_536;
+/// The largest log ring of a new pool, in pages (64 MiB). Opening a shard reads all of its ring, to tell the end of the log from
+/// damage, and what a larger one saves is a checkpoint now and then.
+pub const LOG_PAGES_NEW_MAX: u32 = 16_384;
 /// The smallest slice, in blocks (4 MiB): below it nothing useful fits beside the log.
 pub const SLICE_BLOCKS_MIN: u64 = 1024;
 /// Blocks of one device at most: 40 bits of a device address.
@@ -69,7 +72,8 @@ impl Layout {
         Ok(layout)
     }
 
-    /// The layout for a new pool: equal slices, a log of 1/64 of the home slice within its limits.
+    /// The layout for a new pool: equal slices, a log of 1/64 of the home slice, but of [`LOG_PAGES_MIN`] pages at least and of
+    /// [`LOG_PAGES_NEW_MAX`] at most.
     ///
     /// # Errors
     /// [`Damage::Field`] naming `size_blocks` if a device is too small for this many shards.
@@ -83,7 +87,7 @@ impl Layout {
             })
             .collect();
         let smallest = devices.iter().map(|d| d.slice_blocks).min().unwrap_or(0);
-        let log_pages = (smallest / 64).clamp(u64::from(LOG_PAGES_MIN), u64::from(LOG_PAGES_MAX)) as u32;
+        let log_pages = (smallest / 64).clamp(u64::from(LOG_PAGES_MIN), u64::from(LOG_PAGES_NEW_MAX)) as u32;
         let layout = Self {
             pool,
             shard_count,

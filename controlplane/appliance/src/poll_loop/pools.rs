@@ -22,6 +22,9 @@ use crate::mailbox::{OpenPoolError, PoolIndex, PoolPart, ProcessorIndex, Recover
 /// several pages must find room at the same time.
 const MAP_CACHE_PAGES_MIN: u64 = 256;
 
+/// Shards of one processor that are opened side by side: they wait for devices, mostly.
+const SHARDS_AT_ONCE: usize = 8;
+
 /// Who waits for a pool to be open.
 pub type OpenReply = oneshot::Sender<Result<Vec<RecoveredShard>, OpenPoolError>>;
 
@@ -94,31 +97,49 @@ pub fn open_in_the_background(
 }
 
 fn open_shards(part: &PoolPart) -> Result<(Vec<Shard<FileTail>>, Vec<RecoveredShard>), OpenPoolError> {
-    let mut opener = Opener::new(Arc::clone(&part.files));
     let mut shards = Vec::with_capacity(part.shards.len());
     let mut recovered = Vec::with_capacity(part.shards.len());
-    for &shard in &part.shards {
-        let began = Instant::now();
-        let failed = |message: String| OpenPoolError {
-            shard: Some(shard),
-            device: None,
-            message,
-        };
-        let tail = open_tail(part, shard).map_err(&failed)?;
-        let (shard, report) = Shard::open(
-            &part.layout,
-            shard,
-            &mut opener,
-            tail,
-            shard_options(part),
-            Clock::new().now(),
-        )
-        .map_err(|error| failed(error.to_string()))?;
-        let recovery_ns = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        recovered.push(describe(&shard, &report, recovery_ns));
-        shards.push(shard);
+    for some in part.shards.chunks(SHARDS_AT_ONCE) {
+        let opened: Vec<_> = std::thread::scope(|scope| {
+            let open = |&shard| scope.spawn(move || open_shard(part, shard));
+            let threads: Vec<_> = some.iter().map(open).collect();
+            let joined = threads.into_iter().map(|thread| thread.join());
+            joined
+                .map(|opened| opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect()
+        });
+        for opened in opened {
+            let (shard, found) = opened?;
+            shards.push(shard);
+            recovered.push(found);
+        }
     }
     Ok((shards, recovered))
+}
+
+fn open_shard(
+    part: &PoolPart,
+    shard: ShardIndex,
+) -> Result<(Shard<FileTail>, RecoveredShard), OpenPoolError> {
+    let began = Instant::now();
+    let failed = |message: String| OpenPoolError {
+        shard: Some(shard),
+        device: None,
+        message,
+    };
+    let tail = open_tail(part, shard).map_err(&failed)?;
+    let (shard, report) = Shard::open(
+        &part.layout,
+        shard,
+        &mut Opener::new(Arc::clone(&part.files)),
+        tail,
+        shard_options(part),
+        Clock::new().now(),
+    )
+    .map_err(|error| failed(error.to_string()))?;
+    let recovery_ns = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    let recovered = describe(&shard, &report, recovery_ns);
+    Ok((shard, recovered))
 }
 
 fn open_tail(part: &PoolPart, shard: ShardIndex) -> Result<FileTail, String> {

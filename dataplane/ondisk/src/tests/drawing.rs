@@ -448,6 +448,7 @@ fn the_document_gives_the_constants_of_the_code() {
         ("SLICE_BLOCKS_MIN", layout::SLICE_BLOCKS_MIN),
         ("LOG_PAGES_MIN", u64::from(layout::LOG_PAGES_MIN)),
         ("LOG_PAGES_MAX", u64::from(layout::LOG_PAGES_MAX)),
+        ("LOG_PAGES_NEW_MAX", u64::from(layout::LOG_PAGES_NEW_MAX)),
         ("BLOCKS_PER_PAGE", BLOCKS_PER_PAGE as u64),
         ("WRITE_BLOCKS_MAX", crate::record::WRITE_BLOCKS_MAX as u64),
         (

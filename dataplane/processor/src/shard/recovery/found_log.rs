@@ -7,11 +7,11 @@ use stillpoint_ondisk::record::Record;
 use stillpoint_ondisk::tail::SegmentHeader;
 use zerocopy::FromBytes;
 
-use super::{OpenError, Opening, READ_AHEAD_PAGES, read_one};
+use super::{OpenError, Opening, READ_AHEAD_PAGES, RUN_PAGES_MAX, read_one};
 use crate::BLOCK_BYTES;
 use crate::ids::{DeviceAddress, DeviceIndex};
 use crate::log::{LogMark, LogWriter};
-use crate::ports::{NoTail, OpenDevice};
+use crate::ports::{NoTail, OpenDevice, Transferred};
 
 /// The valid part of the log ring.
 pub(in crate::shard) struct FoundLog {
@@ -77,12 +77,14 @@ impl<D: OpenDevice> Opening<'_, D> {
         let ring = u64::from(self.layout.log_pages);
         let start = self.layout.log_start_block(self.shard.0);
         let mut durable_lsn = 0;
+        let mut memory = vec![0; READ_AHEAD_PAGES * PAGE_BYTES];
         for first in (found.end.sequence..mark.sequence + ring).step_by(READ_AHEAD_PAGES) {
             let end = (mark.sequence + ring).min(first + READ_AHEAD_PAGES as u64);
             let until_wrap = ring - first % ring;
             let middle = end.min(first + until_wrap);
             for (from, to) in [(first, middle), (middle, end)] {
-                let bytes = self.read_what_can_be_read(start + from % ring, (to - from) as usize);
+                let bytes = &mut memory[..(to - from) as usize * PAGE_BYTES];
+                self.read_what_can_be_read(start + from % ring, bytes);
                 let sound = bytes
                     .chunks_exact(PAGE_BYTES)
                     .filter_map(|page| LogPage::any(page, self.layout.pool, self.shard.0));
@@ -101,19 +103,28 @@ impl<D: OpenDevice> Opening<'_, D> {
         })
     }
 
-    /// Pages of the home device that follow each other; zeros for those that cannot be read.
-    fn read_what_can_be_read(&mut self, first_block: u64, pages: usize) -> Vec<u8> {
-        let mut bytes = vec![0; pages * PAGE_BYTES];
+    /// Reads pages of the home device that follow each other; zeros for those that cannot be read.
+    fn read_what_can_be_read(&mut self, first_block: u64, bytes: &mut [u8]) {
         let home = self.home();
-        if pages == 0 || read_one(self.device, home, first_block, &mut bytes).is_ok() {
-            return bytes;
-        }
-        for (block, page) in (first_block..).zip(bytes.chunks_exact_mut(PAGE_BYTES)) {
-            if read_one(self.device, home, block, page).is_err() {
-                page.fill(0);
+        let mut reads: Vec<Transferred<'_>> = (first_block..)
+            .step_by(RUN_PAGES_MAX)
+            .zip(bytes.chunks_mut(RUN_PAGES_MAX * PAGE_BYTES))
+            .map(|(block, bytes)| Transferred {
+                device: home,
+                offset_bytes: block * BLOCK_BYTES as u64,
+                bytes,
+                result: Ok(()),
+            })
+            .collect();
+        self.device.read_all(&mut reads);
+        for read in reads.iter_mut().filter(|read| read.result.is_err()) {
+            let first_block = read.offset_bytes / BLOCK_BYTES as u64;
+            for (block, page) in (first_block..).zip(read.bytes.chunks_exact_mut(PAGE_BYTES)) {
+                if read_one(self.device, home, block, page).is_err() {
+                    page.fill(0);
+                }
             }
         }
-        bytes
     }
 
     /// A planted bug: torn pages, with their records as far as these make sense, get the CRCs that they should have.
@@ -238,11 +249,14 @@ impl<D: OpenDevice> Opening<'_, D> {
             }
             let mut bytes = vec![0; log.pending_bytes()];
             let first = log.start_write(&mut bytes);
-            for (page, bytes) in (first..).zip(bytes.chunks_exact(PAGE_BYTES)) {
-                let block = start + page % u64::from(pages);
-                self.device
-                    .write(self.home(), block * BLOCK_BYTES as u64, bytes)
-                    .map_err(failed)?;
+            let until_end = (u64::from(pages) - first) as usize * PAGE_BYTES;
+            let (here, wrapped) = bytes.split_at(until_end.min(bytes.len()));
+            for (page, bytes) in [(first, here), (0, wrapped)] {
+                if !bytes.is_empty() {
+                    self.device
+                        .write(self.home(), (start + page) * BLOCK_BYTES as u64, bytes)
+                        .map_err(failed)?;
+                }
             }
             log.written();
         }

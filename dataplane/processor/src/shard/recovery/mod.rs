@@ -55,7 +55,9 @@ use crate::stages::Stages;
 use crate::virtual_volume::VirtualVolume;
 
 /// Pages read at once.
-const READ_AHEAD_PAGES: usize = 256;
+const READ_AHEAD_PAGES: usize = 2048;
+/// Pages that follow each other on a device are one read, of so many at most.
+const RUN_PAGES_MAX: usize = 256;
 /// Why a shard cannot be opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OpenError {
@@ -363,6 +365,18 @@ pub(super) fn read_one(
     reads[0].result
 }
 
+/// Cuts places into runs that follow each other on a device.
+fn runs(mut places: &[DeviceAddress]) -> impl Iterator<Item = &[DeviceAddress]> {
+    core::iter::from_fn(move || {
+        let first = *places.first()?;
+        let most = places.len().min(RUN_PAGES_MAX);
+        let end = (1..most).find(|&at| places[at].0 != first.0 + at as u64);
+        let (run, later) = places.split_at(end.unwrap_or(most));
+        places = later;
+        Some(run)
+    })
+}
+
 impl<'a, D: OpenDevice> Opening<'a, D> {
     /// Nothing is loaded yet; `generation` is the root's.
     pub(super) fn new(
@@ -401,23 +415,31 @@ impl<D: OpenDevice> Opening<'_, D> {
     /// Reads pages at these places into one piece of memory.
     fn read_pages(&mut self, what: &str, places: &[DeviceAddress]) -> Result<Vec<u8>, OpenError> {
         let mut memory = vec![0; places.len() * PAGE_BYTES];
-        let mut reads: Vec<Transferred<'_>> = places
-            .iter()
-            .zip(memory.chunks_exact_mut(PAGE_BYTES))
-            .map(|(place, bytes)| Transferred {
-                device: place.device(),
-                offset_bytes: place.offset_bytes(),
+        let mut rest = memory.as_mut_slice();
+        let runs: Vec<&[DeviceAddress]> = runs(places).collect();
+        let mut reads: Vec<Transferred<'_>> = Vec::with_capacity(runs.len());
+        for run in &runs {
+            let (bytes, later) = rest.split_at_mut(run.len() * PAGE_BYTES);
+            rest = later;
+            reads.push(Transferred {
+                device: run[0].device(),
+                offset_bytes: run[0].offset_bytes(),
                 bytes,
                 result: Ok(()),
-            })
-            .collect();
+            });
+        }
         self.device.read_all(&mut reads);
-        for (read, place) in reads.iter().zip(places) {
-            if let Err(error) = read.result {
-                return Err(OpenError::Device {
+        for (read, run) in reads.iter_mut().zip(runs) {
+            if read.result.is_ok() {
+                continue;
+            }
+            // Which of them is it?
+            for (place, bytes) in run.iter().zip(read.bytes.chunks_exact_mut(PAGE_BYTES)) {
+                let done = read_one(self.device, place.device(), place.block(), bytes);
+                done.map_err(|error| OpenError::Device {
                     what: format!("{what} at {place}"),
                     error,
-                });
+                })?;
             }
         }
         Ok(memory)

@@ -62,8 +62,8 @@ impl<D: OpenDevice> Opening<'_, D> {
         let mut damage = None;
         for device in 0..self.layout.devices.len() {
             let pages = self.layout.bitmap_pages(device);
-            for first in (0..pages).step_by(READ_AHEAD_PAGES) {
-                let count = (pages - first).min(READ_AHEAD_PAGES as u64);
+            for first in (0..pages).step_by(READ_AHEAD_PAGES / 2) {
+                let count = (pages - first).min(READ_AHEAD_PAGES as u64 / 2);
                 let places: Vec<DeviceAddress> = (first..first + count)
                     .flat_map(|page| [(page, 0), (page, 1)])
                     .map(|(page, slot)| {
