@@ -213,6 +213,7 @@ pub struct Shard<T> {
     /// The first command waits for room in the log.
     command_waits: bool,
     reclaim: reclaim::Reclaim,
+    discards: discard::Discards,
     change_logs: change_logs::ChangeLogs,
     scrub: scrub::Scrub,
     /// Volumes and snapshots that have come since the last checkpoint began.
@@ -286,6 +287,9 @@ impl<T: LogTail> Shard<T> {
         self.stages.record(Stage::Ring, work, request.since_ns, now_ns);
         match self.admit(&request) {
             Ok(step) => {
+                if step == Step::Discard {
+                    self.discards.taken();
+                }
                 let slot = self.slots.take(request, step, now_ns);
                 self.ready.push_back(slot);
             }
@@ -391,6 +395,7 @@ impl<T: LogTail> Shard<T> {
         self.run_commands();
         self.expire_holds();
         self.drive_change_logs();
+        self.drive_discards();
         self.run_ready(buffers);
         self.form_batches();
         self.issue_loads(buffers);
@@ -422,6 +427,7 @@ impl<T: LogTail> Shard<T> {
             .filter(|&deadline| deadline != u64::MAX)
             .chain(self.durability.deadline_ns().filter(|_| self.stopped.is_none()))
             .chain(scrub)
+            .chain(self.discards.next_ns(self.now.monotonic_ns))
             .chain(self.change_logs.next_ns())
             .chain(self.reclaim_deadline_ns())
             .min()
@@ -450,6 +456,7 @@ impl<T: LogTail> Shard<T> {
             || self.can_load()
             || (self.checkpoint.is_promoting() && self.reads_in_flight[1 - self.read_side] == 0)
             || self.reclaim_is_ready()
+            || self.discards_are_ready()
             || self.scrub.is_ready(self.now.monotonic_ns)
     }
 
@@ -586,6 +593,7 @@ impl<T: LogTail> Shard<T> {
         let now_ns = self.now.monotonic_ns;
         let slot = &self.slots[id];
         let work = Work::of(slot.kind);
+        self.discards.answered(slot.kind, now_ns);
         self.stages.record(slot.stage, work, slot.since_ns, now_ns);
         let answer = self.slots.release(id, result, now_ns);
         if let Some(cut) = self.cuts.iter_mut().find(|cut| cut.holds(volume, birth)) {

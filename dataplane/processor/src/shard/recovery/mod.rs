@@ -279,6 +279,7 @@ impl<T: LogTail> Shard<T> {
             commands: VecDeque::new(),
             command_waits: false,
             reclaim,
+            discards: super::discard::Discards::default(),
             change_logs: super::change_logs::ChangeLogs::default(),
             scrub: super::scrub::Scrub::default(),
             rows_made: 0,

@@ -9,6 +9,7 @@ mod check;
 mod clones;
 mod damage;
 mod deletions;
+mod discards;
 mod rig;
 mod scrub;
 mod work;
