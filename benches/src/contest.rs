@@ -252,12 +252,18 @@ pub struct Arena<'a> {
     pub scratch: &'a Scratch,
 }
 
-/// A pool file that was written from end to end, for a volume of `volume_bytes` in this process.
+/// A pool file that was written from end to end, `factor` times as large as a volume of `volume_bytes`. Writes go to what
+/// is free, in runs that are the longer the emptier the pool is.
 ///
 /// # Errors
 /// No space, or fio fails.
-pub fn written_pool(name: &str, volume_bytes: u64, scratch: &Scratch) -> Result<PathBuf, Failure> {
+pub fn written_pool(
+    name: &str,
+    volume_bytes: u64,
+    factor: u64,
+    scratch: &Scratch,
+) -> Result<PathBuf, Failure> {
     let path = scratch.path(name);
-    crate::servers::make_written_file(&path, volume_bytes * 3, scratch)?;
+    crate::servers::make_written_file(&path, volume_bytes * factor, scratch)?;
     Ok(path)
 }

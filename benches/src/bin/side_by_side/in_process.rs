@@ -16,6 +16,11 @@ use stillpoint_benches::zram::Zram;
 
 use crate::Options;
 
+/// A pool on a file is so many times as large as its volume.
+const POOL_FACTOR: u64 = 4;
+/// The same where a snapshot holds as much again soon after it was taken: before and after, most of the pool is free.
+const POOL_FACTOR_OF_SNAPSHOTS: u64 = 10;
+
 fn job(pattern: &'static str, block_bytes: u32, depth: u32) -> Job {
     Job {
         pattern,
@@ -120,7 +125,7 @@ pub fn memory(options: &Options, scratch: &Scratch) -> Result<Row, Failure> {
 pub fn random_writes_of_a_file(options: &Options, scratch: &Scratch) -> Result<Row, Failure> {
     let mut row = Row::new("c", "random writes, file, flushed each second, one processor");
     let size_bytes = options.volume_bytes();
-    let ours = written_pool("pool.img", size_bytes, scratch)?;
+    let ours = written_pool("pool.img", size_bytes, POOL_FACTOR, scratch)?;
     let bare = scratch.path("raw.img");
     make_written_file(&bare, size_bytes, scratch)?;
     let opened = pool(Place::Existing(ours), size_bytes, 1, Some(FLUSH_EVERY))?;
@@ -163,7 +168,7 @@ pub fn around_a_snapshot(options: &Options, scratch: &Scratch) -> Result<Row, Fa
     let in_memory = pool(Place::Memory, size_bytes, 1, None)?;
     before_and_after(options, &in_memory, ("in memory", None), &mut row, scratch)?;
     drop(in_memory);
-    let ours = written_pool("pool.img", size_bytes, scratch)?;
+    let ours = written_pool("pool.img", size_bytes, POOL_FACTOR_OF_SNAPSHOTS, scratch)?;
     let bare = scratch.path("raw.img");
     make_written_file(&bare, size_bytes, scratch)?;
     let on_file = pool(Place::Existing(ours), size_bytes, 1, Some(FLUSH_EVERY))?;
@@ -224,13 +229,18 @@ fn before_and_after(
     row.goals
         .push(Goal::new(what, Spread::of(copied), Bound::AtMost(0.0)));
     row.cases.push(case);
+    row.notes.push(format!(
+        "The pool on the file is {POOL_FACTOR_OF_SNAPSHOTS} times as large as the volume: what a snapshot holds is not free, and the \
+         fuller a pool is the shorter are the runs in which writes are laid side by side."
+    ));
+    row.notes.dedup();
     Ok(())
 }
 
 /// Rows e and f: ours on a file beside fio on a file.
 fn beside_a_file(options: &Options, scratch: &Scratch, jobs: &[Job]) -> Result<Vec<CaseResult>, Failure> {
     let size_bytes = options.volume_bytes();
-    let ours = written_pool("pool.img", size_bytes, scratch)?;
+    let ours = written_pool("pool.img", size_bytes, POOL_FACTOR, scratch)?;
     let bare = scratch.path("raw.img");
     make_written_file(&bare, size_bytes, scratch)?;
     let opened = pool(Place::Existing(ours), size_bytes, 1, None)?;

@@ -101,7 +101,7 @@ fn compare(options: &Options) -> Result<(), Failure> {
         method: format!(
             "{} interleaved rounds of {} s, medians and (min..max); {} MiB volumes and images, written from end to end. In \
              process: real shards with log, checksums, log tail and checkpoints, driven as the daemon's poll loop drives \
-             them, the load made by the same thread and counted in; a pool is three to four times as large as its volume. CPU \
+             them, the load made by the same thread and counted in; a pool is four times as large as its volume where nothing else is said. CPU \
              is user and system time: in process of the whole process, for fio of fio.",
             pace.rounds,
             pace.run.as_secs_f64(),
