@@ -60,7 +60,12 @@ fn what_happens_is_told_in_order() {
         .iter()
         .map(|event| number(event, "/number"))
         .collect();
-    assert_eq!(numbers, [last(&appliance) - 1, last(&appliance)]);
+    // Between the two lie the checkpoints of the shards that were closed, which only those are told who ask.
+    assert_eq!(numbers.len(), 2);
+    assert!(
+        numbers[0] < numbers[1] && numbers[1] == last(&appliance),
+        "{numbers:?}"
+    );
 }
 
 /// Ends a process even if the test panics.
