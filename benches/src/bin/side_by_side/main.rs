@@ -64,13 +64,13 @@ impl Options {
         };
         Pace {
             rounds: self.rounds.unwrap_or(if self.short { 1 } else { 5 }),
-            run: seconds(self.seconds, 0.5, 3.0),
+            run: seconds(self.seconds, 0.4, 3.0),
             pause: seconds(self.pause, 0.05, 1.0),
         }
     }
 
     fn volume_bytes(&self) -> u64 {
-        self.volume_mib.unwrap_or(if self.short { 256 } else { 1024 }) << 20
+        self.volume_mib.unwrap_or(if self.short { 128 } else { 1024 }) << 20
     }
 
     fn wants(&self, letter: &str) -> bool {
