@@ -375,6 +375,9 @@ async fn tell_notices(appliance: Arc<Appliance>, mut notices: mpsc::Receiver<Sha
     while let Some(ShardNotice { pool, shard, notice }) = notices.recv().await {
         let pools = appliance.pools();
         let found = pools.iter().find(|open| open.index == pool);
+        if found.is_none() && notice.is_background() {
+            continue; // of a pool that is being opened or closed: its name is not known here
+        }
         let pool = found.map_or("?", |pool| pool.name());
         let index = shard;
         let shard = shard.0;

@@ -435,14 +435,18 @@ pub(super) async fn events(
         ))
         .hint("ask again when nothing came"));
     }
+    let background = query.background.unwrap_or(false);
     if !wait.is_zero() {
         let Some(after) = query.after else {
             return Err(Error::usage("waiting for an event after which one?")
                 .hint("give `after`, the number of the last event that is known, or 0"));
         };
-        appliance.events().wait(after, wait).await;
+        // Those of the background wake nobody, and are not waited for when some are there.
+        let is_there = background && !appliance.events().list(Some(after), 1, true).events.is_empty();
+        if !is_there {
+            appliance.events().wait(after, wait).await;
+        }
     }
-    let background = query.background.unwrap_or(false);
     let list = appliance.events().list(query.after, limit as usize, background);
     Ok(Json(list))
 }

@@ -101,12 +101,18 @@ fn open_shards(part: &PoolPart) -> Result<(Vec<Shard<FileTail>>, Vec<RecoveredSh
     let mut recovered = Vec::with_capacity(part.shards.len());
     for some in part.shards.chunks(SHARDS_AT_ONCE) {
         let opened: Vec<_> = std::thread::scope(|scope| {
-            let open = |&shard| scope.spawn(move || open_shard(part, shard));
+            let open = |&shard| {
+                let thread = std::thread::Builder::new().spawn_scoped(scope, move || open_shard(part, shard));
+                (shard, thread.ok())
+            };
             let threads: Vec<_> = some.iter().map(open).collect();
-            let joined = threads.into_iter().map(|thread| thread.join());
-            joined
-                .map(|opened| opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-                .collect()
+            let opened = threads.into_iter().map(|(shard, thread)| match thread {
+                Some(thread) => thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                None => open_shard(part, shard), // the system has no thread to give
+            });
+            opened.collect()
         });
         for opened in opened {
             let (shard, found) = opened?;

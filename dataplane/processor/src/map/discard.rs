@@ -7,9 +7,12 @@ use crate::ids::ShareBlock;
 use crate::space::Purpose;
 use stillpoint_ondisk::map_page::MapEntry;
 
+/// Leaves and unmapped subtrees that one call looks at.
+const LOOKS_MAX: usize = 256;
+
 impl PageCache {
-    /// Makes up to `count` blocks from `first` on holes, looking at `leaves_max` leaves or unmapped subtrees at
-    /// most (at least 1). Gives how many blocks are done; go on from there. What was a hole already keeps its
+    /// Makes up to `count` blocks from `first` on holes, in `leaves_max` leaves at most (at least 1), beside which unmapped
+    /// subtrees are passed by. Gives how many blocks are done; go on from there. What was a hole already keeps its
     /// birth, unless its whole leaf or subtree goes with it; and that does not go before all of it has counted as changed since
     /// the newest snapshot (what is written into it later would not count any more), unless there is no room: then all of the leaf
     /// counts.
@@ -23,13 +26,16 @@ impl PageCache {
         count: u64,
         leaves_max: usize,
     ) -> Result<u64, MapError> {
-        let mut done = 0;
-        for _ in 0..leaves_max {
-            if done == count {
+        let (mut done, mut leaves) = (0, 0);
+        for _ in 0..LOOKS_MAX {
+            if done == count || leaves == leaves_max {
                 break;
             }
             match self.clear_next(tree, first.0 + done, count - done) {
-                Ok(blocks) => done += blocks.min(count - done),
+                Ok((blocks, is_leaf)) => {
+                    done += blocks.min(count - done);
+                    leaves += usize::from(is_leaf);
+                }
                 Err(error) if done == 0 => return Err(error),
                 Err(_) => break,
             }
@@ -37,14 +43,20 @@ impl PageCache {
         Ok(done)
     }
 
-    /// Clears what lies in the leaf or unmapped subtree at `first`; gives the blocks up to its end or more.
-    fn clear_next(&mut self, tree: &mut TreeMut<'_>, first: u64, count: u64) -> Result<u64, MapError> {
+    /// Clears what lies in the leaf or unmapped subtree at `first`; gives the blocks up to its end or more, and
+    /// whether there was a leaf.
+    fn clear_next(
+        &mut self,
+        tree: &mut TreeMut<'_>,
+        first: u64,
+        count: u64,
+    ) -> Result<(u64, bool), MapError> {
         let (leaf, slots) = next_in_leaf(&mut (first..first + count)).expect("something is left to clear");
         let frame = match self.leaf(tree.family, tree.root, leaf)? {
-            Leaf::Beyond => return Ok(count),
+            Leaf::Beyond => return Ok((count, false)),
             Leaf::Hole { level, .. } => {
                 let leaves_end = (index_at(leaf, level) + 1) << (LEVEL_BITS * u32::from(level));
-                return Ok((leaves_end << LEVEL_BITS) - first);
+                return Ok(((leaves_end << LEVEL_BITS) - first, false));
             }
             Leaf::Page(frame) => frame,
         };
@@ -53,15 +65,15 @@ impl PageCache {
         let is_last = !any_mapped(&entries[..slots.start]) && !any_mapped(&entries[slots.end..]);
         if is_last && !tree.has_uncounted_holes(leaf, entries) {
             self.drop_leaf(tree, leaf)?;
-            return Ok(blocks);
+            return Ok((blocks, true));
         }
         if !any_mapped(&entries[slots.clone()]) {
-            return Ok(blocks);
+            return Ok((blocks, true));
         }
         let frame = match self.leaf_to_clear(tree, leaf, is_last) {
             Err(MapError::NoSpace) if is_last => {
                 self.drop_leaf(tree, leaf)?;
-                return Ok(blocks);
+                return Ok((blocks, true));
             }
             found => found?,
         };
@@ -72,7 +84,7 @@ impl PageCache {
                 run.fill(hole);
             }
         }
-        Ok(blocks)
+        Ok((blocks, true))
     }
 
     /// The frame of a leaf in which blocks become holes. One that loses its last block could go: it is not copied into the

@@ -24,9 +24,12 @@ const LEAVES_BESIDE: usize = 1;
 const ANSWERS_PER_STEP: usize = 8;
 /// Steps of one turn at most, however much was answered in the one before.
 const STEPS_BESIDE_MAX: usize = 8;
-/// A step is taken after this time at the latest, and others count as being there for so long after their last answer: a
+/// So many steps are taken after this time at the latest, and others count as being there for so long after their last answer: a
 /// client that waits for an answer sends its next request soon.
 const STEP_NS: u64 = 2_000_000;
+const STEPS_DUE: usize = 4;
+/// Space is short when less than this share of it can be had.
+const SCARCE_SHARE: u64 = 16;
 
 /// Discards that have more to do.
 #[derive(Debug, Default)]
@@ -80,7 +83,7 @@ impl<T: LogTail> Shard<T> {
     /// Space that is short comes back with the discards, so that nobody is waited for then; nor when all are refused.
     fn discards_are_alone(&self) -> bool {
         let now_ns = self.now.monotonic_ns;
-        self.no_space_since.is_some()
+        (self.no_space_since.is_some() && self.room_in_parts(SCARCE_SHARE) == 0)
             || self.stopped.is_some()
             || self.discards.is_alone(self.slots.in_use(), now_ns)
     }
@@ -99,7 +102,7 @@ impl<T: LogTail> Shard<T> {
         let steps = if alone {
             STEPS_ALONE
         } else {
-            earned.max(usize::from(due))
+            earned.max(if due { STEPS_DUE } else { 0 })
         };
         if steps == 0 {
             return;
@@ -143,7 +146,8 @@ impl<T: LogTail> Shard<T> {
         slot.done_blocks += done as u32;
         if slot.done_blocks < slot.blocks {
             mark(Mark::DiscardInSteps);
-            self.discards.waiting.push_back(id);
+            // Before the others: those that came first end first, and do not all wait until the end of all.
+            self.discards.waiting.push_front(id);
             return Outcome::Parked;
         }
         self.status.discards += 1;

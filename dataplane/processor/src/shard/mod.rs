@@ -6,7 +6,7 @@
 //! submit ─> ready ─> run ─┬─ read: lookup ─> device ─> check CRC ─> answer            (read.rs)
 //!                         ├─ write: merge partial blocks ─> queue ─> batch ─> device  (write.rs)
 //!                         │         ─> apply to the map, append to the log ─> answer
-//!                         ├─ discard: a few leaves per turn                           (discard.rs)
+//!                         ├─ discard: a few leaves per step, `discards` in between     (discard.rs)
 //!                         └─ flush: log write ─> device flush ─> answer               (durability.rs)
 //! ```
 //! A step that needs a map page waits in [`loads`]; one that needs room (log, space, map cache) waits in

@@ -226,7 +226,7 @@ impl<T: LogTail> Shard<T> {
     }
 
     /// How many of so many equal parts of the space can be had.
-    fn room_in_parts(&self, parts: u64) -> u64 {
+    pub(super) fn room_in_parts(&self, parts: u64) -> u64 {
         let total_blocks = self.space.total_blocks();
         (u128::from(self.space.room(Purpose::Data)) * u128::from(parts) / u128::from(total_blocks)) as u64
     }
@@ -342,11 +342,7 @@ impl<T: LogTail> Shard<T> {
         let plan = match chain.plan(&mut self.cache, family) {
             Ok(plan) => plan,
             Err(error) => {
-                if self.cache.clean_room_pages() >= ROOM_PAGES_TO_FETCH {
-                    for page in chain.pages_ahead(&mut self.cache, family, LEAVES_AHEAD) {
-                        self.loads.fetch(page);
-                    }
-                }
+                self.fetch_ahead(&chain, family, &error);
                 return Err(Outcome::Map(error));
             }
         };
@@ -372,6 +368,18 @@ impl<T: LogTail> Shard<T> {
             }
         }
         Ok(())
+    }
+
+    /// Has the pages read that the next steps will ask for, beside the one that this step waits for.
+    fn fetch_ahead(&mut self, chain: &Chain, family: VolumeId, error: &MapError) {
+        let MapError::Miss(missed) = error else { return };
+        if self.cache.clean_room_pages() < ROOM_PAGES_TO_FETCH {
+            return;
+        }
+        let ahead = chain.pages_ahead(&mut self.cache, family, LEAVES_AHEAD);
+        for page in ahead.into_iter().filter(|page| page.address != missed.address) {
+            self.loads.fetch(page);
+        }
     }
 
     fn walk_ends(&mut self, walk: Walk) {

@@ -120,11 +120,14 @@ impl Chain {
         pages
     }
 
-    /// What the pages above the cursor's leaf have in the three maps; nothing if one of them is not in the cache, or
-    /// the walked map has none.
+    /// What the pages above the cursor's leaf have in the three maps; nothing if one of them is not in the cache, or a
+    /// map has a leaf there without such a page, or the walked map has none.
     fn rows(&self, cache: &mut PageCache, family: VolumeId) -> Option<Rows> {
         let index = self.cursor_leaf / ENTRIES as u64;
         let mut row = |root: Option<&Root>| {
+            if index == 0 && root.is_some_and(|root| root.level == 0 && root.entry.address() != 0) {
+                return None; // it has the first leaf, and no page above it
+            }
             let entry = entry_at(cache, family, root, 1, index).ok()?;
             let Some(entry) = entry else {
                 return Some(None);

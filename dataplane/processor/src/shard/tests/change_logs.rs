@@ -365,6 +365,26 @@ fn what_was_discarded_before_a_deleted_snapshot_and_written_after_it_counts_once
 }
 
 #[test]
+fn it_counts_once_where_the_map_before_was_a_single_leaf_too() {
+    let mut rig = Rig::new(64 << 20);
+    set(&mut rig, 1 << 30, WhenFull::FailWrites);
+    attach(&mut rig, VOLUME);
+    let leaf = 256 * BLOCK;
+    rig.write(0, &vec![1; leaf]);
+    rig.snapshot(1);
+    // The map gets a level, and loses its first leaf.
+    rig.write(leaf, &[1; BLOCK]);
+    let kind = RequestKind::Discard { fua: false };
+    assert_eq!(rig.ask(LIVE, kind, 0, leaf, None).result, Ok(()));
+    rig.snapshot(2);
+    rig.write(0, &vec![2; leaf]);
+    assert_eq!(used(&rig), 257 + 256);
+    delete(&mut rig, VOLUME, 2);
+    rig.settle();
+    assert_eq!(used(&rig), 257);
+}
+
+#[test]
 fn after_a_rollback_the_log_of_the_snapshots_before_goes_on() {
     let mut rig = with_room_for_ten(WhenFull::FailWrites);
     assert_eq!(try_write(&mut rig, 0, 4), Ok(()));

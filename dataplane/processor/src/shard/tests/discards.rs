@@ -75,3 +75,22 @@ fn a_discard_that_waits_for_its_turn_is_refused_when_the_shard_stops() {
     let results: Vec<_> = rig.outbox.answers.iter().map(|answer| answer.result).collect();
     assert_eq!(results, [Err(RequestError::ShardStopped); 2]);
 }
+
+#[test]
+fn holes_cost_a_discard_no_steps_of_their_own() {
+    let mut rig = Rig::new(64 << 20);
+    for leaf in [199, 210] {
+        rig.write(leaf * LEAF, &[1; BLOCK]);
+    }
+    assert_eq!(rig.read(LIVE, 210 * LEAF, BLOCK), [1; BLOCK], "others are there");
+    rig.send(request(LIVE, DISCARD, 0, 200 * LEAF, None));
+    rig.turn();
+    rig.now.monotonic_ns += 1;
+    rig.turn();
+    assert_eq!(
+        rig.outbox.answers.len(),
+        1,
+        "as many that are not there, and a leaf"
+    );
+    assert_eq!(mapped_blocks(&rig), 1);
+}
