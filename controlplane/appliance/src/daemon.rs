@@ -405,6 +405,17 @@ async fn tell_notices(appliance: Arc<Appliance>, mut notices: mpsc::Receiver<Sha
                     pool.change_log_notice(index, &notice);
                 }
             }
+            Notice::DeviceStalled(stall) => {
+                let text = found.map_or_else(
+                    || "a device stalled".to_owned(),
+                    |pool| pool.describe_stall(&stall),
+                );
+                let when = When {
+                    began_ns: Some(stall.ended_wall_ns.saturating_sub(stall.took_ns)),
+                    time_ns: stall.ended_wall_ns,
+                };
+                (appliance.events()).tell_of(EventKind::DeviceStalled, when, pool, &subject, text);
+            }
             Notice::Checkpointed {
                 began_wall_ns,
                 ended_wall_ns,

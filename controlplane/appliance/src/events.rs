@@ -158,6 +158,8 @@ kinds! {
     BlockCorrupt = "block_corrupt", Error;
     /// A scrub found a damaged block or page.
     ScrubDamage = "scrub_damage", Error;
+    /// A device took so long that clients may have noticed.
+    DeviceStalled = "device_stalled", Warning;
     /// A shard stopped writing after a device failed.
     ShardStopped = "shard_stopped", Error;
 }

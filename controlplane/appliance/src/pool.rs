@@ -42,6 +42,8 @@ use crate::mailbox::{
 };
 use stillpoint_hw::device::PoolFiles;
 use stillpoint_processor::command::EventKind;
+use stillpoint_processor::ports::OperationKind;
+use stillpoint_processor::stall::Stall;
 use stillpoint_processor::{ShardCommand, ShardIndex, TimeStamp};
 
 /// Commands of one change that wait in mailboxes at the same time: a mailbox that is full refuses, and a change may be of
@@ -174,6 +176,20 @@ impl Pool {
     /// The same, of something that took time.
     pub(crate) fn tell_of(&self, kind: Happening, when: When, subject: &str, text: impl Into<String>) {
         self.events.tell_of(kind, when, self.name(), subject, text);
+    }
+
+    /// A stall of one of its devices, in words.
+    #[must_use]
+    pub fn describe_stall(&self, stall: &Stall) -> String {
+        let path = self.devices.paths[usize::from(stall.device.0)].display();
+        let what = match stall.kind {
+            OperationKind::Read => "read",
+            OperationKind::Write => "write",
+            OperationKind::Flush => "flush",
+            OperationKind::Discard => "discard",
+        };
+        let took_s = stall.took_ns as f64 / 1e9;
+        format!("{path}: a {what} took {took_s:.1} s, and what waited for it as long; look after the device")
     }
 
     /// Its shards.

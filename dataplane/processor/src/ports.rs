@@ -179,6 +179,8 @@ pub struct Operation {
     pub shard: ShardIndex,
     /// The shard's own number for it.
     pub tag: u64,
+    /// The monotonic time at which the shard issued it.
+    pub issued_ns: u64,
     /// What it does.
     pub kind: OperationKind,
     /// The ranges. For a flush: one (empty) per device.
@@ -198,6 +200,7 @@ impl Operation {
         Box::new(Self {
             shard: ShardIndex(0),
             tag: 0,
+            issued_ns: 0,
             kind: OperationKind::Flush,
             transfers: Vec::with_capacity(4),
             segments: Vec::with_capacity(64),

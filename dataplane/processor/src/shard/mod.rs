@@ -54,6 +54,7 @@ use crate::ports::{BlockDevice, Buffer, BufferPool, DeviceError, LogTail, Operat
 use crate::request::{RequestError, RequestKind, ShardAnswer, ShardRequest};
 use crate::space::{Purpose, Space};
 use crate::stages::{Stage, Stages, Work};
+use crate::stall::Stalls;
 use crate::virtual_volume::VirtualVolume;
 
 use checkpoint::Checkpoint;
@@ -226,6 +227,7 @@ pub struct Shard<T> {
     reads_in_flight: [u64; 2],
     read_side: usize,
     operations_in_flight: u64,
+    stalls: Stalls,
     held_answers: usize,
     answers: Vec<ShardAnswer>,
     events: Vec<ShardEvent>,
@@ -363,6 +365,9 @@ impl<T: LogTail> Shard<T> {
             self.status.device_errors += 1;
         } else if operation.kind == OperationKind::Write {
             self.durability.wrote(&operation);
+        }
+        if let Some(stall) = self.stalls.completed(&operation, now) {
+            self.notice(Notice::DeviceStalled(stall));
         }
         match tag {
             Tag::Read(slot) => self.read_done(slot, &mut operation),
@@ -662,7 +667,8 @@ impl<T: LogTail> Shard<T> {
         }
     }
 
-    fn issue(&mut self, operation: Box<Operation>) {
+    fn issue(&mut self, mut operation: Box<Operation>) {
+        operation.issued_ns = self.now.monotonic_ns;
         let (tag, side) = Tag::unpack(operation.tag);
         if tag.is_read() {
             self.reads_in_flight[side] += 1;

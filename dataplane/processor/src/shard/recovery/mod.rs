@@ -52,6 +52,7 @@ use crate::map::PageCache;
 use crate::ports::{DeviceError, LogTail, OpenDevice, Transferred};
 use crate::space::Space;
 use crate::stages::Stages;
+use crate::stall::Stalls;
 use crate::virtual_volume::VirtualVolume;
 
 /// Pages read at once.
@@ -289,6 +290,7 @@ impl<T: LogTail> Shard<T> {
             reads_in_flight: [0; 2],
             read_side: 0,
             operations_in_flight: 0,
+            stalls: Stalls::default(),
             held_answers: 0,
             answers: Vec::new(),
             events: Vec::new(),

@@ -273,3 +273,41 @@ fn leaves_that_steps_to_come_need_are_read_together_and_those_that_are_shared_ar
         "blocks, leaves, and the pages above"
     );
 }
+
+#[test]
+fn a_device_that_stalls_is_told_of_once_for_each_stall() {
+    let mut rig = Rig::new(64 << 20);
+    for took_ms in [999, 1_500, 2_500] {
+        rig.settle();
+        rig.outbox.events.clear();
+        rig.processor.device_mut().held = Some(OperationKind::Write);
+        for block in 0..3 {
+            let fua = RequestKind::Write { fua: true };
+            rig.send(request(LIVE, fua, block * LEAF, BLOCK, Some(&[1; BLOCK])));
+            rig.turn();
+        }
+        rig.now.monotonic_ns += took_ms * 1_000_000;
+        rig.now.wall_ns += took_ms * 1_000_000;
+        let device = rig.processor.device_mut();
+        device.held = None;
+        for mut operation in core::mem::take(&mut device.waiting) {
+            device.run(&mut operation);
+            device.done.push_back(operation);
+        }
+        rig.settle();
+        let told: Vec<(OperationKind, u64)> = (rig.outbox.events.iter())
+            .filter_map(|event| match event.kind {
+                EventKind::Notice(Notice::DeviceStalled(stall)) => {
+                    Some((stall.kind, stall.took_ns / 1_000_000))
+                }
+                _ => None,
+            })
+            .collect();
+        let expected: &[_] = match took_ms {
+            999 => &[],
+            _ => &[(OperationKind::Write, took_ms)],
+        };
+        assert_eq!(told, expected);
+        rig.outbox.answers.clear();
+    }
+}
