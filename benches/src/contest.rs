@@ -63,11 +63,11 @@ impl Work<'_> {
         scratch: &Scratch,
     ) -> Result<Run, Failure> {
         match self {
-            Self::Ours(opened) => in_process(job, threads, size_bytes, time, opened),
+            Self::Ours(opened) => in_process(&in_process_job(job, threads, size_bytes, time)?, opened),
             Self::Lean(path) => {
                 let asked = in_process_job(job, threads, size_bytes, time)?;
                 let opened = Opened::open(&Name::File(path.to_path_buf()), &asked)?;
-                in_process(job, threads, size_bytes, time, &opened)
+                in_process(&asked, &opened)
             }
             Self::Fio {
                 path,
@@ -114,22 +114,19 @@ fn in_process_job(job: Job, threads: usize, size_bytes: u64, time: Duration) -> 
     })
 }
 
-fn in_process(
-    job: Job,
-    threads: usize,
-    size_bytes: u64,
-    time: Duration,
-    opened: &Opened,
-) -> Result<Run, Failure> {
-    let asked = in_process_job(job, threads, size_bytes, time)?;
+/// Does a job of the load generator in this process.
+///
+/// # Errors
+/// A request fails.
+pub fn in_process(asked: &InProcess, opened: &Opened) -> Result<Run, Failure> {
     let before = cpu::used_seconds(std::process::id())?;
-    let outcome = run(&asked, opened)?;
+    let outcome = run(asked, opened)?;
     let used_s = cpu::used_seconds(std::process::id())? - before;
     if let Verdict::Failed(why) = &outcome.verdict {
         return Err(why.clone().into());
     }
     // The ramp costs as much as the rest, and its requests do not count.
-    let counted = time.as_secs_f64() / (time.as_secs_f64() + asked.ramp_ns as f64 / 1e9);
+    let counted = asked.time_ns as f64 / (asked.time_ns + asked.ramp_ns) as f64;
     Ok(measured(&outcome, used_s * counted))
 }
 

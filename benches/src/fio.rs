@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -52,6 +53,13 @@ pub enum Target {
         /// The export's name.
         export: String,
     },
+    /// An export behind TCP, likewise.
+    NbdTcp {
+        /// Where the server listens.
+        address: SocketAddr,
+        /// The export's name.
+        export: String,
+    },
     /// A file or device, through io_uring.
     File {
         /// Its path.
@@ -65,6 +73,7 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Nbd { socket, export } => write!(f, "nbd+unix:///{export}?socket={}", socket.display()),
+            Self::NbdTcp { address, export } => write!(f, "nbd://{address}/{export}"),
             Self::File { path, .. } => write!(f, "{}", path.display()),
         }
     }
@@ -161,7 +170,9 @@ pub fn start(
         .arg(format!("--iodepth={}", job.depth))
         .arg(format!("--size={size_bytes}"));
     match target {
-        Target::Nbd { .. } => command.arg("--ioengine=nbd").arg(format!("--uri={target}")),
+        Target::Nbd { .. } | Target::NbdTcp { .. } => {
+            command.arg("--ioengine=nbd").arg(format!("--uri={target}"))
+        }
         Target::File { path, direct } => command
             .arg("--ioengine=io_uring")
             .arg(format!("--direct={}", u8::from(*direct)))

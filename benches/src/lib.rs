@@ -2,7 +2,7 @@
 //!
 //! | bench | question |
 //! |---|---|
-//! | `side_by_side` | How does Stillpoint compare, in this process with the bare device, and over NBD with qemu-nbd? Which goals are met? |
+//! | `side_by_side` | How does Stillpoint compare, in this process with the bare device, and over NBD with qemu-nbd and nbdkit? Which goals are met? |
 //! | `snapshots` | What do snapshots cost those who write meanwhile, here and with qcow2 and btrfs? What do they cost themselves, a thousand deletions, a change log volume? |
 //! | `crowd` | What does a crowd of idle, slow, non-reading and connecting clients cost a good one? |
 //! | `restart` | How soon does a pool with very much mapped answer again, what memory does it take, what do reads cost without its map in memory, and a large discard? |
@@ -20,6 +20,7 @@ pub mod good_client;
 pub mod machine;
 pub mod mapped_pool;
 pub mod memory_device;
+pub mod nbd_load;
 pub mod process;
 pub mod reader;
 pub mod report;

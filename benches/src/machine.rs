@@ -49,6 +49,7 @@ impl Machine {
             ),
             versions: vec![
                 first_line(Command::new("qemu-nbd").arg("--version")),
+                first_line(Command::new("nbdkit").arg("--version")),
                 first_line(Command::new("fio").arg("--version")),
             ],
             load: read("/proc/loadavg")

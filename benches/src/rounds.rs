@@ -115,6 +115,24 @@ impl CaseResult {
         Spread::of(pairs.map(|(of, to)| figure(of) - figure(to)))
     }
 
+    /// The spread of a figure of one contender to that of the best of `peers` in the same round: the one with the highest
+    /// `merit`.
+    #[must_use]
+    pub fn ratio_to_best(
+        &self,
+        of: usize,
+        peers: &[usize],
+        merit: impl Fn(&Run) -> f64,
+        figure: impl Fn(&Run) -> f64,
+    ) -> Spread {
+        let rounds = (0..self.counts.len()).filter(|&round| self.counts[round]);
+        Spread::of(rounds.filter_map(|round| {
+            let runs = peers.iter().map(|&peer| &self.series[peer].runs[round]);
+            let best = runs.max_by(|one, other| merit(one).total_cmp(&merit(other)))?;
+            Some(figure(&self.series[of].runs[round]) / figure(best).max(1e-9))
+        }))
+    }
+
     fn counted(&self, contender: usize) -> impl Iterator<Item = &Run> {
         let runs = self.series[contender].runs.iter().zip(&self.counts);
         runs.filter(|(_, counts)| **counts).map(|(run, _)| run)
@@ -221,6 +239,8 @@ mod tests {
         assert_eq!(result.dropped(), 1);
         assert_eq!(result.spread(0, |run| run.measured.iops).min, 200.0);
         assert_eq!(result.ratio(0, 1).median, 2.0);
+        let iops = |run: &Run| run.measured.iops;
+        assert_eq!(result.ratio_to_best(1, &[0, 1], iops, iops).median, 0.5);
         assert_eq!(result.spread(0, Run::cpu_s_per_million).median, 500.0);
     }
 }

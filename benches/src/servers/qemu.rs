@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use super::takes_direct;
+use super::{Listen, is_there, takes_direct};
 use crate::Failure;
 use crate::fio::Target;
 use crate::process::{self, Process, Scratch};
@@ -27,32 +27,29 @@ impl QemuNbd {
         image: &Path,
         format: &str,
         aio: &str,
+        listen: Listen,
         scratch: &Scratch,
     ) -> Result<Self, Failure> {
-        let socket = scratch.path(&format!("{name}.sock"));
-        let _ = std::fs::remove_file(&socket);
+        let target = listen.target(name, scratch)?;
         let direct = takes_direct(image);
         // Native AIO needs O_DIRECT.
         let aio = if direct || aio != "native" { aio } else { "threads" };
-        let process = Process::start(
-            name,
-            Command::new("qemu-nbd")
-                .args(["--persistent", "--shared=8", "--discard=unmap"])
-                .arg(format!("--format={format}"))
-                .arg(format!("--cache={}", if direct { "none" } else { "writeback" }))
-                .arg(format!("--aio={aio}"))
-                .arg(format!("--socket={}", socket.display()))
-                .arg(image),
-            scratch,
-        )?;
-        process.wait_until(|| socket.exists())?;
-        Ok(Self {
-            process,
-            target: Target::Nbd {
-                socket,
-                export: String::new(),
-            },
-        })
+        let mut command = Command::new("qemu-nbd");
+        command
+            .args(["--persistent", "--shared=8", "--discard=unmap"])
+            .arg(format!("--format={format}"))
+            .arg(format!("--cache={}", if direct { "none" } else { "writeback" }))
+            .arg(format!("--aio={aio}"));
+        match &target {
+            Target::Nbd { socket, .. } => command.arg(format!("--socket={}", socket.display())),
+            Target::NbdTcp { address, .. } => command
+                .arg(format!("--bind={}", address.ip()))
+                .arg(format!("--port={}", address.port())),
+            Target::File { .. } => unreachable!("nobody listens on a file"),
+        };
+        let process = Process::start(name, command.arg(image), scratch)?;
+        process.wait_until(|| is_there(&target))?;
+        Ok(Self { process, target })
     }
 
     /// The server's process.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{QemuNbd, TakesSnapshots, make_written_file};
+use super::{Listen, QemuNbd, TakesSnapshots, make_written_file};
 use crate::Failure;
 use crate::fio::Target;
 use crate::process::{self, Mount, Scratch};
@@ -36,7 +36,7 @@ impl<'a> Reflinked<'a> {
         go_direct(mount.directory(), scratch)?;
         let file = mount.directory().join("volume.img");
         make_written_file(&file, size_bytes, scratch)?;
-        let server = QemuNbd::start("qemu-nbd-btrfs", &file, "raw", aio, scratch)?;
+        let server = QemuNbd::start("qemu-nbd-btrfs", &file, "raw", aio, Listen::Unix, scratch)?;
         Ok(Self {
             scratch,
             server,
@@ -64,7 +64,7 @@ impl TakesSnapshots for Reflinked<'_> {
     fn target(&self) -> (PathBuf, String) {
         match &self.server.target {
             Target::Nbd { socket, export } => (socket.clone(), export.clone()),
-            Target::File { path, .. } => unreachable!("qemu-nbd serves {}", path.display()),
+            other => unreachable!("qemu-nbd was started on a unix socket, not {other}"),
         }
     }
 

@@ -1,12 +1,12 @@
 //! The table: what the data path does beside the bare device and its peers, in interleaved rounds, and which goals are
 //! met. Prints it; `--out` keeps it, and every run as JSON.
 //!
-//! Rows that others measure: h (NBD over TCP), i, j (snapshots under load), l, m (restart, memory), n (discards and
-//! deletions). A row is a function in [`rows`] that gives a [`Row`].
+//! Rows that others measure: l, m (restart, memory), n (discards and deletions). A row is a function in [`rows`] that gives a [`Row`].
 
 mod in_process;
 mod nbd;
 mod rows;
+mod sockets;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -46,7 +46,7 @@ struct Options {
     /// Only these rows: letters with commas between
     #[arg(long, value_delimiter = ',', value_name = "LETTERS")]
     only: Vec<String>,
-    /// Row g: only cases whose name contains this; "snapshot" for the runs around a snapshot
+    /// Rows g and h: only cases whose name contains this; "snapshot" for the runs around a snapshot
     #[arg(long)]
     case: Option<String>,
     /// qemu-nbd's --aio: io_uring, native or threads

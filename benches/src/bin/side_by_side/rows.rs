@@ -4,19 +4,20 @@ use stillpoint_benches::Failure;
 use stillpoint_benches::process::Scratch;
 use stillpoint_benches::table::Row;
 
-use crate::{Options, in_process, nbd};
+use crate::{Options, in_process, sockets};
 
 /// How a row is measured; files go into the scratch directory.
 pub type Measure = fn(&Options, &Scratch) -> Result<Row, Failure>;
 
 /// The rows by letter. One more is one more line.
-pub const ROWS: [(&str, Measure); 8] = [
+pub const ROWS: [(&str, Measure); 9] = [
     ("a", in_process::random_reads_of_zram),
     ("b", in_process::memory),
     ("c", in_process::random_writes_of_a_file),
     ("d", in_process::around_a_snapshot),
     ("e", in_process::one_read_at_a_time),
     ("f", in_process::sequential),
-    ("g", nbd::row),
+    ("g", sockets::unix),
+    ("h", sockets::tcp),
     ("k", in_process::two_processors),
 ];
