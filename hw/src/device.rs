@@ -6,6 +6,7 @@
 
 mod file;
 mod memory;
+pub mod nvme;
 mod opener;
 mod queue;
 #[cfg(test)]

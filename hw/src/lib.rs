@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`ring`] | one io_uring per poll loop: devices, sockets and wake-ups in one submission per turn |
 //! | [`device`] | files and block devices as a [`stillpoint_processor::ports::BlockDevice`] |
+//! | [`discovery`] | which block devices there are, what they are and who uses them |
 //! | [`socket`] | listeners and connections, driven by the same ring |
 //! | [`wake`] | waking a poll loop that sleeps, and only then |
 //! | [`buffers`] | page-aligned memory for devices and sockets, one arena per processor |
@@ -22,6 +23,7 @@
 pub mod buffers;
 pub mod clock;
 pub mod device;
+pub mod discovery;
 pub mod files;
 pub mod probe;
 pub mod ring;

@@ -159,6 +159,13 @@ pub enum DeviceError {
     Short,
     /// The device is gone.
     Gone,
+    /// An NVMe device ended the command with this status (type and code).
+    Nvme {
+        /// Type in bits 10:8, code in bits 7:0.
+        status: u16,
+        /// What the specification says that it means.
+        meaning: &'static str,
+    },
 }
 
 impl fmt::Display for DeviceError {
@@ -167,6 +174,7 @@ impl fmt::Display for DeviceError {
             Self::Os(errno) => write!(f, "device error {errno}"),
             Self::Short => write!(f, "short transfer"),
             Self::Gone => write!(f, "device is gone"),
+            Self::Nvme { status, meaning } => write!(f, "NVMe status {status:#05x}: {meaning}"),
         }
     }
 }

@@ -1,0 +1,17 @@
+//! NVMe: the bytes of its commands and answers, and admin commands through the kernel.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`identify`] | what a controller and a namespace say about themselves |
+//! | [`smart`] | the log of a device's health |
+//! | [`command`] | commands as the kernel takes them |
+//! | [`status`] | how commands end |
+//! | [`admin`] | identify and logs of a device of this machine |
+//!
+//! Sections are those of the NVM Express Base Specification 2.0 and the NVM Command Set Specification 1.0.
+
+pub mod admin;
+pub mod command;
+pub mod identify;
+pub mod smart;
+pub mod status;

@@ -1,0 +1,200 @@
+//! Which block devices this machine has, what they are and who uses them: from sysfs and procfs, and for NVMe from what
+//! the devices say about themselves.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`usage`] | partitions, volume managers, mounts and swap |
+//! | [`nvme`] | the namespace and its controller |
+//! | [`pci`] | where it is plugged in: link, NUMA node, interrupts |
+//!
+//! What a device or a kernel does not tell is `None`, not a failure: a list of devices always comes.
+
+pub mod nvme;
+pub mod pci;
+mod sysfs;
+#[cfg(test)]
+mod tests;
+pub mod usage;
+
+pub use nvme::Namespace;
+pub use pci::Pci;
+pub use usage::Usage;
+
+use std::path::{Path, PathBuf};
+use sysfs::Directory;
+
+/// A machine whose devices are looked for: this one, or what looks like one.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    root: PathBuf,
+}
+
+/// A block device.
+#[derive(Clone, Debug)]
+pub struct BlockDeviceInfo {
+    /// The kernel's name, as `nvme0n1`.
+    pub name: String,
+    /// Its path, as `/dev/nvme0n1`.
+    pub path: PathBuf,
+    /// Its size; 0 if there is nothing in it (a loop device without a file).
+    pub size_bytes: u64,
+    /// The smallest transfer.
+    pub logical_block_bytes: u64,
+    /// What it writes at once.
+    pub physical_block_bytes: u64,
+    /// It cannot be written.
+    pub read_only: bool,
+    /// Model, if it tells.
+    pub model: Option<String>,
+    /// Serial number, if it tells.
+    pub serial: Option<String>,
+    /// The kernel's driver.
+    pub driver: Option<String>,
+    /// Whether what was written may be lost with the power before a flush.
+    pub volatile_write_cache: Option<bool>,
+    /// Whether single writes can be made durable.
+    pub fua: bool,
+    /// The longest discard; 0: none.
+    pub discard_bytes_max: u64,
+    /// The longest write of zeros that need not be sent; 0: none.
+    pub write_zeroes_bytes_max: u64,
+    /// The longest transfer that the kernel passes on as one.
+    pub transfer_bytes_max: u64,
+    /// Pieces of memory of one transfer at most.
+    pub segments_max: u64,
+    /// Hardware queues.
+    pub queues: u64,
+    /// Whether the kernel can poll for completions.
+    pub polled: bool,
+    /// NUMA node that it is near to, if the machine has several.
+    pub numa_node: Option<u32>,
+    /// Where it is plugged in.
+    pub pci: Option<Pci>,
+    /// Who uses it.
+    pub usage: Usage,
+    /// What it is as a namespace of an NVMe controller.
+    pub nvme: Option<Namespace>,
+}
+
+impl Machine {
+    /// This one.
+    #[must_use]
+    pub fn here() -> Self {
+        Self::at(Path::new("/"))
+    }
+
+    /// The one whose `sys`, `proc` and `dev` lie in `root`.
+    #[must_use]
+    pub fn at(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+        }
+    }
+
+    /// Its block devices that have a size, without partitions, by name.
+    #[must_use]
+    pub fn block_devices(&self) -> Vec<BlockDeviceInfo> {
+        let names = self.sys("block").names();
+        let found = names.iter().filter_map(|name| self.block_device(name));
+        let mut found: Vec<_> = found.filter(|device| device.size_bytes > 0).collect();
+        found.sort_by(|a, b| natural(&a.name).cmp(&natural(&b.name)));
+        found
+    }
+
+    /// The block device of this name (`nvme0n1`), whatever its size; `None` if there is none.
+    #[must_use]
+    pub fn block_device(&self, name: &str) -> Option<BlockDeviceInfo> {
+        if name.is_empty() || name.contains('/') || name == "." || name == ".." {
+            return None;
+        }
+        let block = self.sys("block").below(name);
+        if !block.exists() {
+            return None;
+        }
+        let (queue, device) = (block.below("queue"), block.below("device"));
+        let nvme = Namespace::of(self, &block);
+        let home = match &nvme {
+            // A namespace of several controllers lies below none of them.
+            Some(nvme) => self.sys("class/nvme").below(&nvme.controller).resolved(),
+            None => device.resolved(),
+        };
+        let pci = Pci::above(self, &home);
+        let own = |name: &str| device.text(name);
+        Some(BlockDeviceInfo {
+            name: name.to_owned(),
+            path: Path::new("/dev").join(name),
+            size_bytes: block.number("size").unwrap_or(0) * SECTOR_BYTES,
+            logical_block_bytes: queue.number("logical_block_size").unwrap_or(SECTOR_BYTES),
+            physical_block_bytes: queue.number("physical_block_size").unwrap_or(SECTOR_BYTES),
+            read_only: block.number("ro") == Some(1),
+            model: nvme
+                .as_ref()
+                .map_or_else(|| own("model"), |nvme| nvme.model.clone()),
+            serial: match &nvme {
+                Some(nvme) => nvme.serial.clone(),
+                None => own("serial").or_else(|| block.text("serial")),
+            },
+            driver: match &nvme {
+                Some(_) => Some("nvme".to_owned()),
+                None => device.below("driver").link_name(),
+            },
+            volatile_write_cache: queue.text("write_cache").map(|text| text == "write back"),
+            fua: queue.number("fua") == Some(1),
+            discard_bytes_max: queue.number("discard_max_bytes").unwrap_or(0),
+            write_zeroes_bytes_max: queue.number("write_zeroes_max_bytes").unwrap_or(0),
+            transfer_bytes_max: queue.number("max_hw_sectors_kb").unwrap_or(0) * 1024,
+            segments_max: queue.number("max_segments").unwrap_or(0),
+            queues: block.below("mq").names().len() as u64,
+            polled: queue.number("io_poll") == Some(1),
+            numa_node: pci.as_ref().and_then(|pci| pci.numa_node),
+            pci,
+            usage: Usage::of(self, &block, name),
+            nvme,
+        })
+    }
+
+    /// The block device that a path is, by its number: whatever links lead there. A partition has no own; `None` then, and
+    /// for what is no block device.
+    #[must_use]
+    pub fn block_device_at(&self, path: &Path) -> Option<BlockDeviceInfo> {
+        use std::os::unix::fs::{FileTypeExt, MetadataExt};
+        let metadata = std::fs::metadata(path).ok()?;
+        if !metadata.file_type().is_block_device() {
+            return None;
+        }
+        let number = usage::number_text(metadata.rdev());
+        let block = self.sys("dev/block").below(&number).resolved();
+        let name = block.file_name()?.to_str()?;
+        self.block_device(name)
+    }
+
+    fn sys(&self, path: &str) -> Directory {
+        Directory::new(self.root.join("sys").join(path))
+    }
+
+    fn proc(&self, path: &str) -> Option<String> {
+        std::fs::read_to_string(self.root.join("proc").join(path)).ok()
+    }
+
+    fn device_file(&self, name: &str) -> PathBuf {
+        self.root.join("dev").join(name)
+    }
+}
+
+/// What sysfs counts sizes in, whatever the device.
+const SECTOR_BYTES: u64 = 512;
+
+/// A name cut into words and numbers, so that `nvme10n1` comes after `nvme9n1`.
+fn natural(name: &str) -> Vec<(String, u64)> {
+    let mut parts = Vec::new();
+    let mut rest = name;
+    while !rest.is_empty() {
+        let word_end = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let (word, after) = rest.split_at(word_end);
+        let number_end = after.find(|c: char| !c.is_ascii_digit()).unwrap_or(after.len());
+        let (number, after) = after.split_at(number_end);
+        parts.push((word.to_owned(), number.parse().unwrap_or(0)));
+        rest = after;
+    }
+    parts
+}
