@@ -97,7 +97,7 @@ impl Machine {
         let names = self.sys("block").names();
         let found = names.iter().filter_map(|name| self.block_device(name));
         let mut found: Vec<_> = found.filter(|device| device.size_bytes > 0).collect();
-        found.sort_by(|a, b| natural(&a.name).cmp(&natural(&b.name)));
+        found.sort_by_cached_key(|device| natural(&device.name));
         found
     }
 

@@ -60,7 +60,7 @@ impl Stillpoint {
             _tail: tail,
         };
         let device = device.display().to_string();
-        appliance.command(&["pool", "create", POOL, &device, "--force"], scratch)?;
+        appliance.command(&["pool", "create", POOL, &device, "--force", &device], scratch)?;
         let size = setup.volume_bytes.to_string();
         appliance.command(&["volume", "create", VOLUME, "--size", &size], scratch)?;
         appliance.command(&["export", "create", VOLUME], scratch)?;

@@ -20,6 +20,7 @@
 //! | GET, DELETE `/v1/changelogs/{changelog}`, POST `/v1/changelogs/{changelog}/resize` | shows, deletes, resizes |
 //! | POST `/v1/volumes/{volume}/set` | sets its change log volume |
 //! | GET, POST `/v1/exports`, DELETE `/v1/exports/{export}` | lists, makes, deletes |
+//! | GET `/v1/devices`, `/v1/devices/{name}` | the block devices of the machine: what they are, who uses them |
 //! | GET `/v1/events` | what happened; waits for something to happen |
 //! | GET `/v1/status`, GET `/v1/doctor` | figures, findings |
 //! | GET `/v1/stages` | where the time of requests goes: a histogram for each stage |
@@ -31,6 +32,7 @@
 mod change_logs;
 mod changes;
 mod deletions;
+mod devices;
 mod extract;
 mod groups;
 mod handlers;
@@ -105,6 +107,8 @@ pub fn router(appliance: Arc<Appliance>) -> Router {
             get(handlers::list_exports).post(handlers::create_export),
         )
         .route("/v1/exports/{export}", delete(handlers::delete_export))
+        .route("/v1/devices", get(devices::list))
+        .route("/v1/devices/{name}", get(devices::show))
         .route("/v1/events", get(handlers::events))
         .route("/v1/status", get(handlers::status))
         .route("/v1/stages", get(stages::show))

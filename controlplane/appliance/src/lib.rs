@@ -4,6 +4,7 @@ pub mod api;
 pub mod appliance;
 pub mod catalog;
 pub mod daemon;
+pub mod devices;
 pub mod directories;
 pub mod doctor;
 pub mod error;

@@ -193,6 +193,16 @@ impl DeviceFile {
         self.direct
     }
 
+    /// Has the kernel read the partition table anew: the partitions of what was overwritten go, as far as nobody uses them.
+    /// What has no partitions takes no notice.
+    pub fn forget_partitions(&self) {
+        const BLKRRPART: libc::Ioctl = 0x125f;
+        if self.kind == DeviceKind::Block {
+            // SAFETY: takes no argument and touches no memory of ours.
+            unsafe { libc::ioctl(self.file.as_raw_fd(), BLKRRPART) };
+        }
+    }
+
     pub(crate) fn file(&self) -> &File {
         &self.file
     }

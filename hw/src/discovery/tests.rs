@@ -166,7 +166,10 @@ fn a_namespace_of_a_subsystem_has_the_first_of_its_controllers() {
     tree.link(&format!("{block}/device"), subsystem);
     let device = tree.machine().block_device("nvme1n1").expect("there");
     assert_eq!(device.nvme.expect("a namespace").controller, "nvme1");
-    assert_eq!(device.pci.expect("that of its controller").address, "0000:02:00.0");
+    assert_eq!(
+        device.pci.expect("that of its controller").address,
+        "0000:02:00.0"
+    );
 }
 
 #[test]

@@ -54,6 +54,9 @@ pub enum Command {
     /// Make, open, show and close pools
     #[command(subcommand)]
     Pool(PoolCommand),
+    /// Show the block devices of this machine: what they are, who uses them (works without a daemon)
+    #[command(subcommand)]
+    Device(DeviceCommand),
     /// Make, show, resize and delete volumes
     #[command(subcommand)]
     Volume(VolumeCommand),
@@ -241,9 +244,9 @@ pub enum PoolCommand {
         /// Number of shards, fixed for ever [default: the number of processors, at least 2]
         #[arg(long, value_name = "N")]
         shards: Option<u16>,
-        /// Overwrite what is on the devices
-        #[arg(long)]
-        force: bool,
+        /// Overwrite what is on this one of the devices; may be given several times
+        #[arg(long, value_name = "PATH")]
+        force: Vec<PathBuf>,
     },
     /// Open a pool that was made before, here or on another machine
     Open {
@@ -277,6 +280,19 @@ pub enum PoolCommand {
     Close {
         /// Its name.
         name: String,
+    },
+}
+
+/// `stillpoint device`
+#[derive(Debug, Subcommand)]
+pub enum DeviceCommand {
+    /// List them
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show one, with its health if it is an NVMe device
+    Show {
+        /// Its name (nvme0n1) or path (/dev/nvme0n1, /dev/disk/by-id/...).
+        device: PathBuf,
     },
 }
 

@@ -4,6 +4,7 @@ pub mod changelog;
 pub mod changes;
 pub mod completions;
 pub mod deletion;
+pub mod device;
 pub mod doctor;
 pub mod events;
 pub mod export;

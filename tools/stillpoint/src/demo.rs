@@ -152,6 +152,7 @@ fn prepare(
             size_bytes: Some(POOL_BYTES),
             shards: None,
             force: false,
+            force_devices: Vec::new(),
         },
     )?;
     let volume: VolumeInfo = client.post(

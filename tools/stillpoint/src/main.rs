@@ -26,6 +26,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Serve(arguments) => commands::serve::run(arguments, &global),
         Command::Pool(command) => commands::pool::run(command, &global),
+        Command::Device(command) => commands::device::run(&command, &global),
         Command::Volume(command) => commands::volume::run(command, &global),
         Command::Snapshot(command) => commands::snapshot::run(command, &global),
         Command::Changelog(command) => commands::changelog::run(command, &global),

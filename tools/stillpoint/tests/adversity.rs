@@ -315,7 +315,7 @@ fn a_read_only_device_is_refused_with_the_reason() {
     let device = Loop::over(&appliance.path("p-0"), true);
     for arguments in [
         vec!["pool", "open", device.path()],
-        vec!["pool", "create", "q", device.path(), "--force"],
+        vec!["pool", "create", "q", device.path(), "--force", device.path()],
     ] {
         let told = appliance.tell(&arguments);
         assert_eq!(told.code, 1, "{}", told.errors);
@@ -334,7 +334,7 @@ fn a_second_daemon_does_not_get_a_pool_that_is_open() {
     let path = appliance.path_text("healthy-0");
     for arguments in [
         vec!["pool", "open", path.as_str()],
-        vec!["pool", "create", "mine", path.as_str(), "--force"],
+        vec!["pool", "create", "mine", path.as_str(), "--force", path.as_str()],
     ] {
         let told = other.tell(&arguments);
         assert_eq!(told.code, 4, "{}", told.errors);

@@ -72,7 +72,7 @@ impl MappedPool {
         let path = file.display().to_string();
         let size = bytes.to_string();
         let daemon = pool.start(&[])?;
-        let mut create = vec!["pool", "create", POOL, &path, "--force"];
+        let mut create = vec!["pool", "create", POOL, &path, "--force", &path];
         let shards = options.shards.map(|shards| shards.to_string());
         if let Some(shards) = &shards {
             create.extend(["--shards", shards]);

@@ -17,9 +17,12 @@ pub struct CreatePool {
     /// Number of shards, for ever; default: the number of processors, at least 2.
     #[serde(default)]
     pub shards: Option<u16>,
-    /// Overwrite what is on the devices.
+    /// Overwrite what is on all of the devices.
     #[serde(default)]
     pub force: bool,
+    /// Overwrite what is on these of the devices.
+    #[serde(default)]
+    pub force_devices: Vec<String>,
 }
 
 /// POST `/v1/pools/open`

@@ -186,6 +186,7 @@ impl Bench {
             size_bytes: Some(64 * MIB),
             shards: Some(SHARDS),
             force: true,
+            force_devices: Vec::new(),
         };
         let (devices, files) = make_pool(&request, 1).expect("a pool");
         let (to_loop, messages) = mailbox(Arc::new(Quiet));

@@ -27,7 +27,8 @@ pub fn run(command: PoolCommand, global: &Global) -> Result<(), Failure> {
                 devices: absolute(&devices)?,
                 size_bytes,
                 shards,
-                force,
+                force: false,
+                force_devices: absolute(&force)?,
             };
             let info: PoolInfo = client.post("/v1/pools", &request)?;
             output::print(global, &info, show)

@@ -1,5 +1,6 @@
 //! The command line and the API as their users meet them: the real program, its exit codes, its JSON, its messages.
 
+mod devices;
 mod events;
 mod locks;
 mod pools;

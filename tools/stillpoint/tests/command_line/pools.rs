@@ -193,13 +193,13 @@ fn a_pool_is_made_only_where_nothing_is_lost() {
         "belongs to pool p",
     );
     refused(
-        &appliance.tell(&["pool", "create", "q", &taken, "--force"]),
+        &appliance.tell(&["pool", "create", "q", &taken, "--force", &taken]),
         4,
         "in use",
     );
     std::fs::write(appliance.path("other"), vec![b'x'; 64 << 20]).expect("written");
     refused(&appliance.tell(&["pool", "create", "q", &other]), 4, "not empty");
-    appliance.run(&["pool", "create", "q", &other, "--force"]);
+    appliance.run(&["pool", "create", "q", &other, "--force", &other]);
     refused(
         &appliance.tell(&["volume", "create", "v", "--size", "1MiB"]),
         2,

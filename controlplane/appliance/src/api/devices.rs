@@ -1,0 +1,48 @@
+//! The block devices of the machine.
+
+use std::path::{Path, PathBuf};
+
+use axum::Json;
+use axum::extract::{Path as Part, State};
+
+use super::handlers::Shared;
+use crate::appliance::Appliance;
+use crate::devices::{self, model::BlockDevice};
+use crate::error::{Error, Result};
+
+pub(super) async fn list(State(appliance): Shared) -> Result<Json<Vec<BlockDevice>>> {
+    look(&appliance, || Ok(devices::list())).await.map(Json)
+}
+
+pub(super) async fn show(State(appliance): Shared, Part(name): Part<String>) -> Result<Json<BlockDevice>> {
+    let mut found = look(&appliance, move || {
+        devices::show(&name).map(|device| vec![device])
+    })
+    .await?;
+    Ok(Json(found.remove(0)))
+}
+
+/// Devices may take their time to answer: the control plane goes on meanwhile.
+async fn look(
+    appliance: &Appliance,
+    find: impl FnOnce() -> Result<Vec<BlockDevice>> + Send + 'static,
+) -> Result<Vec<BlockDevice>> {
+    let pools = appliance.pools();
+    let paths = pools.iter().map(|pool| {
+        let paths: Vec<PathBuf> = pool.devices.paths.clone();
+        (pool.name().to_owned(), paths)
+    });
+    let pools: Vec<(String, Vec<PathBuf>)> = paths.collect();
+    let found = tokio::task::spawn_blocking(move || {
+        let mut found = find()?;
+        let pools = pools.iter().map(|(name, paths)| {
+            let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
+            (name.as_str(), paths)
+        });
+        devices::add_pools(&mut found, pools);
+        Ok(found)
+    });
+    found
+        .await
+        .map_err(|error| Error::failure(format!("looking at the devices: {error}")))?
+}

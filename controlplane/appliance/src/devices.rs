@@ -1,0 +1,207 @@
+//! The block devices of this machine: what they are, who uses them, what lies on them.
+
+pub mod content;
+pub mod model;
+
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use model::{
+    BlockDevice, DeviceUse, FormatInfo, IdentifiedInfo, InterruptInfo, NvmeInfo, PciInfo, SmartInfo,
+};
+use stillpoint_hw::device::nvme::smart::SmartLog;
+use stillpoint_hw::discovery::nvme::Identified;
+use stillpoint_hw::discovery::{BlockDeviceInfo, Machine, Namespace, Pci, Usage};
+
+/// What an NVMe data unit is: a thousand blocks of 512 bytes.
+const DATA_UNIT_BYTES: u128 = 512_000;
+
+/// All block devices. Reads from each and asks NVMe devices, so it may take a moment.
+#[must_use]
+pub fn list() -> Vec<BlockDevice> {
+    Machine::here().block_devices().iter().map(describe).collect()
+}
+
+/// One of them, by its name in `/dev`; the name of its generic character device (`ng0n1`) will do too.
+///
+/// # Errors
+/// Not found.
+pub fn show(name: &str) -> Result<BlockDevice> {
+    let block = block_name(name);
+    let found = Machine::here().block_device(&block);
+    found.map(|info| describe(&info)).ok_or_else(|| {
+        Error::not_found(format!("there is no block device {block:?}"))
+            .hint("stillpoint device list shows those there are; a partition is shown with its device")
+    })
+}
+
+/// The name of the block device of a namespace: `ng0n1` is `nvme0n1`. Others are their own.
+#[must_use]
+pub fn block_name(name: &str) -> String {
+    match name.strip_prefix("ng") {
+        Some(numbers) if numbers.starts_with(|c: char| c.is_ascii_digit()) => format!("nvme{numbers}"),
+        _ => name.to_owned(),
+    }
+}
+
+/// Adds the pools of this daemon that lie on these devices: each pool's name with the paths of its devices.
+pub fn add_pools<'a>(devices: &mut [BlockDevice], pools: impl Iterator<Item = (&'a str, Vec<&'a Path>)>) {
+    let machine = Machine::here();
+    for (pool, paths) in pools {
+        let names: Vec<String> = (paths.iter())
+            .filter_map(|path| Some(machine.block_device_at(path)?.name))
+            .collect();
+        for device in devices.iter_mut().filter(|device| names.contains(&device.name)) {
+            device.used_by.insert(0, used("pool", pool));
+        }
+    }
+}
+
+fn used(kind: &str, name: &str) -> DeviceUse {
+    DeviceUse {
+        kind: kind.to_owned(),
+        name: name.to_owned(),
+    }
+}
+
+fn describe(info: &BlockDeviceInfo) -> BlockDevice {
+    let (content, content_error) = match content::look(&info.path) {
+        Ok(content) => (content.text(), None),
+        Err(error) => (None, Some(error.message)),
+    };
+    BlockDevice {
+        name: info.name.clone(),
+        path: info.path.display().to_string(),
+        size_bytes: info.size_bytes,
+        logical_block_bytes: info.logical_block_bytes,
+        physical_block_bytes: info.physical_block_bytes,
+        read_only: info.read_only,
+        model: info.model.clone(),
+        serial: info.serial.clone(),
+        driver: info.driver.clone(),
+        volatile_write_cache: info.volatile_write_cache,
+        fua: info.fua,
+        discard: info.discard_bytes_max > 0,
+        write_zeroes: info.write_zeroes_bytes_max > 0,
+        transfer_bytes_max: info.transfer_bytes_max,
+        queues: info.queues,
+        polled: info.polled,
+        numa_node: info.numa_node,
+        pci: info.pci.as_ref().map(describe_pci),
+        nvme: info.nvme.as_ref().map(describe_nvme),
+        partitions: info.usage.partitions.clone(),
+        used_by: uses(&info.usage),
+        content,
+        content_error,
+    }
+}
+
+fn uses(usage: &Usage) -> Vec<DeviceUse> {
+    let mounts = usage.mounts.iter().map(|mount| used("mount", &mount.path));
+    let swaps = usage.swaps.iter().map(|device| used("swap", device));
+    let holders = usage.holders.iter().map(|holder| used("holder", holder));
+    mounts.chain(swaps).chain(holders).collect()
+}
+
+fn describe_pci(pci: &Pci) -> PciInfo {
+    let interrupts = pci.interrupts.iter().map(|interrupt| InterruptInfo {
+        number: interrupt.number,
+        cores: interrupt.cores.clone(),
+    });
+    PciInfo {
+        address: pci.address.clone(),
+        driver: pci.driver.clone(),
+        link_speed: pci.link_speed.clone(),
+        link_speed_max: pci.link_speed_max.clone(),
+        link_width: pci.link_width,
+        link_width_max: pci.link_width_max,
+        interrupts: interrupts.collect(),
+    }
+}
+
+fn describe_nvme(nvme: &Namespace) -> NvmeInfo {
+    let (identified, identify_error) = match &nvme.identified {
+        Ok(identified) => (Some(describe_identified(identified)), None),
+        Err(unasked) => (
+            None,
+            Some(format!("{}: {}", unasked.path.display(), unasked.reason)),
+        ),
+    };
+    NvmeInfo {
+        controller: nvme.controller.clone(),
+        namespace: nvme.number,
+        generic: nvme.generic.as_ref().map(|path| path.display().to_string()),
+        transport: nvme.transport.clone(),
+        firmware: nvme.firmware.clone(),
+        nguid: nvme.nguid.clone(),
+        eui64: nvme.eui64.clone(),
+        queues: nvme.queues,
+        poll_queues: nvme.poll_queues,
+        identified,
+        identify_error,
+    }
+}
+
+fn describe_identified(identified: &Identified) -> IdentifiedInfo {
+    let Identified {
+        controller,
+        namespace,
+        smart,
+    } = identified;
+    let in_use = namespace.format_index();
+    let formats = namespace.lba_formats().iter().enumerate();
+    let formats = formats.map(|(index, format)| FormatInfo {
+        index: index as u32,
+        data_bytes: format.data_bytes(),
+        metadata_bytes: u32::from(format.metadata_bytes.get()),
+        relative_performance: format.performance & 3,
+        in_use: index == in_use,
+    });
+    IdentifiedInfo {
+        version: controller.version_text(),
+        subsystem: identified.subsystem(),
+        // Formats that the device does not support have no size.
+        formats: formats.filter(|format| format.data_bytes > 0).collect(),
+        transfer_bytes_max: controller.transfer_bytes_max(),
+        volatile_write_cache: controller.has_volatile_write_cache(),
+        atomic_write_bytes: namespace.atomic_bytes(controller),
+        deallocate: controller.deallocates(),
+        write_zeroes: controller.writes_zeroes(),
+        smart: smart.as_deref().map(describe_smart),
+    }
+}
+
+fn describe_smart(log: &SmartLog) -> SmartInfo {
+    let short = |number: u128| u64::try_from(number).unwrap_or(u64::MAX);
+    let bytes = |units: u128| short(units.saturating_mul(DATA_UNIT_BYTES));
+    SmartInfo {
+        warnings: log.warnings().iter().map(|&warning| warning.to_owned()).collect(),
+        temperature_celsius: log.celsius(),
+        spare_percent: log.spare_percent,
+        spare_threshold_percent: log.spare_threshold_percent,
+        used_percent: log.used_percent,
+        read_bytes: bytes(log.data_units_read.get()),
+        written_bytes: bytes(log.data_units_written.get()),
+        power_on_hours: short(log.power_on_hours.get()),
+        power_cycles: short(log.power_cycles.get()),
+        unsafe_shutdowns: short(log.unsafe_shutdowns.get()),
+        media_errors: short(log.media_errors.get()),
+        error_log_entries: short(log.error_log_entries.get()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_has_one_name() {
+        assert_eq!(block_name("ng0n1"), "nvme0n1");
+        assert_eq!(block_name("nvme0n1"), "nvme0n1");
+        assert_eq!(block_name("ngrok"), "ngrok");
+        assert_eq!(
+            show("no-such-device").expect_err("none").kind,
+            crate::ErrorKind::NotFound
+        );
+    }
+}
