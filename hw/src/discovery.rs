@@ -91,12 +91,16 @@ impl Machine {
         }
     }
 
-    /// Its block devices that have a size, without partitions, by name.
+    /// Its block devices that have a size, without partitions, by name. The paths to a namespace of several controllers are
+    /// hidden: nobody can open them.
     #[must_use]
     pub fn block_devices(&self) -> Vec<BlockDeviceInfo> {
         let names = self.sys("block").names();
         let found = names.iter().filter_map(|name| self.block_device(name));
-        let mut found: Vec<_> = found.filter(|device| device.size_bytes > 0).collect();
+        let is_shown = |device: &BlockDeviceInfo| {
+            device.size_bytes > 0 && self.sys("block").below(&device.name).number("hidden") != Some(1)
+        };
+        let mut found: Vec<_> = found.filter(is_shown).collect();
         found.sort_by_cached_key(|device| natural(&device.name));
         found
     }
