@@ -77,8 +77,11 @@ struct Slice {
     first_page: usize,
     /// Pages of the slice.
     pages: usize,
-    /// Where the next search begins: a bit of the slice.
+    /// Where the next reservation is looked for: a bit of the slice.
     cursor: u64,
+    /// The bits from the cursor up to here were found free: reservations are cut from them, and the next device has its
+    /// turn when they are used up, so that what is written together lies together, however small each part is.
+    run_end: u64,
 }
 
 /// Where a page stands in the checkpoint that is being made.
@@ -173,6 +176,7 @@ impl Space {
                 first_page: page_count,
                 pages,
                 cursor: static_blocks,
+                run_end: static_blocks,
             });
             page_count += pages;
         }
@@ -290,8 +294,8 @@ impl Space {
     }
 
     /// Reserves up to `blocks` blocks that lie one after the other, for the caller to write: at least one, fewer
-    /// than asked for if no longer run is near. Devices are taken in turn. `None` if there is no room for this
-    /// purpose.
+    /// than asked for if no longer run is near. Devices are taken in turn, each for a run of free blocks. `None` if there is
+    /// no room for this purpose.
     pub fn reserve(&mut self, blocks: u32, purpose: Purpose) -> Option<Extent> {
         self.reserve_on(blocks, purpose, DEVICES_ALL)
     }
@@ -309,21 +313,38 @@ impl Space {
             if devices >> device & 1 == 0 {
                 continue;
             }
-            let Some(run) = self.search(device, wanted) else {
+            let Some(extent) = self.cut(device, wanted) else {
                 continue;
             };
-            self.next_device = (device + 1) % self.slices.len();
-            let slice = &mut self.slices[device];
-            slice.cursor = run.end;
-            let extent = Extent {
-                address: DeviceAddress::new(DeviceIndex(device as u8), slice.start_block + run.start),
-                blocks: (run.end - run.start) as u32,
+            let slice = &self.slices[device];
+            self.next_device = if slice.cursor < slice.run_end {
+                device
+            } else {
+                (device + 1) % self.slices.len()
             };
             self.take(extent);
             return Some(extent);
         }
         assert!(devices != DEVICES_ALL, "free blocks are counted but not found");
         None
+    }
+
+    /// Cuts up to `wanted` free blocks off the run at the cursor, or off the next one if it is too short; `None` if the
+    /// slice has no free block.
+    fn cut(&mut self, device: usize, wanted: u32) -> Option<Extent> {
+        let slice = &self.slices[device];
+        let mut run = slice.cursor..slice.run_end;
+        if run.end - run.start < u64::from(wanted) {
+            run = self.search(device, wanted)?;
+        }
+        let slice = &mut self.slices[device];
+        let blocks = (run.end - run.start).min(u64::from(wanted));
+        slice.cursor = run.start + blocks;
+        slice.run_end = run.end;
+        Some(Extent {
+            address: DeviceAddress::new(DeviceIndex(device as u8), slice.start_block + run.start),
+            blocks: blocks as u32,
+        })
     }
 
     fn take(&mut self, extent: Extent) {
@@ -379,6 +400,8 @@ impl Space {
         if !self.contains(extent) {
             return false;
         }
+        let slice = &mut self.slices[usize::from(extent.address.device().0)];
+        slice.run_end = slice.cursor;
         let mut all_free = true;
         for piece in self.pieces(extent) {
             self.touch(piece.page);

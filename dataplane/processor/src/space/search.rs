@@ -7,6 +7,8 @@ use stillpoint_ondisk::bitmap::{BLOCKS_PER_PAGE, WORDS_PER_PAGE};
 
 /// Steps (words looked at, pages skipped) that a search goes on after its first find, for a longer run.
 const STEPS_AFTER_FIRST_FIND: usize = 512;
+/// A run is followed so far, for the reservations to come, although less is wanted.
+pub(super) const RUN_BLOCKS: u32 = 64;
 
 /// A search over one slice; bits are counted from the start of the slice.
 struct Search {
@@ -35,7 +37,8 @@ impl Search {
 }
 
 impl Space {
-    /// A run of 1 to `wanted` free bits of the slice of `device`; `None` if the slice has no free block.
+    /// A run of free bits of the slice of `device`: of `wanted` at least if one is near, and of the larger of `wanted` and
+    /// [`RUN_BLOCKS`] at most. `None` if the slice has no free block.
     pub(super) fn search(&self, device: usize, wanted: u32) -> Option<Range<u64>> {
         let slice = &self.slices[device];
         let page_bits = BLOCKS_PER_PAGE as u64;
@@ -72,7 +75,8 @@ impl Space {
         let words = &self.busy[page_words(number)];
         let mut position = bits.start;
         while let Some(start) = next_bit(words, position, bits.end, |word| !word, || search.step()) {
-            let limit = bits.end.min(start + search.wanted as usize);
+            let wanted = search.wanted.max(u64::from(RUN_BLOCKS));
+            let limit = bits.end.min(start + wanted as usize);
             let end = next_bit(words, start, limit, |word| word, || false).unwrap_or(limit);
             if search.found(base + start as u64..base + end as u64) || search.step() {
                 return true;

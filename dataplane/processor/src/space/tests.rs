@@ -1,3 +1,4 @@
+use super::search::RUN_BLOCKS;
 use super::*;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -149,6 +150,17 @@ fn a_longer_run_nearby_is_preferred_to_a_fragment() {
         );
     }
     panic!("the run of 64 was never handed out");
+}
+
+#[test]
+fn small_reservations_stay_on_a_device_for_a_run() {
+    let mut space = space(&[40_000, 40_000]);
+    let devices: Vec<_> = (0..4 * RUN_BLOCKS)
+        .map(|_| space.reserve(1, Purpose::Data).unwrap().address.device().0)
+        .collect();
+    for (run, expected) in devices.chunks(RUN_BLOCKS as usize).zip([0, 1, 0, 1]) {
+        assert!(run.iter().all(|&device| device == expected), "{devices:?}");
+    }
 }
 
 #[test]
