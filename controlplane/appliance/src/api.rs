@@ -10,6 +10,7 @@
 //! | GET, DELETE `/v1/volumes/{volume}`, POST `/v1/volumes/{volume}/resize` | shows, deletes, resizes |
 //! | GET, POST `/v1/snapshots` | lists, takes |
 //! | GET, DELETE `/v1/snapshots/{volume@name}` | shows, deletes |
+//! | POST `/v1/snapshots/delete` | deletes several of a pool at once, or none |
 //! | POST `/v1/snapshots/{volume@name}/lock` | locks: nobody deletes it until then |
 //! | GET `/v1/snapshots/{volume@name}/changes` | what changed since, as lines of JSON while it is found |
 //! | GET, POST `/v1/groups`, DELETE `/v1/groups/{group}` | lists, makes, deletes named groups of volumes |
@@ -90,6 +91,7 @@ pub fn router(appliance: Arc<Appliance>) -> Router {
             "/v1/snapshots/{snapshot}",
             get(handlers::show_snapshot).delete(handlers::delete_snapshot),
         )
+        .route("/v1/snapshots/delete", post(handlers::delete_snapshots))
         .route("/v1/snapshots/{snapshot}/lock", post(handlers::lock_snapshot))
         .route("/v1/snapshots/{snapshot}/changes", get(changes::snapshot_changes))
         .route("/v1/groups", get(groups::list).post(groups::create))

@@ -467,11 +467,11 @@ pub enum SnapshotCommand {
         #[arg(long)]
         pool: Option<String>,
     },
-    /// Delete a snapshot, for all the volumes it was taken of
+    /// Delete snapshots, each for all the volumes it was taken of: all that are named or, if one may not go, none
     Delete {
-        /// `volume@name`.
-        #[arg(value_name = "VOLUME@NAME")]
-        snapshot: String,
+        /// `volume@name`, of one pool if there are several.
+        #[arg(value_name = "VOLUME@NAME", required = true)]
+        snapshots: Vec<String>,
         /// Although it has clones: its space comes free when one of what was made of it is left
         #[arg(long)]
         defer: bool,

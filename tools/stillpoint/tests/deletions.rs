@@ -171,3 +171,46 @@ fn a_deletion_that_is_killed_in_its_middle_is_gone_on_with() {
     }
     panic!("only {interrupted} of 8 deletions were interrupted");
 }
+
+/// V9: many at once, and all of them or none.
+#[test]
+fn several_are_deleted_with_one_command_or_none_of_them() {
+    let appliance = appliance("16MiB");
+    appliance.run(&["volume", "create", "other", "--size", "16MiB"]);
+    for name in ["disk@a", "disk@b", "disk,other@both", "disk@kept"] {
+        appliance.run(&["snapshot", "create", name, "--hold-limit", "2s"]);
+    }
+    let names = || {
+        let found = appliance.run(&["snapshot", "list", "disk"]);
+        let mut names: Vec<String> = (list(&found, "").iter())
+            .map(|snapshot| member(snapshot, "/name").as_str().expect("a name").to_owned())
+            .collect();
+        names.sort_unstable();
+        names
+    };
+    assert_eq!(names(), ["disk@a", "disk@b", "disk@both", "disk@kept"]);
+    appliance.run(&["snapshot", "lock", "disk@kept", "--until", "1d"]);
+    for (last, why) in [
+        ("disk@nowhere", "there is no snapshot disk@nowhere"),
+        ("disk@kept", "locked"),
+        ("disk", "volume@name"),
+    ] {
+        let told = appliance.tell(&["snapshot", "delete", "disk@a", "disk@b", last]);
+        assert_ne!(told.code, 0, "{last}");
+        assert!(told.errors.contains(why), "{last}: {}", told.errors);
+        assert_eq!(names(), ["disk@a", "disk@b", "disk@both", "disk@kept"], "{last}");
+    }
+    // What was taken of two volumes is one snapshot, however often it is named.
+    appliance.run(&[
+        "snapshot",
+        "delete",
+        "disk@a",
+        "disk@both",
+        "other@both",
+        "disk@a",
+    ]);
+    assert_eq!(names(), ["disk@b", "disk@kept"]);
+    appliance.kill();
+    appliance.start(&ARGUMENTS);
+    assert_eq!(names(), ["disk@b", "disk@kept"]);
+}

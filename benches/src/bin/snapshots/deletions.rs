@@ -27,11 +27,9 @@ const REST: Duration = Duration::from_millis(500);
 pub struct Deletions {
     snapshots: u32,
     before: Vec<Window>,
-    /// From the first command to the last.
-    commanded: Vec<Window>,
-    /// From then on until all space is back.
-    freed: Vec<Window>,
-    /// Both.
+    /// What the command took, in seconds.
+    command_s: Vec<f64>,
+    /// From the command until all space is back.
     during: Vec<Window>,
     after: Vec<Window>,
 }
@@ -39,8 +37,8 @@ pub struct Deletions {
 /// The instants of one round.
 struct Round {
     before: [windows::Instant; 2],
-    commanded: [windows::Instant; 2],
-    freed: [windows::Instant; 2],
+    command_s: f64,
+    during: [windows::Instant; 2],
     after: [windows::Instant; 2],
 }
 
@@ -55,21 +53,19 @@ pub fn measure(options: &Options, appliance: &Stillpoint) -> Result<Deletions, F
     let mut api = appliance.api()?;
     let cycles = if options.short { CYCLES_SHORT } else { CYCLES };
     let mut rounds = Vec::new();
+    let names: Vec<String> = (0..snapshots).map(|number| format!("many-{number}")).collect();
     for _ in 0..options.rounds() {
         // With the snapshots there already: what is compared is the deleting.
         let mut last = 0;
-        for number in 0..snapshots {
-            let (snapshot, _) = api.take_snapshot(VOLUME, &format!("many-{number}"))?;
+        for name in &names {
+            let (snapshot, _) = api.take_snapshot(VOLUME, name)?;
             let id = snapshot["id"].as_u64();
             last = id.ok_or_else(|| format!("no number in {snapshot}"))?;
         }
         thread::sleep(REST);
         let before = pass(&writer, server, cycles)?;
         let from = windows::now(&writer, server)?;
-        for number in 0..snapshots {
-            api.delete_snapshot(VOLUME, &format!("many-{number}"))?;
-        }
-        let told = windows::now(&writer, server)?;
+        let command_s = api.delete_snapshots(VOLUME, &names)?.as_secs_f64();
         // Those that were deleted first are freed first.
         api.wait_for_deletion(POOL, last)?;
         let to = windows::now(&writer, server)?;
@@ -77,8 +73,8 @@ pub fn measure(options: &Options, appliance: &Stillpoint) -> Result<Deletions, F
         let after = pass(&writer, server, cycles)?;
         rounds.push(Round {
             before,
-            commanded: [from, told],
-            freed: [told, to],
+            command_s,
+            during: [from, to],
             after,
         });
     }
@@ -92,9 +88,8 @@ pub fn measure(options: &Options, appliance: &Stillpoint) -> Result<Deletions, F
     Ok(Deletions {
         snapshots,
         before: windows(|round| round.before),
-        commanded: windows(|round| round.commanded),
-        freed: windows(|round| round.freed),
-        during: windows(|round| [round.commanded[0], round.freed[1]]),
+        command_s: rounds.iter().map(|round| round.command_s).collect(),
+        during: windows(|round| round.during),
         after: windows(|round| round.after),
     })
 }
@@ -115,9 +110,7 @@ impl Deletions {
         );
         for (name, windows) in [
             ("before", &self.before),
-            ("from the first command until all space is back", &self.during),
-            ("of it: while the commands come", &self.commanded),
-            ("of it: after the last one", &self.freed),
+            ("from the command until all space is back", &self.during),
             ("after", &self.after),
         ] {
             let _ = writeln!(
@@ -128,11 +121,11 @@ impl Deletions {
             );
         }
         let seconds =
-            |values: Spread| format!("{:.1} s ({:.1}..{:.1})", values.median, values.min, values.max);
+            |values: Spread| format!("{:.2} s ({:.2}..{:.2})", values.median, values.min, values.max);
         let _ = writeln!(
             text,
-            "\nThe commands took {}, all space was back after {}.",
-            seconds(Spread::of(self.commanded.iter().map(|window| window.seconds))),
+            "\nThe command took {}, all space was back after {}.",
+            seconds(Spread::of(self.command_s.iter().copied())),
             seconds(Spread::of(self.during.iter().map(|window| window.seconds)))
         );
         text

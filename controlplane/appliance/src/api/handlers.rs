@@ -303,7 +303,32 @@ pub(super) async fn delete_snapshot(
     finish(async move {
         let (volume, snapshot) = snapshot_name(&name)?;
         let pool = appliance.pool_of_volume(&volume, query.pool.as_deref())?;
-        pool.delete_snapshot(&volume, &snapshot, query.defer).await
+        pool.delete_snapshots(&[(volume, snapshot)], query.defer).await
+    })
+    .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn delete_snapshots(
+    State(appliance): Shared,
+    Body(request): Body<model::DeleteSnapshots>,
+) -> Result<StatusCode> {
+    finish(async move {
+        let names = request.snapshots.iter().map(|name| snapshot_name(name));
+        let names: Vec<(String, String)> = names.collect::<Result<_>>()?;
+        let Some((first, _)) = names.first() else {
+            return Err(Error::usage("no snapshot is named").hint("a snapshot is written volume@name"));
+        };
+        let pool = appliance.pool_of_volume(first, request.pool.as_deref())?;
+        for (volume, _) in &names {
+            let other = appliance.pool_of_volume(volume, request.pool.as_deref())?;
+            if other.name() != pool.name() {
+                let (here, there) = (pool.name(), other.name());
+                let what = format!("{first} is a volume of the pool {here}, {volume} one of {there}");
+                return Err(Error::usage(what).hint("delete the snapshots of each pool on their own"));
+            }
+        }
+        pool.delete_snapshots(&names, request.defer).await
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)

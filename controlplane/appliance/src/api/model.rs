@@ -129,6 +129,20 @@ pub struct LockSnapshot {
     pub for_ns: Option<u64>,
 }
 
+/// POST `/v1/snapshots/delete`: all of them or, if one may not go, none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeleteSnapshots {
+    /// `volume@name` of each; all of one pool.
+    pub snapshots: Vec<String>,
+    /// The pool; not needed if the volumes' names are unique.
+    #[serde(default)]
+    pub pool: Option<String>,
+    /// Although some have clones: their space comes free when one of what was made of them is left.
+    #[serde(default)]
+    pub defer: bool,
+}
+
 /// POST `/v1/volumes/{name}/clone`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

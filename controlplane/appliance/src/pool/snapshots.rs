@@ -187,50 +187,66 @@ impl Pool {
             .map_err(Refusal::Coordinator)
     }
 
-    /// Deletes an overall snapshot, for all its volumes; its space comes free in the background. If it has clones, only
-    /// with `defer`: the snapshot is gone at once, and its space comes free when one of what was made of it is left.
+    /// Deletes overall snapshots, each for all its volumes, all of them or none; their space comes free in the background.
+    /// `names` are volumes and names of snapshots. Those that have clones go only with `defer`: they are gone at once, and
+    /// their space comes free when one of what was made of each is left.
     ///
     /// # Errors
-    /// Not found, conflict if it is locked or exported or has clones.
-    pub async fn delete_snapshot(
-        &self,
-        volume: &str,
-        snapshot: &str,
-        defer: bool,
-    ) -> Result<OverallSnapshot> {
+    /// Of the first that is not found, or is locked, exported or has clones; then all are still there.
+    pub async fn delete_snapshots(&self, names: &[(String, String)], defer: bool) -> Result<()> {
         let _gate = self.gate.write().await;
         let began_ns = wall_ns();
-        let found = self.snapshot(volume, snapshot)?;
         let now = self.time_of_locks();
-        self.catalog().check_removal(&found, None, now)?;
-        if !defer {
+        let mut found: Vec<OverallSnapshot> = Vec::with_capacity(names.len());
+        for (volume, snapshot) in names {
+            let one = self.snapshot(volume, snapshot)?;
             let catalog = self.catalog();
-            refuse_clones(&format!("{volume}@{snapshot}"), catalog.clones_of(found.snapshot)).map_err(
-                |error| {
-                    error.hint(
-                        "delete them first, or promote one (stillpoint volume promote NAME), or give --defer",
-                    )
-                },
-            )?;
+            catalog.check_removal(&one, None, now)?;
+            if !defer {
+                refuse_clones(&format!("{volume}@{snapshot}"), catalog.clones_of(one.snapshot)).map_err(
+                    |error| {
+                        error.hint(
+                            "delete them first, or promote one (stillpoint volume promote NAME), or give --defer",
+                        )
+                    },
+                )?;
+            }
+            found.push(one);
         }
-        self.remove_snapshot(&found).await?;
-        let name = format!("{volume}@{}", found.name);
+        let mut told = names.iter().map(|(volume, name)| format!("{volume}@{name}"));
+        let mut told: Vec<(OverallSnapshot, String)> = found.into_iter().zip(&mut told).collect();
+        // One that was taken of several volumes may be named by each.
+        told.sort_by_key(|(snapshot, _)| snapshot.snapshot);
+        told.dedup_by_key(|(snapshot, _)| snapshot.snapshot);
+        let (found, told): (Vec<OverallSnapshot>, Vec<String>) = told.into_iter().unzip();
+        self.remove_snapshots(&found).await?;
         let when = When::since(began_ns);
-        self.tell_of(EventKind::SnapshotDeleted, when, &name, "deleted");
-        Ok(found)
+        for name in told {
+            self.tell_of(EventKind::SnapshotDeleted, when, &name, "deleted");
+        }
+        Ok(())
     }
 
     /// Takes a snapshot out of the catalog; its space comes free in the background. The caller holds the gate alone, and
     /// has asked [`Catalog::check_removal`].
     pub(super) async fn remove_snapshot(&self, found: &OverallSnapshot) -> Result<()> {
-        self.change(Change::delete_snapshot(found)).await?;
-        self.catalog().remove_snapshot(found.snapshot);
-        let snapshot = found.snapshot;
-        let commands = found.volumes.iter().flat_map(|of| {
-            let volume = of.volume;
-            self.every_shard(move |_| ShardCommand::DeleteSnapshot { volume, snapshot })
-        });
-        self.free(commands.collect::<Vec<_>>()).await;
+        self.remove_snapshots(std::slice::from_ref(found)).await
+    }
+
+    /// The same of several, which differ: durable together, so that many cost little more than one.
+    async fn remove_snapshots(&self, found: &[OverallSnapshot]) -> Result<()> {
+        self.change(found.iter().flat_map(Change::delete_snapshot))
+            .await?;
+        let mut commands = Vec::new();
+        for one in found {
+            self.catalog().remove_snapshot(one.snapshot);
+            let snapshot = one.snapshot;
+            for of in &one.volumes {
+                let volume = of.volume;
+                commands.extend(self.every_shard(move |_| ShardCommand::DeleteSnapshot { volume, snapshot }));
+            }
+        }
+        self.free(commands).await;
         Ok(())
     }
 

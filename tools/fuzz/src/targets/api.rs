@@ -6,7 +6,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use stillpoint_appliance::api::model::{
     CreateChangeLog, CreateExport, CreateGroup, CreatePool, CreateSchedule, CreateSnapshot, CreateVolume,
-    EventsQuery, LockSnapshot, OpenPool, Query, ResizeChangeLog, ResizeVolume, ScrubPool, SetVolume,
+    DeleteSnapshots, EventsQuery, LockSnapshot, OpenPool, Query, ResizeChangeLog, ResizeVolume, ScrubPool,
+    SetVolume,
 };
 use stillpoint_appliance::name;
 
@@ -16,6 +17,7 @@ pub(super) fn bodies(data: &[u8]) {
     body::<ScrubPool>(data);
     body::<Query>(data);
     body::<EventsQuery>(data);
+    body::<DeleteSnapshots>(data);
     body::<LockSnapshot>(data);
     body::<CreateSchedule>(data);
     body::<CreateGroup>(data);

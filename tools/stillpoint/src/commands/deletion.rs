@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use stillpoint_appliance::Error;
-use stillpoint_appliance::api::model::{DeletionInfo, SnapshotInfo};
+use stillpoint_appliance::api::model::{DeleteSnapshots, DeletionInfo, SnapshotInfo};
 
 use crate::cli::Global;
 use crate::client::{Client, escape, with_query};
@@ -19,18 +19,33 @@ const GLANCE: Duration = Duration::from_millis(50);
 /// Without a terminal, a line is printed each time that so much more of the way is behind, in percent.
 const LINE_PERCENT: u64 = 10;
 
-/// Deletes a snapshot and waits until its space can be used again; or says why that will not be soon.
-pub fn run(
-    client: &Client,
-    global: &Global,
-    snapshot: &str,
-    defer: bool,
-    pool: Option<&str>,
-) -> Result<(), Failure> {
-    let path = format!("/v1/snapshots/{}", escape(snapshot));
-    let info: SnapshotInfo = client.get(&with_query(&path, &[("pool", pool)]))?;
-    let query = [("pool", pool), ("defer", defer.then_some("true"))];
-    client.delete(&with_query(&path, &query))?;
+/// Deletes snapshots; with `wait`, waits until the space of each can be used again, or says why that will not be soon.
+pub fn run(client: &Client, global: &Global, request: &DeleteSnapshots, wait: bool) -> Result<(), Failure> {
+    let pool = [("pool", request.pool.as_deref())];
+    let mut infos: Vec<SnapshotInfo> = Vec::new();
+    for name in request.snapshots.iter().filter(|_| wait) {
+        let path = format!("/v1/snapshots/{}", escape(name));
+        infos.push(client.get(&with_query(&path, &pool))?);
+    }
+    client.post::<()>("/v1/snapshots/delete", request)?;
+    for (name, info) in request.snapshots.iter().zip(&infos) {
+        await_space(client, global, name, info)?;
+    }
+    if wait {
+        return Ok(());
+    }
+    let text = match &request.snapshots[..] {
+        [one] => format!("snapshot {one} is deleted; its space comes free in the background"),
+        many => format!(
+            "{} snapshots are deleted; their space comes free in the background",
+            many.len()
+        ),
+    };
+    output::say(global, &text)
+}
+
+/// Waits until the space of a deleted snapshot can be used again; or says why that will not be soon.
+fn await_space(client: &Client, global: &Global, snapshot: &str, info: &SnapshotInfo) -> Result<(), Failure> {
     let of_pool = format!("/v1/pools/{}", escape(&info.pool));
     let mut progress = Progress::new();
     let ended = loop {

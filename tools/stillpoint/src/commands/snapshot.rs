@@ -8,7 +8,7 @@ use crate::size::{Duration, Size};
 use crate::when::Until;
 use stillpoint_appliance::Error;
 use stillpoint_appliance::api::model::{
-    CreateSnapshot, IntermediateSnapshotInfo, LockSnapshot, SnapshotInfo,
+    CreateSnapshot, DeleteSnapshots, IntermediateSnapshotInfo, LockSnapshot, SnapshotInfo,
 };
 
 /// Does what is asked.
@@ -68,26 +68,17 @@ pub fn run(command: SnapshotCommand, global: &Global) -> Result<(), Failure> {
             super::changes::run(&client, &with_query(&path, &parameters), global)
         }
         SnapshotCommand::Delete {
-            snapshot,
+            snapshots,
             defer,
-            wait: true,
+            wait,
             pool,
-        } => super::deletion::run(&client, global, &snapshot, defer, pool.as_deref()),
-        SnapshotCommand::Delete {
-            snapshot,
-            defer,
-            pool,
-            ..
         } => {
-            let query = [("pool", pool.as_deref()), ("defer", defer.then_some("true"))];
-            client.delete(&with_query(
-                &format!("/v1/snapshots/{}", escape(&snapshot)),
-                &query,
-            ))?;
-            output::say(
-                global,
-                &format!("snapshot {snapshot} is deleted; its space comes free in the background"),
-            )
+            let request = DeleteSnapshots {
+                snapshots,
+                pool,
+                defer,
+            };
+            super::deletion::run(&client, global, &request, wait)
         }
     }
 }
