@@ -28,6 +28,9 @@ enum Access {
 #[derive(Debug)]
 pub struct DeviceFile {
     file: File,
+    /// What the claim hangs on. It is a file of its own that no ring gets: before Linux 6.3 a ring keeps files for up to a
+    /// second after they were taken out of it, and a pool that is closed would be in use for as long.
+    _claim: File,
     path: PathBuf,
     kind: DeviceKind,
     size_bytes: u64,
@@ -223,21 +226,37 @@ fn open(path: &Path, access: Access) -> Result<DeviceFile, Problem> {
     } else {
         return Err(Problem::NotADevice);
     };
-    let (file, direct) = open_direct(path, kind, access)?;
+    let (claimed, direct) = open_direct(path, kind, access)?;
     if kind == DeviceKind::File {
-        claim(&file, &metadata, access)?;
+        claim(&claimed, &metadata, access)?;
     }
+    let file = open_again(&claimed, direct, access).map_err(Problem::Open)?;
     let size_bytes = match kind {
         DeviceKind::File => file.metadata().map_err(Problem::Open)?.len(),
         DeviceKind::Block => block_device_bytes(&file)?,
     };
     Ok(DeviceFile {
         file,
+        _claim: claimed,
         path: path.to_owned(),
         kind,
         size_bytes,
         direct,
     })
+}
+
+/// The same file once more, without a claim. Where /proc is missing it is the claimed one, under another number.
+fn open_again(claimed: &File, direct: bool, access: Access) -> io::Result<File> {
+    let path = format!("/proc/self/fd/{}", claimed.as_raw_fd());
+    match OpenOptions::new()
+        .read(true)
+        .write(access == Access::Write)
+        .custom_flags(if direct { libc::O_DIRECT } else { 0 })
+        .open(path)
+    {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => claimed.try_clone(),
+        opened => opened,
+    }
 }
 
 /// Opens with O_DIRECT where that works with blocks of 4096 bytes, else without.

@@ -2,6 +2,7 @@ use super::*;
 use crate::buffers::{Arenas, CHUNK_BYTES, ProcessorBuffers};
 use crate::ring::{Ring, RingOptions};
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use stillpoint_processor::ids::DeviceIndex;
@@ -382,6 +383,18 @@ fn a_device_is_opened_by_one_at_a_time_and_the_holder_is_named() {
     assert!(error.to_string().contains("this very process"), "{error}");
     drop(held);
     DeviceFile::open(&path).expect("free again");
+}
+
+#[test]
+fn a_claim_ends_with_its_device_although_a_ring_still_has_the_file() {
+    let directory = directory_on("/tmp");
+    let path = directory.path().join("device");
+    let device = DeviceFile::create(&path, 1 << 20).expect("a sparse file");
+    let mut ring = Ring::new(RingOptions::default()).expect("io_uring");
+    // An older kernel goes on to have it for a second after it was told to forget it.
+    let _kept = ring.register_file(device.as_raw_fd());
+    drop(device);
+    DeviceFile::open(&path).expect("nobody claims it any more");
 }
 
 #[test]
