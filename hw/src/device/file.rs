@@ -30,7 +30,7 @@ pub struct DeviceFile {
     file: File,
     /// What the claim hangs on. It is a file of its own that no ring gets: before Linux 6.3 a ring keeps files for up to a
     /// second after they were taken out of it, and a pool that is closed would be in use for as long.
-    _claim: File,
+    claim: File,
     path: PathBuf,
     kind: DeviceKind,
     size_bytes: u64,
@@ -201,9 +201,16 @@ impl DeviceFile {
     pub fn forget_partitions(&self) {
         const BLKRRPART: libc::Ioctl = 0x125f;
         if self.kind == DeviceKind::Block {
+            // Only who has the claim may.
             // SAFETY: takes no argument and touches no memory of ours.
-            unsafe { libc::ioctl(self.file.as_raw_fd(), BLKRRPART) };
+            unsafe { libc::ioctl(self.claim.as_raw_fd(), BLKRRPART) };
         }
+    }
+
+    /// Whether it ends before `end_bytes` by now: a block device that was taken out has no bytes left. The kernel then fails
+    /// writes with ENOSPC, as if it were full.
+    pub(crate) fn ends_before(&self, end_bytes: u64) -> bool {
+        self.kind == DeviceKind::Block && size_now(&self.file).is_none_or(|size_bytes| size_bytes < end_bytes)
     }
 
     pub(crate) fn file(&self) -> &File {
@@ -237,7 +244,7 @@ fn open(path: &Path, access: Access) -> Result<DeviceFile, Problem> {
     };
     Ok(DeviceFile {
         file,
-        _claim: claimed,
+        claim: claimed,
         path: path.to_owned(),
         kind,
         size_bytes,
@@ -334,8 +341,16 @@ fn holder(metadata: &std::fs::Metadata) -> Option<String> {
     Some(format!("process {process} ({})", name.trim()))
 }
 
-fn block_device_bytes(file: &File) -> Result<u64, Problem> {
+/// The size of a block device in bytes; `None`, with the reason in errno, if it does not say.
+fn size_now(file: &File) -> Option<u64> {
     const BLKGETSIZE64: libc::Ioctl = 0x8008_1272_u32 as libc::Ioctl;
+    let mut size_bytes = 0u64;
+    // SAFETY: BLKGETSIZE64 writes one u64 to its argument.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), BLKGETSIZE64, &raw mut size_bytes) };
+    (result == 0).then_some(size_bytes)
+}
+
+fn block_device_bytes(file: &File) -> Result<u64, Problem> {
     const BLKSSZGET: libc::Ioctl = 0x1268;
     const BLKROGET: libc::Ioctl = 0x125e;
     let mut read_only: libc::c_int = 0;
@@ -344,11 +359,7 @@ fn block_device_bytes(file: &File) -> Result<u64, Problem> {
     if unsafe { libc::ioctl(file.as_raw_fd(), BLKROGET, &raw mut read_only) } == 0 && read_only != 0 {
         return Err(Problem::ReadOnly);
     }
-    let mut size_bytes = 0u64;
-    // SAFETY: BLKGETSIZE64 writes one u64 to its argument.
-    if unsafe { libc::ioctl(file.as_raw_fd(), BLKGETSIZE64, &raw mut size_bytes) } != 0 {
-        return Err(Problem::Open(io::Error::last_os_error()));
-    }
+    let size_bytes = size_now(file).ok_or_else(|| Problem::Open(io::Error::last_os_error()))?;
     let mut sector_bytes: libc::c_int = 0;
     // SAFETY: BLKSSZGET writes one int to its argument.
     if unsafe { libc::ioctl(file.as_raw_fd(), BLKSSZGET, &raw mut sector_bytes) } != 0 {

@@ -273,7 +273,13 @@ impl Devices {
                     return false;
                 }
                 self.figures.errors += 1;
-                operation.result = Err(DeviceError::Os(errno));
+                let end_bytes = piece.offset_bytes + piece.left_bytes;
+                let lost = errno == libc::ENOSPC && self.files.all()[piece.device].ends_before(end_bytes);
+                operation.result = Err(if lost {
+                    DeviceError::Gone
+                } else {
+                    DeviceError::Os(errno)
+                });
                 true
             }
             0 => {

@@ -305,6 +305,27 @@ fn a_device_that_vanishes_gives_errors_and_never_wrong_data() {
 }
 
 #[test]
+fn a_block_device_that_ends_early_fails_writes_and_is_not_called_full() {
+    if !possible("a_block_device_that_ends_early_fails_writes_and_is_not_called_full") {
+        return;
+    }
+    let (appliance, good) = with_good_client();
+    let image = appliance.path("image");
+    let file = File::create_new(&image).expect("a new file");
+    file.set_len(128 * MIB as u64).expect("a sparse file");
+    let device = Loop::over(&image, false);
+    appliance.run(&["pool", "create", "p", device.path()]);
+    export(&appliance, "p", "v", "64MiB");
+    let mut filler = Filler::new(&appliance, "v");
+    file.set_len(16 * MIB as u64).expect("cut");
+    must("losetup", &["--set-capacity", device.path()]);
+    // The kernel calls a write behind the end of a device "no space left"; the pool has all its space left.
+    assert_eq!(filler.fill(1), ReplyError::Io);
+    good.wait_for(50);
+    end(&appliance, good);
+}
+
+#[test]
 fn a_read_only_device_is_refused_with_the_reason() {
     if !possible("a_read_only_device_is_refused_with_the_reason") {
         return;
