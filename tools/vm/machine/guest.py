@@ -70,8 +70,7 @@ class Qmp:
 
     def command(self, name, **arguments):
         """Runs a command; returns what it returns, or raises RuntimeError with QEMU's words."""
-        words = {key.replace("_", "-"): value for key, value in arguments.items()}
-        self.file.write(json.dumps({"execute": name, "arguments": words}) + "\n")
+        self.file.write(json.dumps({"execute": name, "arguments": arguments}) + "\n")
         self.file.flush()
         while True:
             answer = self.read()

@@ -36,7 +36,7 @@ class Faults:
 
     def heal(self):
         qmp = self.over(f"{self.name}-0")
-        qmp.command("blockdev-del", node_name="faulty")
+        qmp.command("blockdev-del", **{"node-name": "faulty"})
         qmp.close()
 
 

@@ -18,8 +18,8 @@ from machine.ledger import Ledger, Load
 
 BLOCKS = 2048
 IMAGE_BYTES = 256 << 20
-ROUNDS = 4
-REQUESTS_PER_ROUND = 60
+ROUNDS = 5
+REQUESTS_PER_ROUND = 50
 FLUSHES_SHORT = 24
 BETWEEN_SHORT = 24
 CONTROLS = 12
@@ -161,7 +161,7 @@ def power_cut_at_every_flush(context):
         chosen = flushes if context.long else some(flushes, FLUSHES_SHORT, random)
         wrong = points.check(sorted({*chosen, *between}))
         assert not wrong, f"{len(wrong)} points are wrong:\n" + "\n".join(wrong[:3])
-        context.say(f"{total} entries, {len(flushes)} flushes, {len(promises)} promises; {len(chosen)} flushes and {len(between)} points between looked at")
+        context.say(f"{total} entries, {len(flushes)} flushes, {len(promises)} promises, {len(promises[-1].snapshots)} snapshots; {len(chosen)} flushes and {len(between)} points between looked at")
         controls = some(random.sample(range(total // 2, total + 1), CONTROLS), CONTROLS, random)
         found = points.check(controls, flushes_count=False)
         assert found, f"{len(controls)} disks that ignore flushes lost nothing that these checks notice"
