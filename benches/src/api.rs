@@ -13,7 +13,7 @@ use crate::Failure;
 
 /// How often it is asked whether space has come back, and for how long.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A connection to the control socket.
 #[derive(Debug)]
@@ -106,7 +106,7 @@ impl Api {
     /// --wait` does.
     ///
     /// # Errors
-    /// It takes longer than two minutes or cannot end; as [`Api::ask`].
+    /// It takes longer than ten minutes or cannot end; as [`Api::ask`].
     pub fn wait_for_deletion(&mut self, pool: &str, snapshot: u64) -> Result<(), Failure> {
         let begun = Instant::now();
         let path = format!("/v1/pools/{pool}/deletions/{snapshot}");
@@ -129,7 +129,7 @@ impl Api {
     /// Waits until a pool uses no more than so much; gives how long that took.
     ///
     /// # Errors
-    /// It takes longer than two minutes; as [`Api::ask`].
+    /// It takes longer than ten minutes; as [`Api::ask`].
     pub fn wait_for_space(&mut self, pool: &str, used_bytes_max: u64) -> Result<Duration, Failure> {
         let begun = Instant::now();
         loop {

@@ -39,7 +39,7 @@ const STEPS_ALONE: usize = 8;
 /// what it takes, and the less room there is, the more the freeing has to keep up with who fills it. The walk makes no turns
 /// of its own then, but goes along with those of the requests: a loop that turns and turns submits writes one by one that
 /// would have gone together, and takes the core that a client may need.
-const ANSWERS_PER_STEP_MAX: u64 = 64;
+const ANSWERS_PER_STEP_MAX: u64 = 128;
 /// But a step is taken after this time at the latest, if there is a turn: few requests, of which one is always under way,
 /// would hold it up for ever.
 const STEP_NS_MAX: u64 = 2_000_000;
