@@ -1,4 +1,4 @@
-//! CPU time of a process, from `/proc/PID/stat`.
+//! CPU time and memory of a process, from `/proc/PID`.
 
 use crate::Failure;
 use std::fs;
@@ -16,6 +16,19 @@ pub fn used_seconds(pid: u32) -> Result<f64, Failure> {
     ticks(&stat)
         .map(|ticks| ticks as f64 / TICKS_PER_SECOND)
         .ok_or_else(|| format!("{path}: not in the form of proc(5)").into())
+}
+
+/// Resident memory of the process in bytes: `VmRSS` of proc(5).
+///
+/// # Errors
+/// The process is gone.
+pub fn resident_bytes(pid: u32) -> Result<u64, Failure> {
+    let path = format!("/proc/{pid}/status");
+    let status = fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kib.map(|kib| kib << 10)
+        .ok_or_else(|| format!("{path}: no VmRSS").into())
 }
 
 /// Fields 14 (utime) and 15 (stime); field 2 is a name in brackets that may contain anything.
@@ -39,7 +52,8 @@ mod tests {
     }
 
     #[test]
-    fn this_process_has_a_time() {
+    fn this_process_has_a_time_and_memory() {
         assert!(used_seconds(std::process::id()).is_ok());
+        assert!(resident_bytes(std::process::id()).expect("there is memory") > 1 << 16);
     }
 }

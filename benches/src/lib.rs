@@ -21,6 +21,7 @@ pub mod machine;
 pub mod mapped_pool;
 pub mod memory_device;
 pub mod nbd_load;
+pub mod prices;
 pub mod process;
 pub mod reader;
 pub mod report;
@@ -28,6 +29,7 @@ pub mod rounds;
 pub mod servers;
 pub mod stats;
 pub mod table;
+pub mod windows;
 pub mod writer;
 pub mod zram;
 

@@ -118,6 +118,7 @@ impl Place {
         let setup = Setup {
             program,
             serve_options: &[&limit[..], &room, &options.serve_option].concat(),
+            device: None,
             pool_bytes: VOLUME_BYTES * 8,
             volume_bytes: VOLUME_BYTES,
         };

@@ -33,6 +33,8 @@ pub struct Setup<'a> {
     pub program: &'a Path,
     /// More options of `serve`.
     pub serve_options: &'a [String],
+    /// The device of the pool; a file of `pool_bytes` is made if there is none.
+    pub device: Option<&'a Path>,
     /// Size of the pool's file.
     pub pool_bytes: u64,
     /// Size of the volume.
@@ -46,8 +48,14 @@ impl Stillpoint {
     /// # Errors
     /// It does not start, or a command fails.
     pub fn start(setup: &Setup<'_>, scratch: &Scratch) -> Result<Self, Failure> {
-        let device = scratch.path("pool.img");
-        make_written_file(&device, setup.pool_bytes, scratch)?;
+        let made = scratch.path("pool.img");
+        let device = match setup.device {
+            Some(device) => device,
+            None => {
+                make_written_file(&made, setup.pool_bytes, scratch)?;
+                &made
+            }
+        };
         let tail = Scratch::new(Path::new("/dev/shm"))?;
         let daemon = Daemon::start(setup.program, setup.serve_options, scratch, &tail)?;
         let target = Target::Nbd {

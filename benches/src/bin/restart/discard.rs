@@ -1,5 +1,6 @@
 //! What a large discard costs those who write another volume meanwhile.
 
+use std::fmt::Write;
 use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
@@ -8,8 +9,9 @@ use serde::Serialize;
 use stillpoint_benches::Failure;
 use stillpoint_benches::frame::say;
 use stillpoint_benches::servers::VOLUME;
-use stillpoint_benches::stats::{Distribution, Spread};
-use stillpoint_benches::writer::{Arrivals, Sample, Writer};
+use stillpoint_benches::stats::Spread;
+use stillpoint_benches::windows::{self, HEADS, Window, cells, p99_ratio};
+use stillpoint_benches::writer::{Arrivals, Writer};
 use stillpoint_export::nbd::client::Connection;
 use stillpoint_export::nbd::wire::command;
 
@@ -36,13 +38,6 @@ pub struct Discard {
     after: Vec<Window>,
 }
 
-#[derive(Clone, Copy, Debug, Serialize)]
-struct Window {
-    seconds: f64,
-    per_second: f64,
-    latency_us: Distribution,
-}
-
 /// Writes another volume and discards a part of the large one, a further part in each round.
 ///
 /// # Errors
@@ -61,23 +56,26 @@ pub fn measure(options: &Options, pool: &mut MappedPool) -> Result<Discard, Fail
     let mut spans = Vec::new();
     for round in 0..u64::from(options.rounds) {
         thread::sleep(REST);
-        let from = writer.now_ns();
+        let now = || windows::now(&writer, daemon.process_id());
+        let from = now()?;
         thread::sleep(options.time());
-        let begun = writer.now_ns();
+        let begun = now()?;
         discard(daemon.nbd_socket(), round * gib, gib)?;
-        let ended = writer.now_ns();
+        let ended = now()?;
         thread::sleep(REST);
-        let rested = writer.now_ns();
+        let rested = now()?;
         thread::sleep(options.time());
-        spans.push([(from, begun), (begun, ended), (rested, writer.now_ns())]);
-        say(&format!(
-            "{gib} GiB discarded in {:.2} s",
-            (ended - begun) as f64 / 1e9
-        ));
+        spans.push([(from, begun), (begun, ended), (rested, now()?)]);
+        say(&format!("{gib} GiB discarded, round {}", round + 1));
     }
     let samples = writer.finish()?;
     MappedPool::stop(daemon)?;
-    let windows = |which: usize| spans.iter().map(|span| window(&samples, span[which])).collect();
+    let windows = |which: usize| {
+        let spans = spans.iter().map(|span| span[which]);
+        spans
+            .map(|(from, to)| Window::between(&samples, from, to))
+            .collect()
+    };
     Ok(Discard {
         pool: pool.name(),
         gib,
@@ -116,51 +114,27 @@ fn discard(socket: &std::path::Path, first_gib: u64, gib: u64) -> Result<(), Fai
     }
 }
 
-fn window(samples: &[Sample], (from, to): (u64, u64)) -> Window {
-    let within = samples
-        .iter()
-        .filter(|sample| (from..to).contains(&sample.begun_ns));
-    let latency_us = Distribution::of(within.map(|sample| sample.took_ns), 1e3);
-    let seconds = (to - from) as f64 / 1e9;
-    Window {
-        seconds,
-        per_second: latency_us.count as f64 / seconds,
-        latency_us,
-    }
-}
-
 impl Discard {
     /// As a table.
     pub fn markdown(&self) -> String {
         let mut text = format!(
             "### Discarding {} GiB beside writes of another volume, depth {DEPTH}\n\n{}.\n\n\
-             | | s | writes/s | p50 us | p99 us | p99.9 us | max us | p99 to before |\n|---|{}\n",
+             | | s | {HEADS} | p99 to before |\n|---|{}\n",
             self.gib,
             self.pool,
-            "---:|".repeat(7)
+            "---:|".repeat(8)
         );
         for (name, windows) in [
             ("before", &self.before),
             ("during", &self.during),
             ("after", &self.after),
         ] {
-            let spread = |figure: fn(&Window) -> f64| {
-                let spread = Spread::of(windows.iter().map(figure));
-                format!("{:.0} ({:.0}..{:.0})", spread.median, spread.min, spread.max)
-            };
-            let pairs = windows.iter().zip(&self.before);
-            let ratio = Spread::of(pairs.map(|(of, to)| of.latency_us.p99 / to.latency_us.p99.max(1e-9)));
-            text += &format!(
-                "| {name} | {:.2} | {} | {} | {} | {} | {} | {:.2} ({:.2}..{:.2}) |\n",
+            let _ = writeln!(
+                text,
+                "| {name} | {:.2} | {} | {} |",
                 Spread::of(windows.iter().map(|window| window.seconds)).median,
-                spread(|window| window.per_second),
-                spread(|window| window.latency_us.p50),
-                spread(|window| window.latency_us.p99),
-                spread(|window| window.latency_us.p99_9),
-                spread(|window| window.latency_us.max),
-                ratio.median,
-                ratio.min,
-                ratio.max,
+                cells(windows),
+                p99_ratio(windows, &self.before)
             );
         }
         text

@@ -1,11 +1,11 @@
 //! Memory while blocks all over the pool are read, and what reads cost when their map is not in memory.
 
 use std::fmt::Write;
-use std::fs;
 
 use serde::Serialize;
 use serde_json::Value;
 use stillpoint_benches::Failure;
+use stillpoint_benches::cpu::resident_bytes;
 use stillpoint_benches::frame::say;
 use stillpoint_benches::reader::{Reads, read_at_random};
 use stillpoint_benches::servers::{Daemon, VOLUME};
@@ -80,14 +80,6 @@ fn map_figures(pool: &MappedPool, daemon: &Daemon) -> Result<(u64, u64), Failure
         sums.1 += shard["map_misses"].as_u64().unwrap_or_default();
     }
     Ok(sums)
-}
-
-/// `VmRSS` of proc(5).
-fn resident_bytes(pid: u32) -> Result<u64, Failure> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    Ok(kib.ok_or("no VmRSS in /proc/PID/status")? << 10)
 }
 
 impl Memory {

@@ -6,6 +6,7 @@
 mod in_process;
 mod nbd;
 mod rows;
+mod snapshots;
 mod sockets;
 
 use std::path::PathBuf;
@@ -49,6 +50,12 @@ struct Options {
     /// Rows g and h: only cases whose name contains this; "snapshot" for the runs around a snapshot
     #[arg(long)]
     case: Option<String>,
+    /// Rows g and h: images are block devices in memory (zram, which takes root), so that it is CPU that is compared
+    #[arg(long)]
+    zram: bool,
+    /// Row j: seconds with a snapshot each second, and as many without [default: 600; 2 with --short]
+    #[arg(long)]
+    snapshot_seconds: Option<u64>,
     /// qemu-nbd's --aio: io_uring, native or threads
     #[arg(long, default_value = "io_uring")]
     qemu_aio: String,

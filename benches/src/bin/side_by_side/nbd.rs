@@ -109,6 +109,7 @@ impl<'a> Bench<'a> {
         let setup = Setup {
             program,
             serve_options: &options.serve_option,
+            device: None,
             pool_bytes: size_bytes * 4,
             volume_bytes: size_bytes,
         };

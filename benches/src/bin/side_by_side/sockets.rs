@@ -1,6 +1,7 @@
 //! Rows g and h: NBD through a unix socket and through TCP on loopback, with qemu-nbd and nbdkit on raw files beside it.
 //! Every server has one core, the client another.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use stillpoint_bench::job::{Idle, Job as InProcess, Load as Depth};
@@ -19,12 +20,16 @@ use stillpoint_benches::servers::{
     takes_direct,
 };
 use stillpoint_benches::table::{Bound, Goal, Row};
+use stillpoint_benches::zram::Zram;
 use stillpoint_hw::topology::{Core, allowed_cores, place_processors};
 
 use crate::{Options, nbd};
 
 /// Connections, and requests in flight on each.
 const SHAPES: [(usize, usize); 4] = [(1, 1), (1, 32), (4, 1), (4, 32)];
+/// With `--short` so many of them, for so long.
+const SHORT_RUN: Duration = Duration::from_millis(200);
+const SHORT: [(usize, usize); 3] = [(1, 1), (1, 32), (4, 32)];
 /// Places in the series of a case.
 const OURS: usize = 0;
 const PEERS: [usize; 2] = [1, 2];
@@ -60,7 +65,8 @@ pub fn tcp(options: &Options, scratch: &Scratch) -> Result<Row, Failure> {
 fn measure(options: &Options, listen: Listen, row: &mut Row, scratch: &Scratch) -> Result<(), Failure> {
     let arena = Arena::set_up(options, listen, scratch)?;
     let mut busy = String::new();
-    for (connections, depth) in SHAPES {
+    let shapes = if options.short { &SHORT[..] } else { &SHAPES };
+    for &(connections, depth) in shapes {
         for writes in [false, true] {
             let name = format!(
                 "{connections} connection{}, depth {depth} each, random {}",
@@ -124,34 +130,41 @@ fn add_goals(row: &mut Row, case: &CaseResult, depth: usize) {
 }
 
 /// Everything that runs.
-struct Arena<'a> {
+struct Arena {
     stillpoint: Stillpoint,
     ours: Target,
     qemu: QemuNbd,
     nbdkit: NbdKit,
-    raw: std::path::PathBuf,
+    raw: PathBuf,
     size_bytes: u64,
     pace: Pace,
     /// The servers', and the client's.
     cores: Option<(Core, Core)>,
-    _scratch: &'a Scratch,
+    _zrams: Vec<Zram>,
 }
 
-impl<'a> Arena<'a> {
+impl Arena {
     /// Starts the servers, each on an image of its own that was written from end to end.
-    fn set_up(options: &Options, listen: Listen, scratch: &'a Scratch) -> Result<Self, Failure> {
+    fn set_up(options: &Options, listen: Listen, scratch: &Scratch) -> Result<Self, Failure> {
         let (program, _) = options.place.find()?;
         let size_bytes = options.volume_bytes();
         say("writing the images");
-        let image = |name: &str| -> Result<std::path::PathBuf, Failure> {
+        let mut zrams = Vec::new();
+        let mut image = |name: &str, bytes: u64| -> Result<PathBuf, Failure> {
+            if options.zram {
+                let zram = Zram::new(bytes)?;
+                let path = zram.path().to_path_buf();
+                zrams.push(zram);
+                return Ok(path);
+            }
             let path = scratch.path(name);
-            make_written_file(&path, size_bytes, scratch)?;
+            make_written_file(&path, bytes, scratch)?;
             Ok(path)
         };
-        let (raw, of_qemu, of_nbdkit) = (
-            image("socket-raw.img")?,
-            image("of-qemu.img")?,
-            image("of-nbdkit.img")?,
+        let (raw, of_qemu) = (image("raw.img", size_bytes)?, image("qemu.img", size_bytes)?);
+        let (of_nbdkit, pool) = (
+            image("nbdkit.img", size_bytes)?,
+            image("pool.img", size_bytes * 4)?,
         );
         let qemu = QemuNbd::start(
             "qemu-nbd-socket",
@@ -176,11 +189,19 @@ impl<'a> Arena<'a> {
         let setup = Setup {
             program: &program,
             serve_options: &serve_options,
+            device: Some(&pool),
             pool_bytes: size_bytes * 4,
             volume_bytes: size_bytes,
         };
         let stillpoint = Stillpoint::start(&setup, scratch)?;
-        fill(&stillpoint.target, size_bytes, scratch)?;
+        for target in [&stillpoint.target, &qemu.target, &nbdkit.target] {
+            fill(target, size_bytes, scratch)?;
+        }
+        let bare = Target::File {
+            path: raw.clone(),
+            direct: takes_direct(&raw),
+        };
+        fill(&bare, size_bytes, scratch)?;
         let ours = match listen {
             Listen::Unix => stillpoint.target.clone(),
             Listen::Tcp => Target::NbdTcp {
@@ -201,9 +222,16 @@ impl<'a> Arena<'a> {
             nbdkit,
             raw,
             size_bytes,
-            pace: options.pace(),
+            pace: Pace {
+                run: if options.short && options.seconds.is_none() {
+                    SHORT_RUN
+                } else {
+                    options.pace().run
+                },
+                ..options.pace()
+            },
             cores,
-            _scratch: scratch,
+            _zrams: zrams,
         })
     }
 
@@ -264,7 +292,8 @@ impl<'a> Arena<'a> {
         let job = InProcess {
             read_percent: if writes { 0 } else { 100 },
             load: Depth::Closed { in_flight: depth },
-            idle: Idle::Spin,
+            // zram is read by threads of the kernel, which a loop that spins keeps from running.
+            idle: Idle::Nap,
             time_ns: self.pace.run.as_nanos() as u64,
             ramp_ns: Duration::from_millis(100).as_nanos() as u64,
             size_bytes: Some(self.size_bytes),
@@ -285,7 +314,7 @@ impl<'a> Arena<'a> {
 }
 
 /// Whether a file lies in the page cache and nowhere else.
-fn is_in_memory(path: &std::path::Path) -> bool {
+fn is_in_memory(path: &Path) -> bool {
     Machine::look(path).file_system.starts_with("tmpfs")
 }
 

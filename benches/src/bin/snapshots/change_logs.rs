@@ -13,9 +13,9 @@ use stillpoint_benches::stats::Spread;
 use stillpoint_benches::writer::{Arrivals, Writer};
 
 use super::Options;
-use super::prices::slack_bytes;
-use super::windows::{self, HEADS, Window, cells, p99_ratio};
-use super::writes::DEPTH;
+use stillpoint_benches::prices::DEPTH;
+use stillpoint_benches::prices::slack_bytes;
+use stillpoint_benches::windows::{self, HEADS, Window, cells, p99_ratio};
 
 const NAMES: [&str; 2] = ["plain", "logged"];
 

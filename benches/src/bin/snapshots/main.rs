@@ -1,11 +1,10 @@
 //! What snapshots cost those who write meanwhile, here, with qcow2 and with btrfs; what they cost themselves; what deleting a
-//! thousand of them costs the writes, and what a change log volume does. Prints tables; `--out` keeps them, and every run as
+//! thousand of them costs the writes, and one of which nothing is shared, and what a change log volume does. Prints tables; `--out` keeps them, and every run as
 //! JSON.
 
 mod change_logs;
 mod deletions;
-mod prices;
-mod windows;
+mod diverged;
 mod writes;
 
 use std::path::PathBuf;
@@ -17,12 +16,13 @@ use serde::Serialize;
 use stillpoint_benches::Failure;
 use stillpoint_benches::frame::{self, Place, say};
 use stillpoint_benches::machine::Machine;
+use stillpoint_benches::prices::{self, Prices};
 use stillpoint_benches::process::Scratch;
 use stillpoint_benches::servers::{Setup, Stillpoint, fill, takes_direct};
 
 use change_logs::ChangeLogs;
 use deletions::Deletions;
-use prices::Prices;
+use diverged::Diverged;
 use writes::Writes;
 
 /// Measures writes beside snapshots, and snapshots beside writes
@@ -51,7 +51,7 @@ struct Options {
     /// Snapshots that are deleted at once under load
     #[arg(long)]
     deletions: Option<u32>,
-    /// Only the part of this name: writes, prices, deletions or change-logs
+    /// Only the part of this name: writes, prices, deletions, diverged or change-logs
     #[arg(long)]
     only: Option<String>,
     /// --aio of qemu: io_uring, native or threads
@@ -92,6 +92,7 @@ struct Report {
     writes: Option<Writes>,
     prices: Option<Prices>,
     deletions: Option<Deletions>,
+    diverged: Option<Diverged>,
     change_logs: Option<ChangeLogs>,
 }
 
@@ -101,6 +102,7 @@ impl Report {
             self.writes.as_ref().map(Writes::markdown),
             self.prices.as_ref().map(Prices::markdown),
             self.deletions.as_ref().map(Deletions::markdown),
+            self.diverged.as_ref().map(Diverged::markdown),
             self.change_logs.as_ref().map(ChangeLogs::markdown),
         ];
         let mut text = format!("Machine: {}.\n\n{}\n", self.machine, self.method);
@@ -126,6 +128,7 @@ fn measure(options: &Options) -> Result<(), Failure> {
     let setup = Setup {
         program: &program,
         serve_options: &options.serve_option,
+        device: None,
         pool_bytes: size_bytes * 8,
         volume_bytes: size_bytes,
     };
@@ -137,6 +140,7 @@ fn measure(options: &Options) -> Result<(), Failure> {
         writes: None,
         prices: None,
         deletions: None,
+        diverged: None,
         change_logs: None,
     };
     if options.wants("writes") {
@@ -145,11 +149,16 @@ fn measure(options: &Options) -> Result<(), Failure> {
     }
     if options.wants("prices") {
         say("snapshots beside writes");
-        report.prices = Some(prices::measure(options, &appliance)?);
+        let count = if options.short { 20 } else { 200 };
+        report.prices = Some(prices::measure(count, size_bytes, &appliance)?.0);
     }
     if options.wants("deletions") {
         say("deletions");
         report.deletions = Some(deletions::measure(options, &appliance)?);
+    }
+    if options.wants("diverged") {
+        say("deleting what is not shared");
+        report.diverged = Some(diverged::measure(options, &appliance, &scratch)?);
     }
     if options.wants("change-logs") {
         say("change log volumes");

@@ -13,13 +13,12 @@ use stillpoint_benches::servers::{POOL, QemuDaemon, Reflinked, Stillpoint, Takes
 use stillpoint_benches::writer::{Arrivals, Writer};
 
 use super::Options;
-use super::windows::{self, HEADS, Window, cells, p99_ratio};
+use stillpoint_benches::prices::{self, DEPTH};
+use stillpoint_benches::windows::{self, HEADS, Window, cells, p99_ratio};
 
 const INTERVAL: Duration = Duration::from_secs(1);
 /// What a connection does at first counts for nothing.
 const WARM_UP: Duration = Duration::from_millis(200);
-/// In flight at full load.
-pub const DEPTH: u32 = 32;
 
 /// What came out.
 #[derive(Debug, Serialize)]
@@ -85,7 +84,7 @@ impl TakesSnapshots for Ours<'_> {
 pub fn measure(options: &Options, appliance: &Stillpoint, scratch: &Scratch) -> Result<Writes, Failure> {
     let size_bytes = options.volume_bytes();
     // A little more than there was: maps come and go.
-    let used_bytes = appliance.api()?.used_bytes(POOL)? + super::prices::slack_bytes(size_bytes);
+    let used_bytes = appliance.api()?.used_bytes(POOL)? + prices::slack_bytes(size_bytes);
     let mut ours = Ours {
         appliance,
         scratch,

@@ -6,33 +6,51 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value;
-use stillpoint_benches::Failure;
-use stillpoint_benches::api::Api;
-use stillpoint_benches::servers::{POOL, Stillpoint, VOLUME};
-use stillpoint_benches::stats::Distribution;
-use stillpoint_benches::writer::{Arrivals, Writer};
 
-use super::Options;
-use super::writes::DEPTH;
+use crate::Failure;
+use crate::api::Api;
+use crate::servers::{POOL, Stillpoint, VOLUME};
+use crate::stats::Distribution;
+use crate::writer::{Arrivals, Sample, Writer};
+
+/// Writes in flight at full load.
+pub const DEPTH: u32 = 32;
 
 /// How long each snapshot lives: so long its change log grows.
-const LIFE: Duration = Duration::from_millis(50);
+pub const LIFE: Duration = Duration::from_millis(50);
 /// Under load the bytes in use go up and down; so often they are looked at for the highest.
 const LOOKS: u32 = 40;
 
 /// What came out; one figure of each snapshot.
 #[derive(Debug, Serialize)]
 pub struct Prices {
-    create_ms: Distribution,
-    durable_ms: Distribution,
-    hold_us: Distribution,
-    answers_held: Distribution,
-    answer_held_us: Distribution,
-    delete_ms: Distribution,
-    space_ms: Distribution,
+    /// The request to the API.
+    pub create_ms: Distribution,
+    /// From the command until it was durable.
+    pub durable_ms: Distribution,
+    /// The longest hold of a shard.
+    pub hold_us: Distribution,
+    /// Answers held.
+    pub answers_held: Distribution,
+    /// The longest hold of one answer.
+    pub answer_held_us: Distribution,
+    /// The request to the API.
+    pub delete_ms: Distribution,
+    /// From that request until the bytes in use are back at what they were.
+    pub space_ms: Distribution,
+}
+
+/// The load beside the snapshots.
+#[derive(Debug)]
+pub struct Beside {
+    /// Every write.
+    pub samples: Vec<Sample>,
+    /// When each snapshot was asked for, on the writer's clock.
+    pub asked_ns: Vec<u64>,
 }
 
 /// By how much the bytes in use may differ when nothing is held any more: maps come and go.
+#[must_use]
 pub fn slack_bytes(volume_bytes: u64) -> u64 {
     (2 << 20) + volume_bytes / 128
 }
@@ -54,15 +72,15 @@ pub fn used_under_load(api: &mut Api, volume_bytes: u64) -> Result<u64, Failure>
 ///
 /// # Errors
 /// A command fails.
-pub fn measure(options: &Options, appliance: &Stillpoint) -> Result<Prices, Failure> {
-    let count = if options.short { 20 } else { 200 };
+pub fn measure(count: u32, volume_bytes: u64, appliance: &Stillpoint) -> Result<(Prices, Beside), Failure> {
     let writer = Writer::start(appliance.nbd_socket(), VOLUME, Arrivals::Depth(DEPTH))?;
     let mut api = appliance.api()?;
-    let used = used_under_load(&mut api, options.volume_bytes())?;
+    let used = used_under_load(&mut api, volume_bytes)?;
     let (mut create, mut delete, mut space) = (Vec::new(), Vec::new(), Vec::new());
-    let mut told = Vec::new();
+    let (mut told, mut asked_ns) = (Vec::new(), Vec::new());
     for number in 0..count {
         let name = format!("price-{number}");
+        asked_ns.push(writer.now_ns());
         let (snapshot, took) = api.take_snapshot(VOLUME, &name)?;
         told.push(snapshot);
         create.push(took);
@@ -71,13 +89,13 @@ pub fn measure(options: &Options, appliance: &Stillpoint) -> Result<Prices, Fail
         delete.push(took);
         space.push(took + api.wait_for_space(POOL, used)?);
     }
-    writer.finish()?;
+    let samples = writer.finish()?;
     let times = |times: &[Duration]| Distribution::of(times.iter().map(|time| time.as_nanos() as u64), 1e6);
     let field = |name: &str, unit| {
         let values = told.iter().filter_map(|snapshot: &Value| snapshot[name].as_u64());
         Distribution::of(values, unit)
     };
-    Ok(Prices {
+    let prices = Prices {
         create_ms: times(&create),
         durable_ms: field("durable_ns", 1e6),
         hold_us: field("hold_ns_max", 1e3),
@@ -85,11 +103,13 @@ pub fn measure(options: &Options, appliance: &Stillpoint) -> Result<Prices, Fail
         answer_held_us: field("answer_held_ns_max", 1e3),
         delete_ms: times(&delete),
         space_ms: times(&space),
-    })
+    };
+    Ok((prices, Beside { samples, asked_ns }))
 }
 
 impl Prices {
     /// As a table.
+    #[must_use]
     pub fn markdown(&self) -> String {
         let mut text = format!(
             "### Snapshots under full load\n\n| of {} snapshots, each deleted after {} ms | p50 | p99 | max |\n|---|---:|---:|---:|\n",

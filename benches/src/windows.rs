@@ -1,9 +1,10 @@
 //! Stretches of a writer's time.
 
 use serde::Serialize;
-use stillpoint_benches::stats::{Distribution, Spread};
-use stillpoint_benches::writer::{Sample, Writer};
-use stillpoint_benches::{Failure, cpu};
+
+use crate::stats::{Distribution, Spread};
+use crate::writer::{Sample, Writer};
+use crate::{Failure, cpu};
 
 /// An instant: the writer's time, and the CPU time that the server had used.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +39,7 @@ pub struct Window {
 
 impl Window {
     /// The writes that began between two instants.
+    #[must_use]
     pub fn between(samples: &[Sample], from: Instant, to: Instant) -> Self {
         let within = samples
             .iter()
@@ -57,6 +59,7 @@ impl Window {
 pub const HEADS: &str = "writes/s | p50 us | p99 us | p99.9 us | max us | CPU";
 
 /// Medians (and spreads) of windows.
+#[must_use]
 pub fn cells(windows: &[Window]) -> String {
     let spread = |figure: fn(&Window) -> f64| Spread::of(windows.iter().map(figure));
     let shown = |figure| {
@@ -75,6 +78,7 @@ pub fn cells(windows: &[Window]) -> String {
 }
 
 /// How p99 of some windows compares with that of others, round by round.
+#[must_use]
 pub fn p99_ratio(of: &[Window], to: &[Window]) -> String {
     let pairs = of.iter().zip(to);
     let ratio = Spread::of(pairs.map(|(of, to)| of.latency_us.p99 / to.latency_us.p99.max(1e-9)));
