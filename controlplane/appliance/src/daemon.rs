@@ -38,10 +38,6 @@ pub fn processors_default() -> usize {
     topology::processors_for(&topology::allowed_cores())
 }
 
-/// With fewer cores than this a core that polls is missed by clients and interrupts. Even trying it now and then costs
-/// more than it shows: a client that made room for a polling processor does not come back soon.
-const POLLING_CORES_MIN: usize = 4;
-
 /// What a processor does when there is nothing to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PollMode {
@@ -54,12 +50,13 @@ pub enum PollMode {
 }
 
 impl PollMode {
-    /// How long a processor polls without finding anything before it sleeps, on a machine with this many physical cores;
-    /// `None`: it never sleeps.
+    /// How long a processor polls without finding anything before it sleeps, of so many on a machine with this many physical
+    /// cores; `None`: it never sleeps. If no core is left for others, a core that polls is missed by clients and interrupts, and
+    /// even trying it now and then costs more than it shows.
     #[must_use]
-    pub fn quiet_ns(self, cores: usize) -> Option<u64> {
+    pub fn quiet_ns(self, cores: usize, processors: usize) -> Option<u64> {
         match self {
-            Self::Adaptive if cores < POLLING_CORES_MIN => Some(0),
+            Self::Adaptive if cores <= processors => Some(0),
             Self::Adaptive => Some(100_000),
             Self::Busy => None,
             Self::Sleep => Some(0),
@@ -198,12 +195,12 @@ fn start_processors(
     connections: &Arc<Seats>,
     notices: NoticeSender,
 ) -> Result<PollLoops> {
+    let processors = options.processors.unwrap_or_else(processors_default);
+    let cores = topology::physical_cores(&topology::allowed_cores());
     let options = PollLoopOptions {
-        processors: options.processors.unwrap_or_else(processors_default),
+        processors,
         pin: options.pin,
-        quiet_ns: options
-            .poll
-            .quiet_ns(topology::physical_cores(&topology::allowed_cores())),
+        quiet_ns: options.poll.quiet_ns(cores, processors),
         buffer_bytes: usize::try_from(options.buffer_bytes).unwrap_or(usize::MAX),
         connections: Arc::clone(connections),
         handshake_limit_ns: options.handshake_limit_ns,
@@ -476,5 +473,23 @@ impl Signals {
             }
             Err(error) => tracing::warn!("{error}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_found_out_whether_polling_pays_only_where_a_core_is_left() {
+        let adaptive = |cores, processors| PollMode::Adaptive.quiet_ns(cores, processors);
+        for (cores, processors) in [(1, 1), (2, 2), (4, 4), (2, 3)] {
+            assert_eq!(adaptive(cores, processors), Some(0), "{processors} of {cores}");
+        }
+        for (cores, processors) in [(2, 1), (4, 3), (64, 63)] {
+            assert!(adaptive(cores, processors) > Some(0), "{processors} of {cores}");
+        }
+        assert_eq!(PollMode::Busy.quiet_ns(1, 1), None);
+        assert_eq!(PollMode::Sleep.quiet_ns(64, 1), Some(0));
     }
 }

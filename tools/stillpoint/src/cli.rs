@@ -139,8 +139,8 @@ pub struct ServeArguments {
     /// Do not pin processors to cores
     #[arg(long)]
     pub no_pin: bool,
-    /// `adaptive`: without work sleep at once or after a moment, whichever gets more done (at once with fewer than 4
-    /// cores); `busy`: never sleep; `sleep`: sleep at once [default: adaptive]
+    /// `adaptive`: without work sleep at once or after a moment, whichever gets more done (at once if no
+    /// core is left for others); `busy`: never sleep; `sleep`: sleep at once [default: adaptive]
     #[arg(long, value_enum, value_name = "HOW")]
     pub poll: Option<Poll>,
     /// Memory for map pages, for each pool [default: 256MiB]
