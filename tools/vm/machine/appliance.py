@@ -20,10 +20,17 @@ class InGuest:
     def start(self, options=""):
         """Starts the daemon and waits until it answers; it opens the pools that were open before."""
         self.guest.must(
-            f"stillpoint serve --processors 2 --buffer-memory 16MiB --nbd-tcp 0.0.0.0:{NBD_PORT} {options} >>/run/daemon.log 2>&1 &"
-            "echo $! >/run/daemon.pid; turns=0;"
-            "until stillpoint status >/dev/null 2>&1; do turns=$((turns + 1));"
-            "[ $turns -gt 100 ] && { cat /run/daemon.log; exit 1; }; usleep 100000; done"
+            f"""
+            stillpoint serve --processors 2 --buffer-memory 16MiB --nbd-tcp 0.0.0.0:{NBD_PORT} {options} \\
+                >>/run/daemon.log 2>&1 &
+            echo $! >/run/daemon.pid
+            turns=0
+            until stillpoint status >/dev/null 2>&1; do
+                turns=$((turns + 1))
+                [ $turns -gt 100 ] && {{ cat /run/daemon.log; exit 1; }}
+                usleep 100000
+            done
+            """
         )
 
     def make(self, pool, devices, volume, size, options=""):

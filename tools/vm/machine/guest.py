@@ -106,8 +106,9 @@ class Guest:
     port for NBD; a free one if None.
     """
 
-    def __init__(self, kernel=DEFAULT_KERNEL, memory_mib=1024, cpus=2, controllers=None, files=None, programs=(), qemu=(),
-                 kernel_arguments="", directory=None, port=None, qmp=None, image_bytes=devices.IMAGE_BYTES, say=lambda text: None):
+    def __init__(self, kernel=DEFAULT_KERNEL, memory_mib=1024, cpus=2, controllers=None, files=None, programs=(),
+                 qemu=(), kernel_arguments="", directory=None, port=None, qmp=None, image_bytes=devices.IMAGE_BYTES,
+                 say=lambda text: None):
         self.temporary = None
         if directory is None:
             self.temporary = tempfile.TemporaryDirectory(prefix="stillpoint-vm.")
@@ -147,7 +148,7 @@ class Guest:
         segments = [
             initramfs.tools_segment(),
             initramfs.modules_segment(release, kernel),
-            initramfs.program_segment([stillpoint(), *self.programs]),
+            initramfs.program_segment({"stillpoint": stillpoint(), **{path.name: path for path in self.programs}}),
         ]
         initrd = self.directory / "initramfs"
         initramfs.assemble(initrd, segments, files)
@@ -166,7 +167,8 @@ class Guest:
         command += ["-m", str(self.memory_mib), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
         command += ["-kernel", kernel, "-initrd", initrd, "-append", f"{KERNEL_ARGUMENTS} {self.kernel_arguments}".strip()]
         command += ["-chardev", f"file,id=console,path={self.directory}/console.log", "-serial", "chardev:console"]
-        command += ["-chardev", f"socket,id=line,path={self.directory}/line.sock,server=on,wait=on", "-serial", "chardev:line"]
+        line = f"socket,id=line,path={self.directory}/line.sock,server=on,wait=on"
+        command += ["-chardev", line, "-serial", "chardev:line"]
         command += ["-qmp", f"unix:{self.qmp_path},server=on,wait=off"]
         forward = f"hostfwd=tcp:127.0.0.1:{self.port}-:{NBD_PORT}"
         command += ["-netdev", f"user,id=net,{forward}", "-device", "virtio-net-pci,netdev=net,romfile="]

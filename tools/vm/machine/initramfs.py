@@ -89,10 +89,10 @@ def without_symbols(path):
 
 
 def add_programs(archive, programs):
-    """Adds programs (paths here) to /usr/bin of the guest, with their libraries."""
+    """Adds programs ({name: path here}) to /usr/bin of the guest, with their libraries."""
     libraries = {}
-    for path in programs:
-        archive.file("/usr/bin/" + os.path.basename(path), without_symbols(path), 0o755)
+    for name, path in programs.items():
+        archive.file("/usr/bin/" + name, without_symbols(path), 0o755)
         libraries.update(shared_libraries(path))
     for at, path in sorted(libraries.items()):
         archive.file(at, without_symbols(os.path.realpath(path)), 0o755)
@@ -120,9 +120,9 @@ def identity(path):
 
 def tools_segment():
     """Busybox, the tools, and the program that the kernel starts."""
-    programs = [packages.find(tool) for tool in TOOLS]
+    programs = {tool: packages.find(tool) for tool in TOOLS}
     init = GUEST / "init"
-    key = [Path(__file__).read_bytes(), init.read_bytes(), *map(identity, programs)]
+    key = [Path(__file__).read_bytes(), init.read_bytes(), *map(identity, programs.values())]
     return cached("tools", key, lambda: pack_tools(programs, init))
 
 
@@ -134,7 +134,7 @@ def pack_tools(programs, init):
         archive.link("/" + name, "usr/bin")
     busybox = packages.find("busybox")
     archive.file("/usr/bin/busybox", busybox.read_bytes(), 0o755)
-    own = {path.name for path in programs}
+    own = set(programs)
     for names in OTHER_NAMES.values():
         own.update(names)
     for applet in sorted(set(packages.output_of([busybox, "--list"]).split()) - own - {"busybox"}):
@@ -231,8 +231,9 @@ def uncompressed_kernel(release, kernel):
 
 
 def program_segment(programs):
-    """The programs under test (paths here), with their libraries."""
-    return cached("program", [identity(path) for path in programs], lambda: pack_programs(programs))
+    """The programs under test ({name: path here}), with their libraries."""
+    key = [(name, *identity(path)) for name, path in programs.items()]
+    return cached("program", key, lambda: pack_programs(programs))
 
 
 def pack_programs(programs):

@@ -22,6 +22,7 @@ ROUNDS = 5
 REQUESTS_PER_ROUND = 50
 FLUSHES_SHORT = 24
 BETWEEN_SHORT = 24
+BETWEEN_LONG = 400
 CONTROLS = 12
 
 
@@ -157,11 +158,15 @@ def power_cut_at_every_flush(context):
         points = Points(context, directory, promises, ledger)
         total = len(points.entries)
         flushes = [n + 1 for n, entry in enumerate(points.entries) if entry.is_flush() and n >= points.first]
-        between = random.sample(range(points.first, total + 1), min(total - points.first, 400 if context.long else BETWEEN_SHORT))
+        assert flushes, f"nothing was flushed, although {len(promises)} times something was called durable"
+        count = min(total - points.first, BETWEEN_LONG if context.long else BETWEEN_SHORT)
+        between = random.sample(range(points.first, total + 1), count)
         chosen = flushes if context.long else some(flushes, FLUSHES_SHORT, random)
         wrong = points.check(sorted({*chosen, *between}))
         assert not wrong, f"{len(wrong)} points are wrong:\n" + "\n".join(wrong[:3])
-        context.say(f"{total} entries, {len(flushes)} flushes, {len(promises)} promises, {len(promises[-1].snapshots)} snapshots; {len(chosen)} flushes and {len(between)} points between looked at")
+        promised = f"{len(promises)} promises, {len(promises[-1].snapshots)} snapshots"
+        looked = f"{len(chosen)} flushes and {len(between)} points between looked at"
+        context.say(f"{total} entries, {len(flushes)} flushes, {promised}; {looked}")
         controls = some(random.sample(range(total // 2, total + 1), CONTROLS), CONTROLS, random)
         found = points.check(controls, flushes_count=False)
         assert found, f"{len(controls)} disks that ignore flushes lost nothing that these checks notice"

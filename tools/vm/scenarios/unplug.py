@@ -31,7 +31,8 @@ def put_back(guest, controller):
     qmp = guest.qmp()
     qmp.command("device_add", **devices.alone(controller))
     qmp.close()
-    guest.must(f"turns=0; until bays {controller.serial}1; do turns=$((turns + 1)); [ $turns -gt 300 ] && exit 1; usleep 100000; done")
+    found = f"until bays {controller.serial}1; do turns=$((turns + 1)); [ $turns -gt 300 ] && exit 1; usleep 100000; done"
+    guest.must(f"turns=0; {found}")
 
 
 def unplug_under_load(context):
@@ -54,7 +55,7 @@ def unplug_under_load(context):
         assert not here.errors, f"errors on the device that stayed: {here.errors[:5]}"
         here.ledger.alive(here.client)
         numbers = sorted({number for number, _ in there.errors})
-        context.say(f"pulled out under load: {len(there.errors)} requests failed with errno {numbers}, none hung; the other pool went on")
+        context.say(f"pulled out: {len(there.errors)} requests failed with errno {numbers}, none hung; the other pool went on")
         assert numbers == [errno.EIO], "what lies on a lost device fails with EIO"
 
         told = appliance.events("shard_stopped")
