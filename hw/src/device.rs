@@ -2,12 +2,14 @@
 //!
 //! [`DeviceFile`] opens and claims one; [`PoolFiles`] are those of one pool, shared by all processors.
 //! [`Devices`] is one processor's way to them while serving, through its ring; [`Opener`] is for the
-//! time before, with calls that wait. [`MemoryDevice`] is none, for measuring what everything else costs.
+//! time before, with calls that wait. Devices that are NVMe namespaces can be served by commands of our own
+//! ([`nvme::passthrough`]). [`MemoryDevice`] is none, for measuring what everything else costs.
 
 mod file;
 mod memory;
 pub mod nvme;
 mod opener;
+mod parts;
 mod queue;
 #[cfg(test)]
 mod tests;
@@ -18,15 +20,15 @@ pub use opener::Opener;
 pub use queue::{DeviceFigures, Devices, OPERATIONS_MAX};
 
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, OnceLock};
+use stillpoint_processor::ports::DeviceError;
 
 /// The files and block devices of one pool, in label order.
 #[derive(Debug)]
 pub struct PoolFiles {
     files: Vec<DeviceFile>,
-    /// The errno of the first flush that failed, on any processor; 0 while none has.
-    failed_flush: AtomicI32,
+    /// The first flush that failed, on any processor.
+    failed_flush: OnceLock<DeviceError>,
 }
 
 impl PoolFiles {
@@ -35,23 +37,29 @@ impl PoolFiles {
     pub fn new(files: Vec<DeviceFile>) -> Arc<Self> {
         Arc::new(Self {
             files,
-            failed_flush: AtomicI32::new(0),
+            failed_flush: OnceLock::new(),
         })
     }
 
     /// A flush failed. What the devices had in their caches may be gone, and the kernel tells that once: no later flush of
     /// any processor may succeed until the pool is opened again.
-    fn note_failed_flush(&self, errno: i32) {
-        let _ = self
-            .failed_flush
-            .compare_exchange(0, errno, Ordering::AcqRel, Ordering::Acquire);
+    fn note_failed_flush(&self, error: DeviceError) {
+        // The first one counts.
+        let _ = self.failed_flush.set(error);
     }
 
-    /// The errno of the first flush that failed.
-    fn failed_flush(&self) -> Option<i32> {
-        match self.failed_flush.load(Ordering::Acquire) {
-            0 => None,
-            errno => Some(errno),
+    /// The error of the first flush that failed.
+    fn failed_flush(&self) -> Option<DeviceError> {
+        self.failed_flush.get().copied()
+    }
+
+    /// The same devices, those that are NVMe namespaces served by commands of our own where that is possible
+    /// ([`DeviceFile::passthrough`], [`DeviceFile::refused`]). Others keep them as they are while somebody else has a hand on them.
+    #[must_use]
+    pub fn with_passthrough(self: Arc<Self>) -> Arc<Self> {
+        match Arc::try_unwrap(self) {
+            Ok(pool) => Self::new(pool.files.into_iter().map(DeviceFile::with_passthrough).collect()),
+            Err(shared) => shared,
         }
     }
 

@@ -29,6 +29,8 @@ use std::os::fd::{AsRawFd, RawFd};
 pub enum Owner {
     /// The devices of the pool in this place ([`crate::device::Devices`]).
     Devices(u8),
+    /// The same devices: commands of their own rings have ended. May come when they are closed.
+    Bell(u8),
     /// The sockets ([`crate::socket::Sockets`]).
     Sockets,
     /// A wake-up ([`crate::wake`]).
@@ -38,6 +40,7 @@ pub enum Owner {
 const KIND_DEVICES: u64 = 1;
 const KIND_SOCKETS: u64 = 2;
 const KIND_WAKE: u64 = 3;
+const KIND_BELL: u64 = 4;
 /// Bits of an owner's own number.
 const DETAIL_BITS: u32 = 48;
 
@@ -48,6 +51,7 @@ pub(crate) fn mark(owner: Owner, detail: u64) -> u64 {
         Owner::Devices(place) => (KIND_DEVICES, u64::from(place)),
         Owner::Sockets => (KIND_SOCKETS, 0),
         Owner::Wake => (KIND_WAKE, 0),
+        Owner::Bell(place) => (KIND_BELL, u64::from(place)),
     };
     kind << 56 | place << DETAIL_BITS | detail
 }
@@ -243,6 +247,7 @@ impl Ring {
                 KIND_DEVICES => Owner::Devices((data >> DETAIL_BITS) as u8),
                 KIND_SOCKETS => Owner::Sockets,
                 KIND_WAKE => Owner::Wake,
+                KIND_BELL => Owner::Bell((data >> DETAIL_BITS) as u8),
                 kind => unreachable!("completion of kind {kind}: never submitted"),
             };
             Completion {

@@ -25,6 +25,8 @@ use tokio::sync::oneshot;
 pub struct Options {
     /// How pools are opened.
     pub pool: PoolOptions,
+    /// Whether NVMe namespaces are served by commands of our own where that is possible.
+    pub nvme_passthrough: bool,
     /// Memory for buffers of each processor.
     pub buffer_bytes: u64,
     /// Where NBD clients connect, as URIs without an export name.

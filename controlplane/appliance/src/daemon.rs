@@ -94,6 +94,8 @@ pub struct DaemonOptions {
     pub pin: bool,
     /// What they do when there is nothing to do.
     pub poll: PollMode,
+    /// Whether NVMe namespaces are served by commands of our own where that is possible.
+    pub nvme_passthrough: bool,
     /// Memory for map pages of each pool.
     pub map_cache_bytes: u64,
     /// Memory for buffers of each processor.
@@ -169,6 +171,7 @@ async fn serve(options: DaemonOptions) -> Result<()> {
     };
     let options_of_appliance = Options {
         pool,
+        nvme_passthrough: options.nvme_passthrough,
         buffer_bytes: options.buffer_bytes,
         listeners: sockets.uris.clone(),
         connections,

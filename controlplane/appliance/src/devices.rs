@@ -11,6 +11,7 @@ use model::{
 };
 use stillpoint_hw::device::nvme::smart::SmartLog;
 use stillpoint_hw::discovery::nvme::Identified;
+pub use stillpoint_hw::discovery::nvme::block_name;
 use stillpoint_hw::discovery::{BlockDeviceInfo, Machine, Namespace, Pci, Usage};
 
 /// What an NVMe data unit is: a thousand blocks of 512 bytes.
@@ -33,15 +34,6 @@ pub fn show(name: &str) -> Result<BlockDevice> {
         Error::not_found(format!("there is no block device {block:?}"))
             .hint("stillpoint device list shows those there are; a partition is shown with its device")
     })
-}
-
-/// The name of the block device of a namespace: `ng0n1` is `nvme0n1`. Others are their own.
-#[must_use]
-pub fn block_name(name: &str) -> String {
-    match name.strip_prefix("ng") {
-        Some(numbers) if numbers.starts_with(|c: char| c.is_ascii_digit()) => format!("nvme{numbers}"),
-        _ => name.to_owned(),
-    }
 }
 
 /// Adds the pools of this daemon that lie on these devices: each pool's name with the paths of its devices.
@@ -195,10 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_namespace_has_one_name() {
-        assert_eq!(block_name("ng0n1"), "nvme0n1");
-        assert_eq!(block_name("nvme0n1"), "nvme0n1");
-        assert_eq!(block_name("ngrok"), "ngrok");
+    fn what_is_not_there_is_not_found() {
         assert_eq!(
             show("no-such-device").expect_err("none").kind,
             crate::ErrorKind::NotFound

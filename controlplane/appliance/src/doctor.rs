@@ -1,15 +1,26 @@
 //! What this machine lacks for full speed or full safety, and how to mend each. Works without a daemon.
 
+mod devices;
+
+use std::collections::BTreeSet;
 use std::fs;
 
 use crate::api::model::{Finding, FindingState, PoolInfo};
+use stillpoint_hw::discovery::Machine;
 use stillpoint_hw::probe::{Probe, State};
+use stillpoint_hw::topology::{self, Core};
 
 /// Looks at the machine, for this many processors with this much memory for buffers each.
 #[must_use]
 pub fn machine(processors: usize, buffer_bytes: u64) -> Vec<Finding> {
     let probe = probe(processors, usize::try_from(buffer_bytes).unwrap_or(usize::MAX));
-    probe.into_iter().chain([kernel(), governor()]).collect()
+    let cores = topology::allowed_cores();
+    let placed: Vec<Core> = (topology::place_processors(&cores, processors).into_iter())
+        .flatten()
+        .collect();
+    let devices = devices::look(&Machine::here().block_devices(), &placed);
+    let rest = [kernel(), governor(&cores)].into_iter().chain(devices);
+    probe.into_iter().chain(rest).collect()
 }
 
 /// What the machine layer says; on a thread of its own, as a ring belongs to the thread that made it.
@@ -62,6 +73,23 @@ pub fn pools(pools: &[PoolInfo]) -> Vec<Finding> {
                 "its file system has no direct I/O: data takes a detour through the page cache".to_owned(),
                 "put the pool on a block device, or on ext4 or XFS",
             ));
+        }
+        for device in &pool.devices {
+            let subject = format!("device {}", device.path);
+            if let Some(reason) = &device.passthrough_refused {
+                findings.push(note(
+                    &subject,
+                    format!("served as a block device, not by NVMe commands of our own: {reason}"),
+                    "docs/hardware.md tells what they need; it works without, at some cost in CPU time",
+                ));
+            } else if device.kind == "nvme" {
+                let how = if device.polled {
+                    "polled"
+                } else {
+                    "with interrupts"
+                };
+                findings.push(ok(&subject, format!("served by NVMe commands of our own, {how}")));
+            }
         }
     }
     findings
@@ -118,16 +146,28 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-fn governor() -> Finding {
+fn governor(cores: &[Core]) -> Finding {
     const SUBJECT: &str = "frequency";
-    match read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") {
-        Some(governor) if governor != "performance" => note(
+    let of_core = |core: &Core| {
+        let number = core.number;
+        read(&format!(
+            "/sys/devices/system/cpu/cpu{number}/cpufreq/scaling_governor"
+        ))
+    };
+    let governors: BTreeSet<String> = cores.iter().filter_map(of_core).collect();
+    let named = governors
+        .iter()
+        .map(String::as_str)
+        .collect::<Vec<_>>()
+        .join(", ");
+    match governors.iter().any(|governor| governor != "performance") {
+        true => note(
             SUBJECT,
-            format!("the governor is {governor}: cores take time to get fast"),
+            format!("the governor is {named}: cores take time to get fast"),
             "cpupower frequency-set -g performance",
         ),
-        Some(governor) => ok(SUBJECT, format!("the governor is {governor}")),
-        None => ok(SUBJECT, "not in the hands of this system".to_owned()),
+        false if named.is_empty() => ok(SUBJECT, "not in the hands of this system".to_owned()),
+        false => ok(SUBJECT, format!("the governor is {named}")),
     }
 }
 

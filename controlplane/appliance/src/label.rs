@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
 use stillpoint_hw::device::{Opener, PoolFiles};
+use stillpoint_hw::discovery::nvme::block_path;
 use stillpoint_ondisk::label::PoolLabel;
 use stillpoint_ondisk::layout::Layout;
 use stillpoint_ondisk::{BLOCK_BYTES, Damage, PAGE_BYTES};
@@ -43,13 +44,14 @@ pub fn id_text(id: &[u8; 16]) -> String {
     id.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The same paths, whatever the working directory will be.
+/// The same paths, whatever the working directory will be. An NVMe namespace is named by its block device.
 ///
 /// # Errors
 /// Usage, if one is empty.
 pub fn absolute(paths: impl IntoIterator<Item = impl AsRef<Path>>) -> Result<Vec<PathBuf>> {
     let one = |path: &Path| {
         std::path::absolute(path)
+            .map(|path| block_path(&path))
             .map_err(|error| Error::usage(format!("{:?} is no path of a device: {error}", path.display())))
     };
     paths.into_iter().map(|path| one(path.as_ref())).collect()

@@ -56,6 +56,11 @@ impl<D: BlockDevice, T: LogTail> Processor<D, T> {
         &mut self.device
     }
 
+    /// The devices.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
     fn shard_mut(&mut self, shard: ShardIndex) -> &mut Shard<T> {
         let position = self.positions.get(usize::from(shard.0)).copied().flatten();
         &mut self.shards[position.expect("requests are routed to the owner")]

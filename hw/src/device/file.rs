@@ -1,5 +1,6 @@
 //! Opening one file or block device, for this process alone.
 
+use super::nvme::passthrough::Passthrough;
 use core::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -35,6 +36,8 @@ pub struct DeviceFile {
     kind: DeviceKind,
     size_bytes: u64,
     direct: bool,
+    passthrough: Option<Passthrough>,
+    refused: Option<String>,
 }
 
 /// A device could not be opened.
@@ -196,6 +199,29 @@ impl DeviceFile {
         self.direct
     }
 
+    /// The same, served by commands of our own if it is an NVMe namespace that takes them; see [`Self::refused`] for why not.
+    #[must_use]
+    pub fn with_passthrough(mut self) -> Self {
+        match Passthrough::open(&self.path, &self.file) {
+            Some(Ok(passthrough)) => self.passthrough = Some(passthrough),
+            Some(Err(reason)) => self.refused = Some(reason),
+            None => {}
+        }
+        self
+    }
+
+    /// The namespace that takes our own commands.
+    #[must_use]
+    pub fn passthrough(&self) -> Option<&Passthrough> {
+        self.passthrough.as_ref()
+    }
+
+    /// Why a namespace does not take our own commands and is served as a block device.
+    #[must_use]
+    pub fn refused(&self) -> Option<&str> {
+        self.refused.as_deref()
+    }
+
     /// Has the kernel read the partition table anew: the partitions of what was overwritten go, as far as nobody uses them.
     /// What has no partitions takes no notice.
     pub fn forget_partitions(&self) {
@@ -249,6 +275,8 @@ fn open(path: &Path, access: Access) -> Result<DeviceFile, Problem> {
         kind,
         size_bytes,
         direct,
+        passthrough: None,
+        refused: None,
     })
 }
 

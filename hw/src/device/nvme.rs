@@ -5,6 +5,8 @@
 //! | [`identify`] | what a controller and a namespace say about themselves |
 //! | [`smart`] | the log of a device's health |
 //! | [`command`] | commands as the kernel takes them |
+//! | [`passthrough`] | a namespace that takes our own commands |
+//! | `ring` | the rings that they go through |
 //! | [`status`] | how commands end |
 //! | [`admin`] | identify and logs of a device of this machine |
 //!
@@ -13,5 +15,7 @@
 pub mod admin;
 pub mod command;
 pub mod identify;
+pub mod passthrough;
+pub(crate) mod ring;
 pub mod smart;
 pub mod status;

@@ -2,29 +2,31 @@
 //!
 //! An operation waits in a slot, with its buffers, until every one of its entries has completed; then it
 //! goes back to the processor, once. A transfer of several segments is one vectored entry. What a short
-//! transfer left over is submitted again.
+//! transfer left over is submitted again. Namespaces that take our own commands have rings of their own ([`commands`]).
 //!
 //! ```text
 //! submit ──> ready ──start──> in the kernel ──complete──> ready again (short) | completed ──poll──>
 //! ```
 
-use super::PoolFiles;
+mod commands;
+
+use super::nvme::command::DatasetRange;
+use super::nvme::ring::{CommandRings, Ended};
+use super::parts::{Part, advance, cut, cut_range};
+use super::{DeviceFile, PoolFiles};
 use crate::buffers::Arenas;
 use crate::ring::{Completion, FileSlot, Owner, Ring, mark, on_file};
+use commands::Namespace;
 use io_uring::{opcode, squeue, types};
 use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use stillpoint_processor::ports::{
-    BlockDevice, Buffer, DeviceError, Full, Operation, OperationKind, Segment, Transfer,
-};
+use stillpoint_processor::ports::{BlockDevice, DeviceError, Full, Operation, OperationKind};
 
 /// Operations of one pool that one processor has in flight at most.
 pub const OPERATIONS_MAX: usize = 256;
 /// Discards in the kernel at the same time at most: they are advice, and slow on some file systems.
 const DISCARDS_MAX: usize = 2;
-/// Pieces of memory of one entry at most (the kernel's UIO_MAXIOV).
-const VECTORS_MAX: usize = 1024;
 
 /// What the devices of a pool did for one processor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,8 +47,21 @@ pub struct DeviceFigures {
     pub discards_skipped: u64,
     /// Entries that moved less than asked and were submitted again for the rest.
     pub short_transfers: u64,
+    /// Commands that failed in a way that may pass, and were tried again.
+    pub retries: u64,
     /// Entries that failed.
     pub errors: u64,
+}
+
+impl DeviceFigures {
+    fn count(&mut self, kind: OperationKind) {
+        match kind {
+            OperationKind::Read => self.reads += 1,
+            OperationKind::Write => self.writes += 1,
+            OperationKind::Flush => self.flushes += 1,
+            OperationKind::Discard => self.discards += 1,
+        }
+    }
 }
 
 /// One processor's way to the devices of a pool.
@@ -54,6 +69,9 @@ pub struct Devices {
     files: Arc<PoolFiles>,
     arenas: Arc<Arenas>,
     targets: Vec<Target>,
+    /// For the namespaces among the targets.
+    rings: Option<CommandRings>,
+    ended: Vec<Ended>,
     /// This pool's place on the processor: part of every entry's mark.
     place: u8,
     slots: Vec<Slot>,
@@ -72,6 +90,8 @@ pub struct Devices {
 struct Target {
     slot: FileSlot,
     discards: bool,
+    /// Set if it takes our own commands.
+    namespace: Option<Namespace>,
 }
 
 /// An operation in flight.
@@ -79,18 +99,10 @@ struct Target {
 struct Slot {
     operation: Option<Box<Operation>>,
     vectors: Vec<libc::iovec>,
+    /// One for each part of a discard.
+    ranges: Vec<DatasetRange>,
     parts: Vec<Part>,
     parts_left: usize,
-}
-
-/// What becomes one entry.
-#[derive(Clone, Copy)]
-struct Part {
-    device: usize,
-    offset_bytes: u64,
-    left_bytes: u64,
-    first_vector: usize,
-    vector_count: usize,
 }
 
 impl Devices {
@@ -98,18 +110,22 @@ impl Devices {
     /// the same ring.
     #[must_use]
     pub fn new(files: Arc<PoolFiles>, arenas: Arc<Arenas>, place: u8, ring: &mut Ring) -> Self {
-        let targets = files
-            .all()
-            .iter()
-            .map(|file| Target {
+        let rings = commands::rings(&files, &arenas);
+        let mut target = |file: &DeviceFile| {
+            let passthrough = file.passthrough().filter(|_| rings.is_some());
+            Target {
                 slot: ring.register_file(file.as_raw_fd()),
-                discards: true,
-            })
-            .collect();
+                discards: passthrough.is_none_or(|passthrough| passthrough.discards),
+                namespace: passthrough.map(Namespace::of),
+            }
+        };
+        let targets = files.all().iter().map(&mut target).collect();
         Self {
             files,
             arenas,
             targets,
+            rings,
+            ended: Vec::with_capacity(OPERATIONS_MAX),
             place,
             slots: (0..OPERATIONS_MAX).map(|_| Slot::default()).collect(),
             free: (0..OPERATIONS_MAX as u32).rev().collect(),
@@ -148,9 +164,16 @@ impl Devices {
         self.figures
     }
 
-    /// Queues entries for everything that is ready; they go with the ring's next submission.
+    /// Queues entries for everything that is ready; they go with the ring's next submission, and commands with the next
+    /// [`BlockDevice::poll`] or [`Self::may_sleep`].
     pub fn start(&mut self, ring: &mut Ring) {
         while let Some((slot, part)) = self.ready.pop_front() {
+            let device = self.slots[slot as usize].parts[part as usize].device;
+            if let Some(namespace) = self.targets[device].namespace {
+                self.push_command(namespace, slot, part);
+                self.in_kernel += 1;
+                continue;
+            }
             let entry = self.entry(ring, slot, part);
             // SAFETY: the entry points to the slot's vectors and, through them, to the operation's buffers.
             // The slot keeps both untouched until `complete` has seen the last of its parts, and is leaked
@@ -162,6 +185,9 @@ impl Devices {
 
     /// Takes in the kernel's answer to one entry.
     pub fn complete(&mut self, completion: Completion) {
+        if completion.owner() == Owner::Bell(self.place) {
+            return self.rings.iter_mut().for_each(CommandRings::rung);
+        }
         assert!(
             completion.owner() == Owner::Devices(self.place),
             "another pool's completion"
@@ -171,11 +197,22 @@ impl Devices {
             (completion.detail() >> 24) as u32,
             completion.detail() as u32 & 0xff_ffff,
         );
-        let kind = self.kind(slot);
-        let ended = match kind {
-            OperationKind::Read | OperationKind::Write => self.moved(slot, part, completion.result()),
-            OperationKind::Flush => self.flushed(slot, completion.result()),
-            OperationKind::Discard => self.discarded(slot, part, completion.result()),
+        let result = completion.result();
+        let failure = (result < 0).then_some(DeviceError::Os(-result));
+        let ended = match self.slots[slot as usize].kind() {
+            OperationKind::Read | OperationKind::Write => self.moved(slot, part, result),
+            OperationKind::Flush => {
+                self.flushed(slot, failure);
+                true
+            }
+            OperationKind::Discard => {
+                self.discards -= 1;
+                let device = self.slots[slot as usize].parts[part as usize].device;
+                if let Some(error) = failure {
+                    self.discard_failed(slot, device, error);
+                }
+                true
+            }
         };
         if ended {
             self.end_part(slot);
@@ -183,7 +220,7 @@ impl Devices {
     }
 
     /// Gives up its places in the ring. Everything must have come back.
-    pub fn close(self, ring: &mut Ring) {
+    pub fn close(mut self, ring: &mut Ring) {
         assert!(
             self.in_kernel == 0,
             "devices are closed when nothing is in flight"
@@ -191,22 +228,21 @@ impl Devices {
         for target in &self.targets {
             ring.forget_file(target.slot);
         }
-    }
-
-    fn kind(&self, slot: u32) -> OperationKind {
-        let operation = self.slots[slot as usize].operation.as_ref();
-        operation.expect("an entry in flight has its operation").kind
+        if let Some(rings) = self.rings.take() {
+            rings.close();
+        }
     }
 
     fn entry(&mut self, ring: &Ring, slot: u32, part: u32) -> squeue::Entry {
-        let kind = self.kind(slot);
         let state = &self.slots[slot as usize];
+        let kind = state.kind();
         let Part {
             device,
             offset_bytes,
             left_bytes,
             first_vector,
             vector_count,
+            ..
         } = state.parts[part as usize];
         let file = self.targets[device].slot;
         let entry = match kind {
@@ -230,12 +266,7 @@ impl Devices {
                 transfer_entry(kind, file, vectors, offset_bytes, registered)
             }
         };
-        match kind {
-            OperationKind::Read => self.figures.reads += 1,
-            OperationKind::Write => self.figures.writes += 1,
-            OperationKind::Flush => self.figures.flushes += 1,
-            OperationKind::Discard => self.figures.discards += 1,
-        }
+        self.figures.count(kind);
         entry.user_data(mark(
             Owner::Devices(self.place),
             u64::from(slot) << 24 | u64::from(part),
@@ -307,34 +338,30 @@ impl Devices {
         }
     }
 
-    fn flushed(&mut self, slot: u32, result: i32) -> bool {
-        if result < 0 {
-            self.files.note_failed_flush(-result);
+    /// A flush ended, with this error.
+    fn flushed(&mut self, slot: u32, error: Option<DeviceError>) {
+        if let Some(error) = error {
+            self.files.note_failed_flush(error);
         }
-        if let Some(errno) = self.files.failed_flush() {
+        if let Some(error) = self.files.failed_flush() {
             self.figures.errors += 1;
-            let operation = self.slots[slot as usize].operation.as_mut();
-            operation.expect("an entry in flight has its operation").result = Err(DeviceError::Os(errno));
+            self.slots[slot as usize].fail(error);
         }
-        true
     }
 
-    fn discarded(&mut self, slot: u32, part: u32, result: i32) -> bool {
-        self.discards -= 1;
+    /// A discard of a device ended so. As advice it says whether there is any use in more.
+    fn discard_failed(&mut self, slot: u32, device: usize, error: DeviceError) {
+        const INVALID_OPCODE: u16 = 1;
         if !self.advice {
-            if result < 0 {
-                self.figures.errors += 1;
-                let operation = self.slots[slot as usize].operation.as_mut();
-                operation.expect("an entry in flight has its operation").result =
-                    Err(DeviceError::Os(-result));
-            }
-            return true;
+            self.figures.errors += 1;
+            self.slots[slot as usize].fail(error);
         }
-        if matches!(-result, libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV) {
-            let device = self.slots[slot as usize].parts[part as usize].device;
-            self.targets[device].discards = false;
-        }
-        true
+        let never = match error {
+            DeviceError::Os(errno) => matches!(errno, libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV),
+            DeviceError::Nvme { status, .. } => status == INVALID_OPCODE,
+            DeviceError::Short | DeviceError::Gone => true,
+        };
+        self.targets[device].discards &= !never;
     }
 
     fn end_part(&mut self, slot: u32) {
@@ -344,10 +371,20 @@ impl Devices {
             return;
         }
         state.vectors.clear();
+        state.ranges.clear();
         state.parts.clear();
         let operation = state.operation.take().expect("an operation ends once");
         self.completed.push(operation);
         self.free.push(slot);
+    }
+
+    /// Whether the namespaces among its devices can do this: the kernel tells of files and block devices.
+    fn is_aligned(&self, operation: &Operation) -> bool {
+        operation.transfers.iter().all(|transfer| {
+            let namespace = self.targets[usize::from(transfer.device.0)].namespace;
+            let part = Part::of(0, transfer.offset_bytes, transfer.length_bytes, 0);
+            namespace.is_none_or(|namespace| part.is_aligned(namespace.block_bytes()))
+        })
     }
 
     /// Whether this discard goes to the device or is skipped as the advice that it is.
@@ -374,6 +411,11 @@ impl BlockDevice for Devices {
             self.completed.push(operation);
             return Ok(());
         }
+        if !self.is_aligned(&operation) {
+            operation.result = Err(DeviceError::Os(libc::EINVAL));
+            self.completed.push(operation);
+            return Ok(());
+        }
         let Some(slot) = self.free.pop() else {
             return Err(Full(operation));
         };
@@ -388,24 +430,31 @@ impl BlockDevice for Devices {
         for transfer in transfers.iter() {
             let device = usize::from(transfer.device.0);
             assert!(device < self.targets.len(), "a device of this pool");
-            let whole = Part {
-                device,
-                offset_bytes: transfer.offset_bytes,
-                left_bytes: transfer.length_bytes,
-                first_vector: state.vectors.len(),
-                vector_count: 0,
-            };
+            let target = &self.targets[device];
             match kind {
-                OperationKind::Flush | OperationKind::Discard => state.parts.push(whole),
+                OperationKind::Flush => cut_range(device, transfer, u64::MAX, &mut state.parts),
+                OperationKind::Discard => {
+                    cut_range(device, transfer, target.discard_bytes_max(), &mut state.parts);
+                }
                 OperationKind::Read | OperationKind::Write => {
                     let first = transfer.first_segment as usize;
                     let segments = &segments[first..first + transfer.segment_count as usize];
-                    cut(state, whole, transfer, segments, buffers);
+                    let limits = target.limits();
+                    cut(
+                        device,
+                        transfer,
+                        segments,
+                        buffers,
+                        limits,
+                        &mut state.parts,
+                        &mut state.vectors,
+                    );
                 }
             }
         }
         if operation.kind == OperationKind::Discard {
             self.discards += state.parts.len();
+            state.ranges.resize(state.parts.len(), DatasetRange::default());
         }
         state.parts_left = state.parts.len();
         state.operation = Some(operation);
@@ -415,6 +464,7 @@ impl BlockDevice for Devices {
     }
 
     fn poll(&mut self, completed: &mut Vec<Box<Operation>>) {
+        self.take_ended();
         completed.append(&mut self.completed);
     }
 }
@@ -424,50 +474,6 @@ impl Drop for Devices {
         if self.in_kernel > 0 {
             // The kernel may still write to their memory.
             std::mem::forget(std::mem::take(&mut self.slots));
-        }
-    }
-}
-
-/// Makes the parts of a transfer: one, or several if it has more pieces than the kernel takes at once.
-fn cut(state: &mut Slot, mut part: Part, transfer: &Transfer, segments: &[Segment], buffers: &mut [Buffer]) {
-    let total: u64 = segments
-        .iter()
-        .map(|segment| u64::from(segment.length_bytes))
-        .sum();
-    assert!(
-        total == transfer.length_bytes && total > 0,
-        "segments add up to their transfer"
-    );
-    for some in segments.chunks(VECTORS_MAX) {
-        part.first_vector = state.vectors.len();
-        part.vector_count = some.len();
-        part.left_bytes = 0;
-        for segment in some {
-            let start = segment.offset_bytes as usize;
-            let memory = buffers[segment.buffer as usize].bytes_mut();
-            let piece = &mut memory[start..start + segment.length_bytes as usize];
-            state.vectors.push(libc::iovec {
-                iov_base: piece.as_mut_ptr().cast(),
-                iov_len: piece.len(),
-            });
-            part.left_bytes += piece.len() as u64;
-        }
-        state.parts.push(part);
-        part.offset_bytes += part.left_bytes;
-    }
-}
-
-/// Moves the start of a part's memory on by `moved_bytes`.
-fn advance(vectors: &mut [libc::iovec], part: &mut Part, mut moved_bytes: usize) {
-    while moved_bytes > 0 {
-        let vector = &mut vectors[part.first_vector];
-        let step = moved_bytes.min(vector.iov_len);
-        vector.iov_base = vector.iov_base.cast::<u8>().wrapping_add(step).cast();
-        vector.iov_len -= step;
-        moved_bytes -= step;
-        if vector.iov_len == 0 {
-            part.first_vector += 1;
-            part.vector_count -= 1;
         }
     }
 }

@@ -121,6 +121,33 @@ fn generic(machine: &Machine, block: &str) -> Option<PathBuf> {
     there.then(|| Path::new("/dev").join(name))
 }
 
+/// The name of the block device of a namespace, whichever of its two devices is named: `ng0n1` is `nvme0n1`. Others are
+/// their own.
+#[must_use]
+pub fn block_name(name: &str) -> String {
+    match name.strip_prefix("ng") {
+        Some(numbers) if numbers.starts_with(|c: char| c.is_ascii_digit()) => format!("nvme{numbers}"),
+        _ => name.to_owned(),
+    }
+}
+
+/// The same of a path: the name is replaced in a path that leads to a character device of that name.
+#[must_use]
+pub fn block_path(path: &Path) -> PathBuf {
+    use std::os::unix::fs::FileTypeExt;
+    let is_generic = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_char_device());
+    let real = if is_generic {
+        std::fs::canonicalize(path)
+    } else {
+        Ok(path.to_owned())
+    };
+    let real = real.unwrap_or_else(|_| path.to_owned());
+    match file_name(&real) {
+        Some(name) if is_generic => real.with_file_name(block_name(&name)),
+        _ => path.to_owned(),
+    }
+}
+
 /// Queues that are polled: what the driver was asked for, as far as there are so many, if the kernel says that it polls.
 fn poll_queues(machine: &Machine, block: &Directory, queues: Option<u32>) -> u32 {
     if block.below("queue").number("io_poll") != Some(1) {

@@ -161,7 +161,10 @@ fn a_namespace_of_a_subsystem_has_the_first_of_its_controllers() {
     let block = tree.nvme("nvme1", "0000:02:00.0", "nvme1n1");
     let subsystem = "sys/devices/virtual/nvme-subsystem/nvme-subsys4";
     tree.link(&format!("{subsystem}/nvme1"), "sys/class/nvme/nvme1");
-    tree.file(&format!("{subsystem}/nvme1c1n1/size"), "8\n");
+    for (file, content) in [("size", "8\n"), ("hidden", "1\n")] {
+        tree.file(&format!("{subsystem}/nvme1c1n1/{file}"), content);
+    }
+    tree.link("sys/block/nvme1c1n1", &format!("{subsystem}/nvme1c1n1"));
     fs::remove_file(tree.directory.path().join(&block).join("device")).expect("there");
     tree.link(&format!("{block}/device"), subsystem);
     let device = tree.machine().block_device("nvme1n1").expect("there");
@@ -169,6 +172,11 @@ fn a_namespace_of_a_subsystem_has_the_first_of_its_controllers() {
     assert_eq!(
         device.pci.expect("that of its controller").address,
         "0000:02:00.0"
+    );
+    assert_eq!(
+        tree.machine().block_devices().len(),
+        1,
+        "its path is no device of its own"
     );
 }
 
@@ -251,6 +259,20 @@ fn plain_block_devices_tell_less() {
     for wrong in ["loop2", "", "..", "loop1/queue"] {
         assert!(machine.block_device(wrong).is_none(), "{wrong}");
     }
+}
+
+#[test]
+fn a_namespace_has_one_name() {
+    use super::nvme::{block_name, block_path};
+    assert_eq!(block_name("ng0n1"), "nvme0n1");
+    assert_eq!(block_name("nvme0n1"), "nvme0n1");
+    assert_eq!(block_name("ngrok"), "ngrok");
+    assert_eq!(
+        block_path(Path::new("/srv/ng0n1")),
+        Path::new("/srv/ng0n1"),
+        "no device"
+    );
+    assert_eq!(block_path(Path::new("/dev/null")), Path::new("/dev/null"));
 }
 
 #[test]

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use stillpoint_export::nbd::client::ClientError;
 use stillpoint_hw::device::{DeviceFileError, PoolFiles, Problem};
+use stillpoint_hw::discovery::nvme::block_path;
 
 use crate::inside::{Inside, Options, Place};
 use crate::job::Job;
@@ -89,6 +90,8 @@ pub enum Name {
     Null(u64),
     /// A path.
     File(PathBuf),
+    /// `nvme:PATH`: an NVMe namespace, by commands of our own.
+    Nvme(PathBuf),
     /// `nbd+unix:///EXPORT?socket=PATH`, `nbd://HOST[:PORT]/EXPORT`.
     Nbd(NbdUri),
     /// `inside:memory`, `inside:PATH` for a file that is made, `inside+force:PATH` for a file or block device that is there:
@@ -108,6 +111,14 @@ impl FromStr for Name {
             return size
                 .map(Self::Null)
                 .map_err(|_| format!("{text:?}: after null: comes a size in bytes, or nothing"));
+        }
+        if let Some(path) = text.strip_prefix("nvme:") {
+            return match path {
+                "" => Err(format!(
+                    "{text:?}: after nvme: comes a namespace, as in nvme:/dev/ng0n1"
+                )),
+                path => Ok(Self::Nvme(path.into())),
+            };
         }
         if text.starts_with("nbd:") || text.starts_with("nbd+") {
             return text.parse().map(Self::Nbd);
@@ -129,7 +140,7 @@ impl FromStr for Name {
             }
         }
         match text {
-            "" => Err("an empty name is no target: give a path, nbd+unix:///EXPORT?socket=PATH, nbd://HOST/EXPORT, inside:memory or null:".into()),
+            "" => Err("an empty name is no target: give a path, nbd+unix:///EXPORT?socket=PATH, nbd://HOST/EXPORT, nvme:/dev/ng0n1, inside:memory or null:".into()),
             path => Ok(Self::File(path.into())),
         }
     }
@@ -140,6 +151,7 @@ impl fmt::Display for Name {
         match self {
             Self::Null(_) => f.write_str("null:"),
             Self::File(path) => path.display().fmt(f),
+            Self::Nvme(path) => write!(f, "nvme:{}", path.display()),
             Self::Nbd(uri) => uri.fmt(f),
             Self::Inside(place) => place.fmt(f),
         }
@@ -166,6 +178,22 @@ fn open_file(path: &Path, writes: bool) -> Result<Arc<PoolFiles>, TargetError> {
     }
 }
 
+/// A namespace for commands of our own. It is claimed as a block device, so that nobody who uses it is disturbed.
+fn open_namespace(path: &Path, writes: bool) -> Result<Arc<PoolFiles>, TargetError> {
+    let files = open_file(&block_path(path), writes)?.with_passthrough();
+    let file = &files.all()[0];
+    let shown = path.display();
+    match (file.passthrough(), file.refused()) {
+        (Some(_), _) => Ok(files),
+        (None, Some(reason)) => Err(TargetError::Other(format!(
+            "{shown} takes no commands of ours: {reason}"
+        ))),
+        (None, None) => Err(TargetError::Other(format!(
+            "{shown} is no NVMe namespace; without nvme: it is measured as it is"
+        ))),
+    }
+}
+
 /// A target that is there.
 #[derive(Clone, Debug)]
 pub enum Opened {
@@ -188,6 +216,7 @@ impl Opened {
         Ok(match name {
             Name::Null(size_bytes) => Self::Null(*size_bytes),
             Name::File(path) => Self::File(open_file(path, job.writes())?),
+            Name::Nvme(path) => Self::File(open_namespace(path, job.writes())?),
             Name::Nbd(uri) => {
                 let export = uri.look()?;
                 uri.check(&export, job)?;
@@ -270,6 +299,14 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_namespace_takes_no_commands() {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        file.as_file().set_len(1 << 20).expect("it grows");
+        let error = Opened::open(&Name::Nvme(file.path().to_owned()), &Job::default()).expect_err("a file");
+        assert!(error.to_string().contains("is no NVMe namespace"), "{error}");
+    }
+
+    #[test]
     fn targets_have_names() {
         assert_eq!("null:".parse(), Ok(Name::Null(1 << 40)));
         assert_eq!("null:4096".parse(), Ok(Name::Null(4096)));
@@ -278,6 +315,8 @@ mod tests {
             "nbd+unix:///disk?socket=/run/s".parse(),
             Ok(Name::Nbd(_))
         ));
+        assert_eq!("nvme:/dev/ng0n1".parse(), Ok(Name::Nvme("/dev/ng0n1".into())));
+        assert_eq!(Name::Nvme("/dev/ng0n1".into()).to_string(), "nvme:/dev/ng0n1");
         assert_eq!("inside:memory".parse(), Ok(Name::Inside(Place::Memory)));
         assert_eq!(
             "inside:/tmp/new".parse(),
@@ -291,6 +330,7 @@ mod tests {
         for wrong in [
             "",
             "inside:",
+            "nvme:",
             "inside+force:",
             "null:x",
             "nbd+tls://host/disk",

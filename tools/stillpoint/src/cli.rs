@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::bench::BenchCommand;
-use crate::config::Poll;
+use crate::config::{Nvme, Poll};
 use crate::size::{Duration, Size};
 use crate::when::{Period, Until};
 
@@ -143,6 +143,10 @@ pub struct ServeArguments {
     /// core is left for others); `busy`: never sleep; `sleep`: sleep at once [default: adaptive]
     #[arg(long, value_enum, value_name = "HOW")]
     pub poll: Option<Poll>,
+    /// `passthrough`: NVMe namespaces get commands of our own, past the kernel's block layer, where that is possible; `block`:
+    /// they are block devices like others [default: passthrough]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub nvme: Option<Nvme>,
     /// Memory for map pages, for each pool [default: 256MiB]
     #[arg(long, value_name = "SIZE")]
     pub map_cache: Option<Size>,

@@ -24,6 +24,17 @@ pub enum Poll {
     Sleep,
 }
 
+/// How NVMe namespaces are served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Nvme {
+    /// By commands of our own where that is possible.
+    #[default]
+    Passthrough,
+    /// As the block devices that they are.
+    Block,
+}
+
 /// The configuration file. Keys are the options of `stillpoint serve`.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
@@ -46,6 +57,8 @@ pub struct ConfigFile {
     pub no_pin: bool,
     /// `--poll`
     pub poll: Option<Poll>,
+    /// `--nvme`
+    pub nvme: Option<Nvme>,
     /// `--map-cache`
     pub map_cache: Option<Size>,
     /// `--buffer-memory`
@@ -149,6 +162,7 @@ pub fn daemon_options(arguments: ServeArguments, global: &Global) -> Result<(Dae
             Poll::Busy => PollMode::Busy,
             Poll::Sleep => PollMode::Sleep,
         },
+        nvme_passthrough: arguments.nvme.or(file.nvme).unwrap_or_default() == Nvme::Passthrough,
         map_cache_bytes: bytes(
             arguments.map_cache.or(file.map_cache),
             DaemonOptions::MAP_CACHE_BYTES,
@@ -240,6 +254,7 @@ mod tests {
             processors = 3
             no-pin = true
             poll = "busy"
+            nvme = "block"
             map-cache = "1GiB"
             buffer-memory = 33554432
             connection-limit = 100
@@ -254,7 +269,7 @@ mod tests {
         assert_eq!(file.buffer_memory, Some(Size(32 << 20)));
         assert_eq!(file.pool.len(), 2);
         assert_eq!(file.handshake_limit, Some(Duration(500_000_000)));
-        assert_eq!(file.poll, Some(Poll::Busy));
+        assert_eq!((file.poll, file.nvme), (Some(Poll::Busy), Some(Nvme::Block)));
     }
 
     #[test]
@@ -279,6 +294,7 @@ mod tests {
             processors,
             no_pin,
             poll,
+            nvme,
             map_cache,
             buffer_memory,
             connection_limit,
@@ -290,6 +306,7 @@ mod tests {
         assert!(socket.is_some() && state_dir.is_some() && run_dir.is_some() && tail_dir.is_some());
         assert!(!nbd_unix.is_empty() && !nbd_tcp.is_empty() && !pool.is_empty() && processors.is_some());
         assert_eq!((no_pin, poll), (false, Some(Poll::default())));
+        assert_eq!(nvme, Some(Nvme::default()));
         assert_eq!(map_cache, Some(Size(DaemonOptions::MAP_CACHE_BYTES)));
         assert_eq!(buffer_memory, Some(Size(DaemonOptions::BUFFER_BYTES)));
         assert_eq!(connection_limit, Some(DaemonOptions::CONNECTION_LIMIT));
@@ -374,5 +391,6 @@ mod tests {
             [[PathBuf::from("/dev/a"), PathBuf::from("/dev/b")]]
         );
         assert_eq!((options.pin, log.as_str()), (true, "info"));
+        assert!(options.nvme_passthrough);
     }
 }

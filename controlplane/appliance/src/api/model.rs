@@ -491,12 +491,18 @@ pub struct ScrubInfo {
 pub struct DeviceInfo {
     /// Its path.
     pub path: String,
-    /// `file` or `block`.
+    /// `file`, `block`, or `nvme` for a namespace that is served by NVMe commands of our own.
     pub kind: String,
     /// Its size.
     pub size_bytes: u64,
     /// Whether transfers go past the page cache.
     pub direct: bool,
+    /// Whether completions are polled for.
+    #[serde(default)]
+    pub polled: bool,
+    /// Why an NVMe namespace is served as a block device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub passthrough_refused: Option<String>,
 }
 
 /// A volume.

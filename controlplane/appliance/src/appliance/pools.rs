@@ -44,7 +44,7 @@ impl Appliance {
             return Err(Error::conflict(format!("pool {} exists already", request.name)));
         }
         let (devices, files) = make::make_pool(request, self.mailboxes.len())?;
-        let pool = self.open(devices, files).await?;
+        let pool = self.open(devices, self.as_served(files)).await?;
         drop(structure);
         self.pools_changed().await?;
         Ok(pool)
@@ -70,13 +70,34 @@ impl Appliance {
         let claim = || PoolFiles::open(&devices.paths).map_err(|error| device_error(&error));
         let files = patience::unless_in_use(claim).await?;
         label::check_sizes(&devices, &files)?;
-        let pool = self.open(devices, files).await?;
+        let pool = self.open(devices, self.as_served(files)).await?;
         self.lock()
             .failed
             .retain(|failed| failed.known.id != pool.devices.id_text());
         drop(structure);
         self.pools_changed().await?;
         Ok(pool)
+    }
+
+    fn as_served(&self, files: Arc<PoolFiles>) -> Arc<PoolFiles> {
+        if !self.options.nvme_passthrough {
+            return files;
+        }
+        let files = files.with_passthrough();
+        for file in files.all() {
+            let path = file.path().display();
+            match (file.passthrough(), file.refused()) {
+                (Some(namespace), _) => tracing::info!(
+                    "{path}: NVMe commands through {}, at most {} bytes each{}",
+                    namespace.path().display(),
+                    namespace.transfer_bytes_max(),
+                    if namespace.is_polled() { ", polled" } else { "" }
+                ),
+                (None, Some(reason)) => tracing::info!("{path}: served as a block device: {reason}"),
+                (None, None) => {}
+            }
+        }
+        files
     }
 
     /// Opens the shards on their processors, then the catalog.

@@ -223,6 +223,12 @@ impl Loop {
                         .expect("closed when nothing is in flight");
                     open.processor.device_mut().complete(completion);
                 }
+                Owner::Bell(place) => {
+                    // It may ring once more for a pool that is gone.
+                    if let Some(Some(open)) = self.pools.get_mut(usize::from(place)) {
+                        open.processor.device_mut().complete(completion);
+                    }
+                }
                 Owner::Wake => self.sleeper.complete(completion),
                 Owner::Sockets => {
                     if let Some(event) = self.sockets.complete(completion) {
@@ -375,13 +381,18 @@ impl Loop {
                 .pools
                 .iter()
                 .flatten()
-                .any(|open| open.processor.has_ready_work())
+                .any(|open| open.processor.has_ready_work() || open.processor.device().must_be_polled())
     }
 
     /// Sleeps until something comes, unless something has come just now.
     fn sleep(&mut self) {
         self.sleeper.prepare(&mut self.ring);
-        let awaited = self.links.has_incoming()
+        let (ring, mut awake) = (&mut self.ring, false);
+        for open in self.pools.iter_mut().flatten() {
+            awake |= !open.processor.device_mut().may_sleep(ring);
+        }
+        let awaited = awake
+            || self.links.has_incoming()
             || !self.mailbox.is_empty()
             || !self.opened.1.is_empty()
             || self.ring.has_completions();

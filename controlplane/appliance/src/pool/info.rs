@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::mailbox::ExportTable;
 use stillpoint_coordinator::OverallSnapshot;
 use stillpoint_hw::device::DeviceKind;
+use stillpoint_hw::device::nvme::passthrough::Passthrough;
 use stillpoint_processor::command::{EventKind, IntermediateSnapshotStatus, ShardStatus, VolumeShareStatus};
 use stillpoint_processor::{BLOCK_BYTES, ShardCommand, ShardIndex, ShareBlock, View, VolumeId};
 
@@ -54,12 +55,15 @@ impl Pool {
                 .iter()
                 .map(|file| DeviceInfo {
                     path: file.path().display().to_string(),
-                    kind: match file.kind() {
-                        DeviceKind::File => "file".to_owned(),
-                        DeviceKind::Block => "block".to_owned(),
+                    kind: match (file.kind(), file.passthrough()) {
+                        (_, Some(_)) => "nvme".to_owned(),
+                        (DeviceKind::File, None) => "file".to_owned(),
+                        (DeviceKind::Block, None) => "block".to_owned(),
                     },
                     size_bytes: file.size_bytes(),
                     direct: file.is_direct(),
+                    polled: file.passthrough().is_some_and(Passthrough::is_polled),
+                    passthrough_refused: file.refused().map(str::to_owned),
                 })
                 .collect(),
             total_bytes: sum(|shard| shard.total_blocks),

@@ -7,6 +7,23 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 /// Bytes of a [`Command`].
 pub const COMMAND_BYTES: usize = 72;
 
+/// Flush: NVM Command Set Specification 1.0, and Base Specification 2.0, section 7.1.
+const FLUSH: u8 = 0x00;
+/// Write: NVM Command Set Specification 1.0, section 3.2.6.
+const WRITE: u8 = 0x01;
+/// Read: NVM Command Set Specification 1.0, section 3.2.4.
+const READ: u8 = 0x02;
+/// Write Zeroes: NVM Command Set Specification 1.0, section 3.2.8.
+const WRITE_ZEROES: u8 = 0x08;
+/// Dataset Management: NVM Command Set Specification 1.0, section 3.2.3.
+const DATASET_MANAGEMENT: u8 = 0x09;
+/// Force Unit Access, in dword 12 of writes.
+const FORCE_UNIT_ACCESS: u32 = 1 << 30;
+/// Deallocate, in dword 12 of Write Zeroes: the blocks may be forgotten, and are zeros.
+const ZEROES_DEALLOCATE: u32 = 1 << 25;
+/// Deallocate, in dword 11 of Dataset Management.
+const DEALLOCATE: u32 = 1 << 2;
+
 /// Get Log Page: Base Specification 2.0, section 5.16.
 const GET_LOG_PAGE: u8 = 0x02;
 /// Identify: Base Specification 2.0, section 5.17.
@@ -82,6 +99,64 @@ impl Command {
         command
     }
 
+    /// Read of so many logical blocks (1 to 65536).
+    #[must_use]
+    pub fn read(namespace: u32, first_block: u64, blocks: u32) -> Self {
+        Self::of_blocks(READ, namespace, first_block, blocks, 0)
+    }
+
+    /// Write of so many logical blocks (1 to 65536); `durable`: past the device's volatile cache.
+    #[must_use]
+    pub fn write(namespace: u32, first_block: u64, blocks: u32, durable: bool) -> Self {
+        let flags = if durable { FORCE_UNIT_ACCESS } else { 0 };
+        Self::of_blocks(WRITE, namespace, first_block, blocks, flags)
+    }
+
+    /// So many logical blocks (1 to 65536) become zeros; the device may forget them.
+    #[must_use]
+    pub fn write_zeroes(namespace: u32, first_block: u64, blocks: u32) -> Self {
+        Self::of_blocks(WRITE_ZEROES, namespace, first_block, blocks, ZEROES_DEALLOCATE)
+    }
+
+    /// What was written to the namespace becomes durable.
+    #[must_use]
+    pub fn flush(namespace: u32) -> Self {
+        Self {
+            opcode: FLUSH,
+            namespace: namespace.into(),
+            ..Self::default()
+        }
+    }
+
+    /// The device may forget so many ranges (1 to 256): the data is as many [`DatasetRange`]s.
+    #[must_use]
+    pub fn deallocate(namespace: u32, ranges: u32) -> Self {
+        let mut command = Self {
+            opcode: DATASET_MANAGEMENT,
+            namespace: namespace.into(),
+            ..Self::default()
+        };
+        command.words[0] = (ranges - 1).into();
+        command.words[1] = DEALLOCATE.into();
+        command
+    }
+
+    fn of_blocks(opcode: u8, namespace: u32, first_block: u64, blocks: u32, flags: u32) -> Self {
+        assert!(
+            (1..=1 << 16).contains(&blocks),
+            "a command takes 1 to 65536 blocks"
+        );
+        let mut command = Self {
+            opcode,
+            namespace: namespace.into(),
+            ..Self::default()
+        };
+        command.words[0] = (first_block as u32).into();
+        command.words[1] = ((first_block >> 32) as u32).into();
+        command.words[2] = ((blocks - 1) | flags).into();
+        command
+    }
+
     /// The same command with this memory.
     #[must_use]
     pub fn with_data(mut self, address: usize, length: u32) -> Self {
@@ -142,6 +217,29 @@ mod tests {
         assert_eq!(command.words[1], 0);
         let long = Command::log_page(7, 1 << 20);
         assert_eq!((long.words[0].get(), long.words[1].get()), (0xffff << 16 | 7, 3));
+    }
+
+    #[test]
+    fn commands_on_blocks_say_which_and_how_many_less_one() {
+        let read = Command::read(7, 0x0001_2345_6789, 8);
+        assert_eq!((read.opcode, read.namespace.get()), (2, 7));
+        assert_eq!(read.words.map(U32::get), [0x2345_6789, 1, 7, 0, 0, 0]);
+        let write = Command::write(7, 16, 65536, false);
+        assert_eq!((write.opcode, write.words[2].get()), (1, 0xffff));
+        let durable = Command::write(7, 16, 1, true);
+        assert_eq!(durable.words[2], 1 << 30);
+        let zeroes = Command::write_zeroes(7, 16, 2);
+        assert_eq!((zeroes.opcode, zeroes.words[2].get()), (8, 1 << 25 | 1));
+        let flush = Command::flush(7);
+        assert_eq!(
+            (flush.opcode, flush.namespace.get(), flush.words),
+            (0, 7, Default::default())
+        );
+        let forget = Command::deallocate(7, 3);
+        assert_eq!(
+            (forget.opcode, forget.words[0].get(), forget.words[1].get()),
+            (9, 2, 4)
+        );
     }
 
     #[test]

@@ -21,10 +21,10 @@ const QUIET_NS: u64 = 60_000_000_000;
 
 /// What is under a shard.
 pub trait Medium: BlockDevice + Sized {
-    /// Whether the ring tells when something has ended.
-    const WAKES: bool;
     /// Puts what was submitted into the ring.
     fn start(&mut self, ring: &mut Ring);
+    /// Whether the ring will tell of everything that ends.
+    fn may_sleep(&mut self, ring: &mut Ring) -> bool;
     /// Takes a completion in.
     fn complete(&mut self, completion: Completion);
     /// What it did so far.
@@ -34,10 +34,12 @@ pub trait Medium: BlockDevice + Sized {
 }
 
 impl Medium for Devices {
-    const WAKES: bool = true;
-
     fn start(&mut self, ring: &mut Ring) {
         Self::start(self, ring);
+    }
+
+    fn may_sleep(&mut self, ring: &mut Ring) -> bool {
+        Self::may_sleep(self, ring)
     }
 
     fn complete(&mut self, completion: Completion) {
@@ -55,9 +57,11 @@ impl Medium for Devices {
 }
 
 impl Medium for MemoryDevice {
-    const WAKES: bool = false;
-
     fn start(&mut self, _: &mut Ring) {}
+
+    fn may_sleep(&mut self, _: &mut Ring) -> bool {
+        false
+    }
 
     fn complete(&mut self, _: Completion) {
         unreachable!("memory puts nothing into the ring");
@@ -177,7 +181,7 @@ impl<D: Medium> Station<D> {
     /// io_uring fails.
     pub fn wait(&mut self, timeout_ns: u64) -> io::Result<()> {
         let busy = !self.backlog.is_empty() || self.processor.has_ready_work() || self.ring.has_completions();
-        if busy || !D::WAKES {
+        if busy || !self.processor.device_mut().may_sleep(&mut self.ring) {
             return Ok(());
         }
         let due_ns = self.processor.next_deadline_ns().unwrap_or(u64::MAX);

@@ -179,7 +179,10 @@ fn show(info: &PoolInfo) -> String {
         let direct = if device.direct { "yes" } else { "no" };
         vec![
             device.path.clone(),
-            device.kind.clone(),
+            match device.polled {
+                true => format!("{}, polled", device.kind),
+                false => device.kind.clone(),
+            },
             Size(device.size_bytes).to_string(),
             direct.to_owned(),
         ]

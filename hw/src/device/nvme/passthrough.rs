@@ -1,0 +1,160 @@
+//! A namespace that takes our own commands, past the kernel's block layer.
+
+use super::admin::namespace_of;
+use super::command::Command;
+use super::ring::{CommandRing, Data, Ended};
+use super::status;
+use crate::device::parts::Limits;
+use crate::discovery::{BlockDeviceInfo, Machine};
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use stillpoint_processor::BLOCK_BYTES;
+
+/// Pieces of memory of one command at most, as for files.
+const VECTORS_MAX: usize = 1024;
+
+/// A namespace, opened for commands.
+#[derive(Debug)]
+pub struct Passthrough {
+    file: File,
+    path: PathBuf,
+    pub(crate) namespace: u32,
+    pub(crate) block_power: u32,
+    pub(crate) limits: Limits,
+    pub(crate) discards: bool,
+    polled: bool,
+}
+
+impl Passthrough {
+    /// The namespace behind a block device that is open and claimed; `None` if it is none. What it says and what it does has
+    /// been tried: a block was read both ways.
+    ///
+    /// # Errors
+    /// Why it cannot be had, in words: what lacks, and what brings it.
+    pub(crate) fn open(path: &Path, block: &File) -> Option<Result<Self, String>> {
+        let info = Machine::here().block_device_at(path)?;
+        info.nvme.as_ref()?;
+        Some(Self::of(&info, block))
+    }
+
+    fn of(info: &BlockDeviceInfo, block: &File) -> Result<Self, String> {
+        let nvme = info.nvme.as_ref().ok_or("it is no namespace")?;
+        let generic = nvme
+            .generic
+            .clone()
+            .ok_or("the kernel has no generic device for it: use Linux 5.13 or newer")?;
+        let identified = (nvme.identified.as_ref())
+            .map_err(|unasked| format!("{} cannot be asked: {}", unasked.path.display(), unasked.reason))?;
+        let format = identified.namespace.lba_format();
+        let block_bytes = format.data_bytes();
+        if format.metadata_bytes != 0 {
+            let metadata = format.metadata_bytes.get();
+            return Err(format!(
+                "its blocks carry {metadata} bytes of metadata: format it without"
+            ));
+        }
+        if u64::from(block_bytes) != info.logical_block_bytes || block_bytes as usize > BLOCK_BYTES {
+            return Err(format!("it has blocks of {block_bytes} bytes"));
+        }
+        let open = OpenOptions::new().read(true).write(true).open(&generic);
+        let file = open.map_err(|error| format!("{} cannot be opened: {error}", generic.display()))?;
+        let namespace = namespace_of(&file).map_err(|error| format!("{}: {error}", generic.display()))?;
+        if nvme.number != Some(namespace) {
+            return Err(format!("{} is another namespace", generic.display()));
+        }
+        let mut found = Self {
+            file,
+            path: generic,
+            namespace,
+            block_power: block_bytes.ilog2(),
+            limits: limits(info, identified.controller.transfer_bytes_max()),
+            discards: identified.controller.deallocates(),
+            polled: false,
+        };
+        found.try_out(block, false)?;
+        // A driver without poll queues would take such a ring, and complete by interrupt what nobody then looks at.
+        found.polled = info.polled && found.try_out(block, true).is_ok();
+        Ok(found)
+    }
+
+    /// Reads the first block with a command, and compares it with what the block device says.
+    fn try_out(&self, block: &File, polled: bool) -> Result<(), String> {
+        #[repr(align(4096))]
+        struct Block([u8; BLOCK_BYTES]);
+        let (mut ours, mut theirs) = (
+            Box::new(Block([0; BLOCK_BYTES])),
+            Box::new(Block([0; BLOCK_BYTES])),
+        );
+        let mut ring = CommandRing::new(polled)
+            .map_err(|error| format!("io_uring cannot send commands ({error}): use Linux 6.1 or newer"))?;
+        let blocks = BLOCK_BYTES as u32 >> self.block_power;
+        let command = Command::read(self.namespace, 0, blocks)
+            .with_data(ours.0.as_mut_ptr() as usize, BLOCK_BYTES as u32);
+        // SAFETY: `ours` is neither touched nor freed before `finish` has seen the command's end; if it fails, `ours` is leaked.
+        unsafe { ring.push(self.as_raw_fd(), &command, Data::Plain(None), 0) };
+        let mut ended: Vec<Ended> = Vec::new();
+        if let Err(error) = ring.finish(&mut ended) {
+            std::mem::forget(ours);
+            return Err(format!("io_uring: {error}"));
+        }
+        match ended[0].result {
+            0 => {}
+            ..0 => {
+                let error = std::io::Error::from_raw_os_error(-ended[0].result);
+                return Err(format!("a read through {} failed: {error}", self.path.display()));
+            }
+            1.. => return Err(format!("a read failed: {}", status::text(ended[0].result as u16))),
+        }
+        let read = block.read_exact_at(&mut theirs.0, 0);
+        read.map_err(|error| format!("a read of the block device failed: {error}"))?;
+        if ours.0 != theirs.0 {
+            return Err(format!(
+                "{} and the block device show different things",
+                self.path.display()
+            ));
+        }
+        Ok(())
+    }
+
+    /// The character device.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether completions are polled for.
+    #[must_use]
+    pub fn is_polled(&self) -> bool {
+        self.polled
+    }
+
+    /// Bytes of a logical block.
+    #[must_use]
+    pub fn block_bytes(&self) -> u64 {
+        1 << self.block_power
+    }
+
+    /// The longest transfer of one command.
+    #[must_use]
+    pub fn transfer_bytes_max(&self) -> u64 {
+        self.limits.bytes
+    }
+}
+
+impl AsRawFd for Passthrough {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+/// What one command takes: what the kernel passes on and the device takes, in whole blocks of ours.
+fn limits(info: &BlockDeviceInfo, device_bytes_max: Option<u64>) -> Limits {
+    let bytes = info.transfer_bytes_max.min(device_bytes_max.unwrap_or(u64::MAX));
+    Limits {
+        bytes: (bytes / BLOCK_BYTES as u64).max(1) * BLOCK_BYTES as u64,
+        vectors: VECTORS_MAX,
+        pages: (info.segments_max as usize).max(1),
+    }
+}
