@@ -113,7 +113,7 @@ fn room(part: &Part, pages: usize, address: usize, length: usize, limits: Limits
         return 0;
     }
     let bytes = usize::try_from(limits.bytes - part.left_bytes).unwrap_or(usize::MAX);
-    let pages_left = limits.pages - pages;
+    let pages_left = limits.pages.saturating_sub(pages);
     let in_pages = pages_left
         .saturating_mul(PAGE_BYTES)
         .saturating_sub(address % PAGE_BYTES);

@@ -221,8 +221,8 @@ fn after_a_failed_flush_no_flush_of_any_processor_succeeds() {
         };
         assert_eq!(flush(&mut bench), Ok(()));
         // As another processor's ring would be told.
-        bench.files.note_failed_flush(5);
-        bench.files.note_failed_flush(28);
+        bench.files.note_failed_flush(DeviceError::Os(5));
+        bench.files.note_failed_flush(DeviceError::Os(28));
         assert_eq!(
             flush(&mut bench),
             Err(DeviceError::Os(5)),

@@ -26,6 +26,7 @@ fn marks_carry_owner_and_detail() {
         Owner::Devices(255),
         Owner::Sockets,
         Owner::Wake,
+        Owner::Bell(3),
     ] {
         let detail = 0xabcd_1234_5678;
         let data = mark(owner, detail);
@@ -37,6 +38,7 @@ fn marks_carry_owner_and_detail() {
                 Owner::Devices(_) => KIND_DEVICES,
                 Owner::Sockets => KIND_SOCKETS,
                 Owner::Wake => KIND_WAKE,
+                Owner::Bell(_) => KIND_BELL,
             }
         );
     }

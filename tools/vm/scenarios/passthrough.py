@@ -1,0 +1,156 @@
+"""NVMe namespaces served by commands of our own: every LBA size and a small MDTS, polled and with interrupts; what happens
+when such commands cannot be had; and the figures that the devices give of themselves."""
+
+from machine.appliance import InGuest, assert_sound
+from machine.ledger import Ledger, Load
+
+BLOCKS = 4096
+REQUESTS = 400
+
+
+def served(appliance, pool, kind, polled):
+    """The devices of a pool are served so."""
+    devices = appliance.json(f"pool show {pool}")["devices"]
+    found = {(device["kind"], device["polled"]) for device in devices}
+    assert found == {(kind, polled)}, f"served as {found}: {devices}"
+
+
+def load(context, appliance, salt, ledger):
+    """A load on `data`; everything is there."""
+    client = appliance.client("data")
+    work = Load(client, ledger, context.random(salt), fua_every=17)
+    work.run(REQUESTS)
+    assert not work.errors, f"requests failed: {work.errors[:5]}"
+    ledger.alive(client)
+    client.close()
+    context.say(f"{work.writes} writes, {work.flushes} flushes, all there")
+
+
+def long_requests(context, guest):
+    """Requests of 1 MiB on a volume of their own, which are many commands, and discards; read again and compared."""
+    guest.must(
+        "set -e; stillpoint volume create long --pool tank --size 64MiB >/dev/null; stillpoint export create long >/dev/null;"
+        "stillpoint bench run nbd://127.0.0.1/long --rw randrw --bs 1M --iodepth 3 --runtime 3s --verify --fsync 5;"
+        "stillpoint bench run nbd://127.0.0.1/long --rw randtrim --bs 1M --iodepth 3 --runtime 1s;"
+        "stillpoint pool scrub tank --wait"
+    )
+    context.say("requests of 1 MiB and discards: what was read is what was written")
+
+
+def passthrough(context, polled):
+    arguments = f"nvme.poll_queues={1 if polled else 0}"
+    with context.guest(kernel_arguments=arguments) as guest:
+        appliance = InGuest(guest)
+        appliance.start()
+        # 512 and 4096-byte LBAs and the small MDTS in one pool; a namespace may be named by either of its devices.
+        appliance.make("tank", "/dev/bay/A1-generic /dev/bay/A2 /dev/bay/B1-generic", "data", "16MiB", "--block-size 512")
+        served(appliance, "tank", "nvme", polled)
+        ledger = Ledger(BLOCKS)
+        for life, end in enumerate((appliance.kill, appliance.stop)):
+            load(context, appliance, life, ledger)
+            if life == 0:
+                long_requests(context, guest)
+            end()
+            appliance.start()
+            served(appliance, "tank", "nvme", polled)
+            client = appliance.client("data")
+            ledger.alive(client)
+            client.close()
+        idle(context, guest)
+        guest.must("stillpoint pool close tank")
+        appliance.stop()
+        guest.end()
+        assert_sound(*(guest.directory / f"{bay}.img" for bay in ("A1", "A2", "B1")))
+
+
+def idle(context, guest):
+    """A processor that waits for nothing sleeps: the rings of commands do not keep it awake."""
+    ticks = "awk '{print $14 + $15}' /proc/$(cat /run/daemon.pid)/stat"
+    used = int(guest.must(f"sleep 1; before=$({ticks}); sleep 4; echo $(($({ticks}) - before))"))
+    # A hundred ticks are a second; one loop that spins would take 400.
+    assert used < 200, f"{used} ticks of 400 while there was nothing to do"
+    context.say(f"idle: {used} ticks of 400")
+
+
+def passthrough_polled(context):
+    passthrough(context, True)
+
+
+def passthrough_with_interrupts(context):
+    passthrough(context, False)
+
+
+def what_has_no_commands_is_a_block_device(context):
+    """Without its character device a namespace is served as a block device, and doctor says why."""
+    with context.guest() as guest:
+        appliance = InGuest(guest)
+        guest.must("rm $(readlink -f /dev/bay/A1-generic)")
+        appliance.start()
+        appliance.make("tank", "/dev/bay/A1", "data", "16MiB")
+        served(appliance, "tank", "block", False)
+        load(context, appliance, 1, Ledger(BLOCKS))
+        told = [finding for finding in appliance.json("doctor")["findings"] if "block device, not by NVMe" in finding["message"]]
+        assert len(told) == 1 and "cannot be opened" in told[0]["message"], told
+        context.say(told[0]["message"])
+        appliance.stop()
+        # Asked for, it is one too, and nothing is lacking.
+        appliance.start("--nvme block")
+        served(appliance, "tank", "block", False)
+        assert not [finding for finding in appliance.json("doctor")["findings"] if "not by NVMe" in finding["message"]]
+        guest.must("stillpoint pool close tank")
+        appliance.stop()
+
+
+def devices_tell_what_they_are(context):
+    with context.guest() as guest:
+        appliance = InGuest(guest)
+        listed = {device["path"]: device for device in appliance.json("device list")}
+        namespaces = [device for device in listed.values() if device["nvme"]]
+        assert len(namespaces) == 4, f"{sorted(listed)}: each namespace once, and no paths to it"
+        found = {}
+        for bay, serial, nsid, lba, longest in (("A1", "A", 1, 512, 128), ("A2", "A", 2, 4096, 128), ("B1", "B", 1, 4096, 32)):
+            device = appliance.json(f"device show /dev/bay/{bay}")
+            nvme, said = device["nvme"], device["nvme"]["identified"]
+            assert device["serial"] == serial and nvme["namespace"] == nsid, device
+            assert device["logical_block_bytes"] == lba and device["size_bytes"] == 1 << 30, device
+            assert [form["data_bytes"] for form in said["formats"] if form["in_use"]] == [lba], said["formats"]
+            assert said["transfer_bytes_max"] == longest << 10 == device["transfer_bytes_max"], device
+            assert said["deallocate"] and said["write_zeroes"] and said["volatile_write_cache"], said
+            assert said["smart"]["temperature_celsius"] == 50 and not said["smart"]["warnings"], said["smart"]
+            assert nvme["queues"] == 3 and nvme["poll_queues"] == 1 and device["polled"], nvme
+            assert device["pci"]["address"].startswith("0000:") and device["pci"]["driver"] == "nvme", device["pci"]
+            generic = guest.must(f"readlink -f /dev/bay/{bay}-generic").strip()
+            assert nvme["generic"] == generic and appliance.json(f"device show {generic}")["name"] == device["name"]
+            found[bay] = nvme["controller"]
+        assert found["A1"] == found["A2"] != found["B1"], found
+        taken(context, guest)
+
+
+def taken(context, guest):
+    """What is mounted is taken by nobody, and neither by a bench; what holds a file system only by force."""
+    guest.must("mkfs.ext4 -q /dev/bay/B1; mkdir /run/mounted; mount /dev/bay/B1 /run/mounted")
+    appliance = InGuest(guest)
+    appliance.start()
+    for command, words in (
+        ("pool create p /dev/bay/B1", "mounted at /run/mounted"),
+        ("pool create p /dev/bay/B1-generic --force /dev/bay/B1-generic", "mounted at /run/mounted"),
+        ("bench run nvme:/dev/bay/B1-generic --rw randwrite --runtime 1s", "in use"),
+    ):
+        status, output = guest.run(f"stillpoint {command} 2>&1")
+        assert status != 0 and words in output.decode(), f"{command}: {status} {output.decode()}"
+    guest.must("umount /run/mounted")
+    status, output = guest.run("stillpoint pool create p /dev/bay/B1 2>&1")
+    assert status == 4 and "holds an ext2, ext3 or ext4 file system" in output.decode(), output.decode()
+    guest.must("stillpoint pool create p /dev/bay/B1-generic --force /dev/bay/B1-generic")
+    for options in ("--rw randwrite --bs 4k --verify", "--rw randread --bs 512", "--rw randread --bs 300k"):
+        guest.must(f"stillpoint bench run nvme:/dev/bay/A1-generic {options} --iodepth 4 --runtime 1s --size 64M")
+    context.say("a mounted namespace is refused; bench reads and writes one by commands, of any length")
+    appliance.stop()
+
+
+TESTS = [
+    passthrough_polled,
+    passthrough_with_interrupts,
+    what_has_no_commands_is_a_block_device,
+    devices_tell_what_they_are,
+]
