@@ -13,8 +13,6 @@ use std::path::Path;
 const NVME_IOCTL_ADMIN_CMD: libc::Ioctl = 0xc048_4e41_u32 as libc::Ioctl;
 /// `_IO('N', 0x40)`
 const NVME_IOCTL_ID: libc::Ioctl = 0x4e40;
-/// A device that does not answer is given up, and the kernel's own time-out (a minute) is longer than anybody waits for a list.
-const TIMEOUT_MS: u32 = 5_000;
 
 /// A controller (`/dev/nvme0`) to be asked.
 #[derive(Debug)]
@@ -63,8 +61,7 @@ impl Controller {
     /// Sends an admin command that reads `BYTES`, and waits.
     fn ask<const BYTES: usize>(&self, command: Command) -> io::Result<[u8; BYTES]> {
         let mut data = Box::new([0; BYTES]);
-        let mut command = command.with_data(data.as_mut_ptr() as usize, BYTES as u32);
-        command.timeout_ms = TIMEOUT_MS.into();
+        let mut command = into_memory(command, &mut data[..]);
         // SAFETY: the kernel reads and writes the 72 bytes of `command` and writes at most BYTES bytes to `data`; both outlive
         // the call, which returns when the device is done. The device writes as much as the command itself says: BYTES for
         // the log, whose length is in the command, and IDENTIFY_BYTES for Identify, which is only asked with as much.
@@ -75,6 +72,12 @@ impl Controller {
             1.. => Err(io::Error::other(status::text(result as u16))),
         }
     }
+}
+
+/// The command with where its answer goes. It has no time-out of its own, so the kernel's counts (a minute as a rule): when a
+/// time-out passes, the kernel resets the controller under everybody who uses it, and a question is not worth that.
+fn into_memory(command: Command, answer: &mut [u8]) -> Command {
+    command.with_data(answer.as_mut_ptr() as usize, answer.len() as u32)
 }
 
 /// Number of the namespace behind a block device or generic character device.
@@ -93,6 +96,20 @@ pub fn namespace_of(device: &File) -> io::Result<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_question_has_a_time_out_that_resets_the_controller() {
+        let mut answer = [0; IDENTIFY_BYTES];
+        for command in [
+            Command::identify(IDENTIFY_CONTROLLER, 0),
+            Command::identify(IDENTIFY_NAMESPACE, 1),
+            Command::log_page(SMART_PAGE, SMART_BYTES as u32),
+        ] {
+            let sent = into_memory(command, &mut answer);
+            assert_eq!(sent.timeout_ms, 0, "opcode {:#x}", sent.opcode);
+            assert_eq!(sent.data_length.get() as usize, IDENTIFY_BYTES);
+        }
+    }
 
     #[test]
     fn what_is_no_controller_says_so() {
