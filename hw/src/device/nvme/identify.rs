@@ -123,7 +123,8 @@ pub struct IdentifyNamespace {
     /// The LBA format in use (FLBAS): bits 3:0, and 6:5 above them if there are more than 16.
     pub format: u8,
     skipped_27: [u8; 9],
-    /// What is written whole or not at all if power fails (NAWUPF), blocks, less one; counts if NSFEAT bit 1 is set.
+    /// What is written whole or not at all if power fails (NAWUPF), blocks, less one; counts if NSFEAT bit 1 is set and it is
+    /// not 0, which means that the controller's (AWUPF) counts.
     pub atomic_write_power_fail: U16,
     skipped_38: [u8; 66],
     /// Globally unique identifier (NGUID), all zeros: none.
@@ -193,9 +194,10 @@ impl IdentifyNamespace {
     #[must_use]
     pub fn atomic_bytes(&self, controller: &IdentifyController) -> u64 {
         const OWN_ATOMIC_WRITES: u8 = 1 << 1;
+        let own = self.atomic_write_power_fail;
         let less_one = match self.features & OWN_ATOMIC_WRITES {
-            0 => controller.atomic_write_power_fail,
-            _ => self.atomic_write_power_fail,
+            OWN_ATOMIC_WRITES if own != 0 => own,
+            _ => controller.atomic_write_power_fail,
         };
         (u64::from(less_one.get()) + 1) * u64::from(self.lba_format().data_bytes())
     }
@@ -311,6 +313,21 @@ mod tests {
             Some("01".repeat(16).as_str())
         );
         assert_eq!(identifier(&namespace.eui64), None);
+    }
+
+    #[test]
+    fn atomic_writes_are_the_namespaces_own_only_if_it_says_so() {
+        let controller = IdentifyController::read(&filled(&[(528, &[1, 0])])).expect("the right size");
+        // NSFEAT, NAWUPF, blocks of 512 bytes that are written whole.
+        for (features, own, blocks) in [(0, 7, 2), (1 << 1, 7, 8), (1 << 1, 0, 2), (!(1 << 1), 7, 2)] {
+            let bytes = filled(&[(24, &[features]), (36, &[own, 0]), (130, &[9])]);
+            let namespace = IdentifyNamespace::read(&bytes).expect("the right size");
+            assert_eq!(
+                namespace.atomic_bytes(&controller),
+                blocks * 512,
+                "{features:#x} {own}"
+            );
+        }
     }
 
     #[test]
