@@ -44,7 +44,7 @@ use stillpoint_hw::device::PoolFiles;
 use stillpoint_processor::command::EventKind;
 use stillpoint_processor::ports::OperationKind;
 use stillpoint_processor::stall::Stall;
-use stillpoint_processor::{ShardCommand, ShardIndex, TimeStamp};
+use stillpoint_processor::{DeviceIndex, ShardCommand, ShardIndex, TimeStamp};
 
 /// Commands of one change that wait in mailboxes at the same time: a mailbox that is full refuses, and a change may be of
 /// any number of snapshots.
@@ -181,7 +181,8 @@ impl Pool {
     /// A stall of one of its devices, in words.
     #[must_use]
     pub fn describe_stall(&self, stall: &Stall) -> String {
-        let path = self.devices.paths[usize::from(stall.device.0)].display();
+        let path = |device: DeviceIndex| self.devices.paths[usize::from(device.0)].display().to_string();
+        let device = stall.device.map_or_else(|| "several devices".to_owned(), path);
         let what = match stall.kind {
             OperationKind::Read => "read",
             OperationKind::Write => "write",
@@ -189,7 +190,7 @@ impl Pool {
             OperationKind::Discard => "discard",
         };
         let took_s = stall.took_ns as f64 / 1e9;
-        format!("{path}: a {what} took {took_s:.1} s, and what waited for it as long; look after the device")
+        format!("{device}: a {what} took {took_s:.1} s, and what waited for it as long")
     }
 
     /// Its shards.

@@ -28,10 +28,11 @@ enum Access {
 /// A file or block device, opened and claimed.
 #[derive(Debug)]
 pub struct DeviceFile {
+    /// Locked, and in every ring that sends to the device: after `kill -9` the lock ends only when the kernel has torn down
+    /// those rings, and with them whatever was on its way.
     file: File,
-    /// What the claim hangs on. It is a file of its own that no ring gets: before Linux 6.3 a ring keeps files for up to a
-    /// second after they were taken out of it, and a pool that is closed would be in use for as long.
-    claim: File,
+    /// Of a block device: opened with `O_EXCL`, against mounts and volume managers. No ring has it.
+    exclusive: Option<File>,
     path: PathBuf,
     kind: DeviceKind,
     size_bytes: u64,
@@ -118,8 +119,8 @@ impl std::error::Error for DeviceFileError {
 impl DeviceFile {
     /// Opens and claims an existing file or block device.
     ///
-    /// A block device is claimed as a mount claims it (`O_EXCL`), a file by an exclusive lock (`flock`).
-    /// Both end with the process, however it ends.
+    /// It is claimed by an exclusive lock (`flock`), and a block device also as a mount claims it (`O_EXCL`). The lock ends
+    /// with this value, or after the process when nothing that it had begun can reach the device any more.
     ///
     /// # Errors
     /// [`DeviceFileError`].
@@ -226,10 +227,10 @@ impl DeviceFile {
     /// What has no partitions takes no notice.
     pub fn forget_partitions(&self) {
         const BLKRRPART: libc::Ioctl = 0x125f;
-        if self.kind == DeviceKind::Block {
-            // Only who has the claim may.
+        if let Some(exclusive) = &self.exclusive {
+            // Only who has it for himself may.
             // SAFETY: takes no argument and touches no memory of ours.
-            unsafe { libc::ioctl(self.claim.as_raw_fd(), BLKRRPART) };
+            unsafe { libc::ioctl(exclusive.as_raw_fd(), BLKRRPART) };
         }
     }
 
@@ -241,6 +242,13 @@ impl DeviceFile {
 
     pub(crate) fn file(&self) -> &File {
         &self.file
+    }
+}
+
+impl Drop for DeviceFile {
+    fn drop(&mut self) {
+        // By hand: an old kernel's ring may go on to have the file. Should it fail, the lock ends with the ring.
+        let _ = self.file.unlock();
     }
 }
 
@@ -259,18 +267,22 @@ fn open(path: &Path, access: Access) -> Result<DeviceFile, Problem> {
     } else {
         return Err(Problem::NotADevice);
     };
-    let (claimed, direct) = open_direct(path, kind, access)?;
-    if kind == DeviceKind::File {
-        claim(&claimed, &metadata, access)?;
-    }
-    let file = open_again(&claimed, direct, access).map_err(Problem::Open)?;
+    let (opened, direct) = open_direct(path, kind, access)?;
+    let (file, exclusive) = match kind {
+        DeviceKind::File => (opened, None),
+        DeviceKind::Block => {
+            let file = open_again(&opened, direct, access).map_err(Problem::Open)?;
+            (file, Some(opened))
+        }
+    };
+    claim(&file, &metadata, access)?;
     let size_bytes = match kind {
         DeviceKind::File => file.metadata().map_err(Problem::Open)?.len(),
         DeviceKind::Block => block_device_bytes(&file)?,
     };
     Ok(DeviceFile {
         file,
-        claim: claimed,
+        exclusive,
         path: path.to_owned(),
         kind,
         size_bytes,
@@ -280,16 +292,17 @@ fn open(path: &Path, access: Access) -> Result<DeviceFile, Problem> {
     })
 }
 
-/// The same file once more, without a claim. Where /proc is missing it is the claimed one, under another number.
-fn open_again(claimed: &File, direct: bool, access: Access) -> io::Result<File> {
-    let path = format!("/proc/self/fd/{}", claimed.as_raw_fd());
+/// The same block device once more, not exclusive: that would last as long as a ring has the file, which before Linux 6.3 may be
+/// a second longer than a pool is open. Where /proc is missing it is the exclusive one, under another number.
+fn open_again(exclusive: &File, direct: bool, access: Access) -> io::Result<File> {
+    let path = format!("/proc/self/fd/{}", exclusive.as_raw_fd());
     match OpenOptions::new()
         .read(true)
         .write(access == Access::Write)
         .custom_flags(if direct { libc::O_DIRECT } else { 0 })
         .open(path)
     {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => claimed.try_clone(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => exclusive.try_clone(),
         opened => opened,
     }
 }

@@ -472,8 +472,9 @@ impl BlockDevice for Devices {
 impl Drop for Devices {
     fn drop(&mut self) {
         if self.in_kernel > 0 {
-            // The kernel may still write to their memory.
+            // The kernel may still write to their memory, and to the devices: these stay claimed.
             std::mem::forget(std::mem::take(&mut self.slots));
+            std::mem::forget(Arc::clone(&self.files));
         }
     }
 }

@@ -398,6 +398,30 @@ fn a_claim_ends_with_its_device_although_a_ring_still_has_the_file() {
 }
 
 #[test]
+fn a_killed_process_has_its_device_until_the_kernel_has_torn_down_its_ring() {
+    let directory = directory_on("/tmp");
+    let path = directory.path().join("device");
+    let device = DeviceFile::create(&path, 1 << 20).expect("a sparse file");
+    let mut ring = Ring::new(RingOptions::default()).expect("io_uring");
+    let files = PoolFiles::new(vec![device]);
+    let arenas = Arenas::map(1, CHUNK_BYTES).expect("memory");
+    let devices = Devices::new(Arc::clone(&files), arenas, 0, &mut ring);
+    // What a kill does to the process: every file is closed, nothing is said. The ring's work goes on for a while.
+    std::mem::forget(devices);
+    // SAFETY: nobody uses this number any more: `files` is forgotten, never dropped.
+    unsafe { libc::close(files.all()[0].as_raw_fd()) };
+    std::mem::forget(files);
+    let error = DeviceFile::open(&path).expect_err("writes may still be on their way");
+    assert!(matches!(error.problem, Problem::InUse { .. }), "{error}");
+    drop(ring);
+    let begun = std::time::Instant::now();
+    while let Err(error) = DeviceFile::open(&path) {
+        assert!(begun.elapsed().as_secs() < 60, "{error}");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+#[test]
 fn what_is_no_device_is_named() {
     let directory = directory_on("/var/tmp");
     let error = DeviceFile::open(directory.path()).expect_err("a directory");

@@ -471,7 +471,8 @@ pub enum SnapshotCommand {
         #[arg(long)]
         pool: Option<String>,
     },
-    /// Delete snapshots, each for all the volumes it was taken of: all that are named or, if one may not go, none
+    /// Delete snapshots, each for all the volumes it was taken of: all that are named or, if one may not go, none (a crash in the
+    /// middle may leave some)
     Delete {
         /// `volume@name`, of one pool if there are several.
         #[arg(value_name = "VOLUME@NAME", required = true)]

@@ -192,7 +192,8 @@ impl Pool {
     /// their space comes free when one of what was made of each is left.
     ///
     /// # Errors
-    /// Of the first that is not found, or is locked, exported or has clones; then all are still there.
+    /// Of the first that is not found, or is locked, exported or has clones; then all are still there. Or a shard stopped: then some
+    /// may be gone, as after a crash.
     pub async fn delete_snapshots(&self, names: &[(String, String)], defer: bool) -> Result<()> {
         let _gate = self.gate.write().await;
         let began_ns = wall_ns();

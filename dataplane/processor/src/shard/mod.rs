@@ -393,6 +393,7 @@ impl<T: LogTail> Shard<T> {
         outbox: &mut Outbox,
     ) -> bool {
         self.now = now;
+        self.stalls.turn(now);
         self.short_of_buffers = false;
         // Before the commands, so that a release that comes too late finds no hold; after them, so that neither does a
         // cut whose deadline is past already.

@@ -193,13 +193,15 @@ pub(crate) struct CommandRings {
 }
 
 impl CommandRings {
-    /// One, or two with `polled`, for the calling thread.
+    /// One, or two with `polled`, for the calling thread. They have the files of `claims` until nothing is under way in them,
+    /// even after the process.
     ///
     /// # Errors
     /// What the kernel said.
-    pub fn new(polled: bool, arenas: &Arenas) -> io::Result<Self> {
+    pub fn new(polled: bool, arenas: &Arenas, claims: &[RawFd]) -> io::Result<Self> {
         let make = |polled: bool| {
             let mut ring = CommandRing::new(polled)?;
+            ring.uring.submitter().register_files(claims)?;
             ring.register_arenas(arenas);
             io::Result::Ok(ring)
         };

@@ -59,7 +59,8 @@ pub(super) fn rings(files: &PoolFiles, arenas: &crate::buffers::Arenas) -> Optio
     let mut namespaces = files.all().iter().filter_map(DeviceFile::passthrough).peekable();
     namespaces.peek()?;
     let polled = namespaces.any(Passthrough::is_polled);
-    CommandRings::new(polled, arenas).ok()
+    let claims: Vec<RawFd> = files.all().iter().map(AsRawFd::as_raw_fd).collect();
+    CommandRings::new(polled, arenas, &claims).ok()
 }
 
 impl Devices {
