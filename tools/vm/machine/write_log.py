@@ -5,6 +5,7 @@ that of Linux's dm-log-writes, version 1). A disk with a volatile cache keeps ev
 answered, and of what came after that any part: `leave` makes such a disk.
 """
 
+import errno
 import os
 import struct
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ def last_flush(found, upto):
 
 
 def copy_sparse(source, target):
-    """Copies a file, leaving out its holes."""
+    """Copies a file, leaving out its holes. Raises OSError, also if the file becomes shorter meanwhile."""
     with open(source, "rb") as have, open(target, "wb") as want:
         size = os.fstat(have.fileno()).st_size
         want.truncate(size)
@@ -120,8 +121,13 @@ def copy_sparse(source, target):
         while at < size:
             try:
                 at = os.lseek(have.fileno(), at, os.SEEK_DATA)
-            except OSError:
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
                 return
             end = os.lseek(have.fileno(), at, os.SEEK_HOLE)
             while at < end:
-                at += os.copy_file_range(have.fileno(), want.fileno(), end - at, at, at)
+                copied = os.copy_file_range(have.fileno(), want.fileno(), end - at, at, at)
+                if copied == 0:
+                    raise OSError(errno.EIO, f"nothing to copy at {at} of {size} bytes", str(source))
+                at += copied

@@ -6,7 +6,6 @@ been acknowledged as durable by then. The control forgets that there were flushe
 """
 
 import json
-import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -40,7 +39,7 @@ def record(context, directory):
     disk, log = directory / "disk.img", directory / "record"
     devices.make_image(disk, IMAGE_BYTES)
     devices.make_image(log, 1 << 20)
-    shutil.copy(disk, directory / "base.img")
+    write_log.copy_sparse(disk, directory / "base.img")
     recorder = {"driver": "blklogwrites", "log": "record", "log-sector-size": 512, "log-super-update-interval": 1}
     namespace = devices.Namespace(
         1, disk, layers=[recorder], more=[{"driver": "file", "filename": str(log), "node-name": "record"}]
