@@ -7,7 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from . import nbd
+from . import children, nbd
 from .guest import NBD_PORT, stillpoint
 
 
@@ -70,8 +70,8 @@ class InGuest:
 def inspect(*images):
     """(exit status, text) of `stillpoint inspect --check` over images on the host: 0 says that nothing is damaged."""
     command = [stillpoint(), "inspect", "--check", "--tail-dir", "none", *images]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    return done.returncode, done.stdout + done.stderr
+    status, out, err = children.run(command, 300)
+    return status, out + err
 
 
 def assert_sound(*images):
@@ -95,7 +95,7 @@ class OnHost:
         command += ["--state-dir", self.directory / "state", "--tail-dir", "none", "--processors", "1", "--no-pin"]
         command += ["--pool", ",".join(map(str, self.images))]
         with log:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.process = children.start(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
             self.wait()
         except BaseException:
@@ -107,8 +107,8 @@ class OnHost:
         """Until the pool is open; AssertionError with the daemon's log if it cannot be."""
         until = time.monotonic() + 60
         while True:
-            done = self.tell("pool", "list", "--output", "json")
-            pools = json.loads(done.stdout) if done.returncode == 0 else []
+            status, out, _ = self.tell("pool", "list", "--output", "json")
+            pools = json.loads(out) if status == 0 else []
             states = [pool["state"] for pool in pools]
             if states and "opening" not in states:
                 assert states == ["open"], f"the pool does not open: {states}\n{self.log()}"
@@ -117,14 +117,14 @@ class OnHost:
             time.sleep(0.02)
 
     def tell(self, *words):
-        """Runs a command of the command line."""
+        """Runs a command of the command line; returns (exit status, standard output, standard error)."""
         environment = {**os.environ, "STILLPOINT_SOCKET": str(self.directory / "control.sock")}
-        return subprocess.run([stillpoint(), *words], capture_output=True, text=True, env=environment, timeout=120)
+        return children.run([stillpoint(), *words], 120, env=environment)
 
     def must(self, *words):
-        done = self.tell(*words)
-        assert done.returncode == 0, f"stillpoint {' '.join(words)}: {done.stderr}\n{self.log()}"
-        return done.stdout
+        status, out, err = self.tell(*words)
+        assert status == 0, f"stillpoint {' '.join(words)}: {err}\n{self.log()}"
+        return out
 
     def client(self, export):
         return nbd.Client(str(self.directory / "nbd.sock"), export)

@@ -2,24 +2,22 @@
 
 import base64
 import contextlib
-import ctypes
 import json
 import os
+import re
 import secrets
 import shlex
-import signal
 import socket
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 
-from . import devices, initramfs, packages
+from . import children, devices, initramfs, packages
 
 DEFAULT_KERNEL = "6.12"
 BOOT_SECONDS = 90
 NBD_PORT = 10809
-PR_SET_PDEATHSIG = 1
 KERNEL_ARGUMENTS = (
     "console=ttyS0 quiet loglevel=5 panic=-1 oops=panic mitigations=off no_timer_check tsc=reliable random.trust_cpu=on "
     "rdinit=/init nvme.poll_queues=1"
@@ -37,17 +35,6 @@ class TimedOut(Exception):
 def stillpoint():
     """The program under test: $STILLPOINT, or the one that was built last."""
     return Path(os.environ.get("STILLPOINT") or packages.CACHE.parent / "debug" / "stillpoint")
-
-
-def free_port():
-    """A TCP port on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def die_with_parent():
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Qmp:
@@ -103,7 +90,7 @@ class Guest:
     kernel: what `packages.matches` takes. controllers: of `devices`; None for the default ones in `directory`.
     files: {path in the guest: bytes, or path here}. programs: paths here, put into PATH with their libraries, beside
     stillpoint. directory: where sockets and images lie; a temporary one if None. port: on 127.0.0.1, leads to the guest's
-    port for NBD; a free one if None.
+    port for NBD; a free one if None, see `port`.
     """
 
     def __init__(self, kernel=DEFAULT_KERNEL, memory_mib=1024, cpus=2, controllers=None, files=None, programs=(),
@@ -119,7 +106,7 @@ class Guest:
         if controllers is None:
             self.controllers = devices.default_controllers(self.directory, image_bytes)
         self.files, self.programs, self.extra, self.kernel_arguments = files or {}, programs, qemu, kernel_arguments
-        self.port = port or free_port()
+        self.host_port = port
         self.qmp_path = Path(qmp) if qmp else self.directory / "qmp.sock"
         self.say = say
         self.process = None
@@ -136,11 +123,25 @@ class Guest:
         return self
 
     def __exit__(self, kind, *_):
-        self.end() if kind is None else self.close()
-        self.close()
+        try:
+            if kind is None:
+                self.end()
+        finally:
+            self.close()
 
     def boot(self):
         """Starts QEMU and waits until the guest takes commands."""
+        initrd = self.directory / "initramfs"
+        with packages.locked(self.say):
+            kernel = self.assemble(initrd)
+        began = time.monotonic()
+        self.start_qemu(kernel, initrd)
+        self.line = self.connect(self.directory / "line.sock")
+        self.read_until(b"machine ready\n", time.monotonic() + BOOT_SECONDS, None)
+        self.boot_seconds = time.monotonic() - began
+
+    def assemble(self, initrd):
+        """Writes the root of this boot, and makes what is missing for it; returns the kernel's path."""
         packages.prepare_programs(self.say)
         release, kernel = packages.prepare_kernel(self.kernel, self.say)
         self.release = release
@@ -150,13 +151,8 @@ class Guest:
             initramfs.modules_segment(release, kernel),
             initramfs.program_segment({"stillpoint": stillpoint(), **{path.name: path for path in self.programs}}),
         ]
-        initrd = self.directory / "initramfs"
         initramfs.assemble(initrd, segments, files)
-        began = time.monotonic()
-        self.start_qemu(initramfs.uncompressed_kernel(release, kernel), initrd)
-        self.line = self.connect(self.directory / "line.sock")
-        self.read_until(b"machine ready\n", time.monotonic() + BOOT_SECONDS, None)
-        self.boot_seconds = time.monotonic() - began
+        return initramfs.uncompressed_kernel(release, kernel)
 
     def command_line(self, kernel, initrd):
         data = packages.UNPACKED / "usr/share"
@@ -170,16 +166,17 @@ class Guest:
         line = f"socket,id=line,path={self.directory}/line.sock,server=on,wait=on"
         command += ["-chardev", line, "-serial", "chardev:line"]
         command += ["-qmp", f"unix:{self.qmp_path},server=on,wait=off"]
-        forward = f"hostfwd=tcp:127.0.0.1:{self.port}-:{NBD_PORT}"
+        # Port 0: the host's kernel chooses one that is free.
+        forward = f"hostfwd=tcp:127.0.0.1:{self.host_port or 0}-:{NBD_PORT}"
         command += ["-netdev", f"user,id=net,{forward}", "-device", "virtio-net-pci,netdev=net,romfile="]
         return [str(word) for word in [*command, *devices.arguments(self.controllers), *self.extra]]
 
     def start_qemu(self, kernel, initrd):
         log = open(self.directory / "qemu.log", "wb")
         with log:
-            self.process = subprocess.Popen(
+            self.process = children.start(
                 self.command_line(kernel, initrd), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env=packages.environment(), preexec_fn=die_with_parent,
+                env=packages.environment(),
             )
 
     def connect(self, path):
@@ -259,6 +256,18 @@ class Guest:
         text = output.decode(errors="replace")
         assert status == 0, f"exit status {status} of: {script.strip()}\n{text}"
         return text
+
+    @property
+    def port(self):
+        """The port of 127.0.0.1 here that leads to the guest's port for NBD; asked of QEMU's monitor if none was given."""
+        if self.host_port is None:
+            qmp = self.qmp()
+            text = qmp.command("human-monitor-command", **{"command-line": "info usernet"})
+            qmp.close()
+            found = re.search(rf"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+{NBD_PORT}\s", text)
+            assert found, f"QEMU leads no port to the guest's {NBD_PORT}: {text}"
+            self.host_port = int(found[1])
+        return self.host_port
 
     def qmp(self):
         """A new connection to the monitor; QEMU has one at a time."""

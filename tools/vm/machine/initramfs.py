@@ -16,7 +16,7 @@ from . import packages
 
 GUEST = Path(__file__).resolve().parents[1] / "guest"
 SEGMENTS = packages.CACHE / "segments"
-TOOLS = ("nvme", "kmod", "nbd-client", "mkfs.ext4", "e2fsck")
+TOOLS = ("busybox", "nvme", "kmod", "nbd-client", "mkfs.ext4", "e2fsck")
 # Started by other names; kmod looks at the name it was started by.
 OTHER_NAMES = {"kmod": ("modprobe", "insmod", "rmmod", "lsmod", "modinfo")}
 MODULES = (
@@ -81,7 +81,7 @@ def without_symbols(path):
     strip = shutil.which("strip")
     if strip is None:
         return Path(path).read_bytes()
-    stripped = SEGMENTS / f"stripped.{os.getpid()}"
+    stripped = SEGMENTS / "stripped"
     done = subprocess.run([strip, "--strip-unneeded", "-o", stripped, path], capture_output=True)
     data = stripped.read_bytes() if done.returncode == 0 else Path(path).read_bytes()
     stripped.unlink(missing_ok=True)
@@ -99,12 +99,15 @@ def add_programs(archive, programs):
 
 
 def cached(name, key, build):
-    """The path of a segment that is built once for a key; older ones of that name are removed."""
+    """The path of a segment that is built once for a key; older ones of that name are removed.
+
+    The caller holds `packages.locked`, and keeps it until it has read the segment.
+    """
     SEGMENTS.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
     path = SEGMENTS / f"{name}.{digest}.cpio"
     if not path.exists():
-        partial = path.with_suffix(f".partial.{os.getpid()}")
+        partial = SEGMENTS / "partial"
         partial.write_bytes(build())
         for old in SEGMENTS.glob(f"{name}.*.cpio"):
             old.unlink(missing_ok=True)
@@ -119,7 +122,7 @@ def identity(path):
 
 
 def tools_segment():
-    """Busybox, the tools, and the program that the kernel starts."""
+    """The tools, busybox among them, and the program that the kernel starts."""
     programs = {tool: packages.find(tool) for tool in TOOLS}
     init = GUEST / "init"
     key = [Path(__file__).read_bytes(), init.read_bytes(), *map(identity, programs.values())]
@@ -132,12 +135,10 @@ def pack_tools(programs, init):
         archive.make_directory(directory)
     for name in ("bin", "sbin"):
         archive.link("/" + name, "usr/bin")
-    busybox = packages.find("busybox")
-    archive.file("/usr/bin/busybox", busybox.read_bytes(), 0o755)
     own = set(programs)
     for names in OTHER_NAMES.values():
         own.update(names)
-    for applet in sorted(set(packages.output_of([busybox, "--list"]).split()) - own - {"busybox"}):
+    for applet in sorted(set(packages.output_of([programs["busybox"], "--list"]).split()) - own):
         archive.link("/usr/bin/" + applet, "busybox")
     add_programs(archive, programs)
     for program, names in OTHER_NAMES.items():
@@ -222,7 +223,7 @@ def uncompressed_kernel(release, kernel):
             command[0] = program
             done = subprocess.run(command, input=packed[at:], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
             if done.stdout[:4] == b"\x7fELF":
-                partial = plain.with_suffix(f".partial.{os.getpid()}")
+                partial = plain.with_suffix(".partial")
                 partial.write_bytes(done.stdout)
                 partial.rename(plain)
                 return plain

@@ -4,11 +4,16 @@ Installing QEMU would replace the machine's qemu-utils by those of QEMU's versio
 and would leave a kernel package in /boot. Unpacked, nothing changes outside the tree and `cargo clean` removes it all.
 """
 
+import contextlib
+import fcntl
 import os
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
+
+from . import children
 
 TREE = Path(__file__).resolve().parents[3]
 CACHE = Path(os.environ.get("CARGO_TARGET_DIR", TREE / "target")) / "vm"
@@ -32,6 +37,26 @@ LIBRARY_DIRECTORIES = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu", "usr/
 
 class Unavailable(Exception):
     """Something that the packages of this machine do not offer; the text says what, and what to do."""
+
+
+@contextlib.contextmanager
+def locked(say):
+    """While it is held nobody else, in this process or another, changes what is below `target/vm`."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / "lock", "w") as file:
+        turns = 0
+        while True:
+            try:
+                # In turns, as a thread that waits in the kernel cannot be told to end.
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                children.check()
+                turns += 1
+                if turns == 100:
+                    say(f"waiting for another run, which prepares {CACHE}")
+                time.sleep(0.05)
+        yield
 
 
 def output_of(command):
@@ -70,17 +95,27 @@ def refresh_lists():
     output_of([*as_root, "apt-get", "update", "-q"])
 
 
-def download(packages, into):
-    """Downloads packages into a directory; refreshes the lists and tries again if they name what is gone."""
-    into.mkdir(parents=True, exist_ok=True)
-    command = ["apt-get", "download", "-q", *packages]
-    for attempt in range(2):
-        done = subprocess.run(command, cwd=into, capture_output=True, text=True)
-        if done.returncode == 0:
-            return
-        if attempt == 0:
+def with_fresh_lists(attempt):
+    """What `attempt` returns. If something is `Unavailable`, as lists that are old name what is gone, they are refreshed
+    and it is called again: it chooses by the lists and downloads what it chose."""
+    try:
+        return attempt()
+    except Unavailable as error:
+        try:
             refresh_lists()
-    raise Unavailable(f"{' '.join(command)} failed: {done.stderr.strip()[-600:]}")
+        except Unavailable as why:
+            raise Unavailable(f"{error}; {why}") from None
+        return attempt()
+
+
+def download(packages, into):
+    """Downloads packages into a directory, which is new."""
+    shutil.rmtree(into, ignore_errors=True)
+    into.mkdir(parents=True)
+    command = ["apt-get", "download", "-q", *packages]
+    done = subprocess.run(command, cwd=into, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise Unavailable(f"{' '.join(command)} failed: {done.stderr.strip()[-600:]}")
 
 
 def closure(packages):
@@ -94,7 +129,7 @@ def closure(packages):
 
 def unpack(archives, into):
     """Unpacks packages into a directory that appears only when all of them are in it."""
-    partial = into.with_name(into.name + f".partial.{os.getpid()}")
+    partial = into.with_name(into.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     for archive in sorted(archives):
         partial.mkdir(parents=True, exist_ok=True)
@@ -115,13 +150,7 @@ def prepare_programs(say):
         missing = sorted({package for program, package in PACKAGE_OF.items() if find(program) is None})
     say(f"unpacking {' '.join(missing)}")
     archives = CACHE / "archives"
-    shutil.rmtree(archives, ignore_errors=True)
-    try:
-        needed = closure(missing)
-    except Unavailable:
-        refresh_lists()
-        needed = closure(missing)
-    download(needed, archives)
+    with_fresh_lists(lambda: download(closure(missing), archives))
     unpack(archives.glob("*.deb"), UNPACKED)
     shutil.rmtree(archives)
     still = [program for program in PACKAGE_OF if find(program) is None]
@@ -153,20 +182,31 @@ def newest_kernel_offered():
 def prepare_kernel(wanted, say):
     """Returns (release, directory) of the newest kernel that matches; downloads it unless one is there already."""
     here = [path.name for path in KERNELS.glob("*-cloud-amd64")] if KERNELS.exists() else []
-    if wanted == "newest":
-        wanted = newest_kernel_offered() or wanted
-    release = max((name for name in here if matches(name, wanted)), key=version_key, default=None)
+    good_enough = (newest_kernel_offered() or wanted) if wanted == "newest" else wanted
+    release = newest(here, good_enough)
     if release is None:
-        offered = offered_kernels()
-        if not offered:
-            refresh_lists()
-            offered = offered_kernels()
-        release = max((name for name in offered if matches(name, wanted)), key=version_key, default=None)
+        archives = CACHE / "archives-kernel"
+        release = with_fresh_lists(lambda: download_kernel(wanted, archives, say))
         if release is None:
-            raise Unavailable(f"no package has a kernel {wanted}; there are {', '.join(sorted(offered)) or 'none'}")
-        say(f"unpacking kernel {release}")
-        archives = CACHE / f"archives-{release}"
-        download([f"linux-image-{release}"], archives)
+            raise Unavailable(f"no package has a kernel {wanted}; there are {', '.join(sorted(offered_kernels()))}")
         unpack(archives.glob("*.deb"), KERNELS / release)
         shutil.rmtree(archives)
     return release, KERNELS / release
+
+
+def newest(releases, wanted):
+    """The newest release that is what was asked for, or None."""
+    return max((release for release in releases if matches(release, wanted)), key=version_key, default=None)
+
+
+def download_kernel(wanted, archives, say):
+    """Downloads the newest kernel of the package lists that matches; returns its release, None if they have others only.
+    Raises Unavailable if the lists have no kernel, or one that is gone."""
+    offered = offered_kernels()
+    if not offered:
+        raise Unavailable("the package lists have no kernel for virtual machines (linux-image-...-cloud-amd64)")
+    release = newest(offered, wanted)
+    if release is not None:
+        say(f"unpacking kernel {release}")
+        download([f"linux-image-{release}"], archives)
+    return release
