@@ -1,9 +1,22 @@
 """The tests in the machine, by name. Each takes a `Context`, and fails by an exception."""
 
 import random
+import time
 from dataclasses import dataclass
 
+from machine import children
 from machine.guest import DEFAULT_KERNEL, Guest
+
+HANG_SECONDS = 90
+
+
+def wait_for(condition, what):
+    """Waits until `condition` holds; raises AssertionError after so long that it never will."""
+    until = time.monotonic() + HANG_SECONDS
+    while not condition():
+        children.check()
+        assert time.monotonic() < until, f"{what}: not within {HANG_SECONDS} s"
+        time.sleep(0.1)
 
 
 @dataclass

@@ -1,22 +1,15 @@
 """A device is pulled out under load, and put back."""
 
 import errno
-import time
 
 from machine import devices
 from machine.appliance import InGuest
 from machine.ledger import BLOCK_BYTES, Ledger, Load
 from machine.nbd import Refused
 
+from . import HANG_SECONDS, wait_for
+
 BLOCKS = 2048
-HANG_SECONDS = 90
-
-
-def wait_for(condition, what):
-    until = time.monotonic() + HANG_SECONDS
-    while not condition():
-        assert time.monotonic() < until, f"{what}: not within {HANG_SECONDS} s"
-        time.sleep(0.1)
 
 
 def pull_out(guest, serial):
