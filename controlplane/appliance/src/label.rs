@@ -101,14 +101,25 @@ pub enum Found {
 /// # Errors
 /// If the device cannot be read.
 pub fn look(path: &Path) -> Result<Found> {
-    let cannot = |error: std::io::Error| {
-        let kind = match error.kind() {
-            std::io::ErrorKind::NotFound => ErrorKind::NotFound,
-            _ => ErrorKind::Failure,
-        };
-        Error::new(kind, format!("cannot read {}: {error}", path.display()))
+    let file = File::open(path).map_err(|error| unreadable(path, &error))?;
+    look_in(&file, path)
+}
+
+/// That a device cannot be read.
+pub(crate) fn unreadable(path: &Path, error: &std::io::Error) -> Error {
+    let kind = match error.kind() {
+        std::io::ErrorKind::NotFound => ErrorKind::NotFound,
+        _ => ErrorKind::Failure,
     };
-    let mut file = File::open(path).map_err(cannot)?;
+    Error::new(kind, format!("cannot read {}: {error}", path.display()))
+}
+
+/// The same of an open file, which errors call `path`.
+///
+/// # Errors
+/// If the device cannot be read.
+pub fn look_in(mut file: &File, path: &Path) -> Result<Found> {
+    let cannot = |error: std::io::Error| unreadable(path, &error);
     let size_bytes = file.seek(SeekFrom::End(0)).map_err(cannot)?;
     if size_bytes < 2 * PAGE_BYTES as u64 {
         return Ok(Found::Nothing);

@@ -1,7 +1,7 @@
 //! Making a pool: devices that are free, an identity, then what `processor::format` writes.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,10 +13,8 @@ use crate::label::{self, PoolDevices};
 use crate::pool::wall_ns;
 use stillpoint_hw::device::{DeviceFile, Opener, PoolFiles};
 use stillpoint_hw::discovery::Machine;
-use stillpoint_ondisk::{BLOCK_BYTES, DEVICES_MAX, SHARDS_MAX};
-use stillpoint_processor::DeviceIndex;
+use stillpoint_ondisk::{DEVICES_MAX, SHARDS_MAX};
 use stillpoint_processor::format::{self, FormatError, PoolSpec};
-use stillpoint_processor::ports::{DeviceError, OpenDevice};
 
 /// Fewer are not made unless asked for: a pool made on one processor is to be of use to two later on.
 const SHARDS_MIN: usize = 2;
@@ -50,38 +48,24 @@ pub fn make_pool(request: &CreatePool, processors: usize) -> Result<(PoolDevices
         )));
     }
     let mut made = MadeFiles(Vec::new());
-    let mut files = Vec::with_capacity(count);
-    for path in &paths {
-        if path.exists() {
-            check_unused(path)?;
-            if !request.force && !forced.contains(path) {
-                check_empty(path)?;
-            }
-            files.push(DeviceFile::open(path).map_err(|error| device_error(&error))?);
-        } else {
-            let Some(size_bytes) = request.size_bytes else {
-                return Err(Error::not_found(format!("{} does not exist", path.display()))
-                    .hint("give --size to make sparse files"));
-            };
-            files.push(DeviceFile::create(path, size_bytes).map_err(|error| device_error(&error))?);
-            made.0.push(path.clone());
-        }
-    }
-    let files = PoolFiles::new(files);
+    let files = claim(request, &paths, &forced, &mut made)?;
     let spec = spec(request, shard_count, &files)?;
-    for (index, path) in (0u8..).zip(&paths) {
-        if request.force || forced.contains(path) {
-            wipe(&files, DeviceIndex(index))
-                .map_err(|error| Error::failure(format!("wiping {}: {error}", path.display())))?;
-        }
-    }
-    let layout = format::make_pool(&mut Opener::new(files.clone()), &spec).map_err(|error| {
+    let not_made = |error: FormatError| {
         let message = format!("making pool {}: {error}", request.name);
         match error {
             FormatError::Layout(_) | FormatError::Name => Error::usage(message),
             FormatError::Device { .. } => Error::failure(message),
         }
-    })?;
+    };
+    // Nothing is wiped for a pool that cannot be.
+    format::plan(&spec).map_err(not_made)?;
+    for file in files.all() {
+        if request.force || forced.iter().any(|path| path == file.path()) {
+            wipe(file)
+                .map_err(|error| Error::failure(format!("wiping {}: {error}", file.path().display())))?;
+        }
+    }
+    let layout = format::make_pool(&mut Opener::new(files.clone()), &spec).map_err(not_made)?;
     made.0.clear();
     let devices = PoolDevices {
         name: request.name.clone(),
@@ -91,6 +75,38 @@ pub fn make_pool(request: &CreatePool, processors: usize) -> Result<(PoolDevices
         remarks: Vec::new(),
     };
     Ok((devices, files))
+}
+
+/// The devices, claimed; those that do not exist are made.
+fn claim(
+    request: &CreatePool,
+    paths: &[PathBuf],
+    forced: &[PathBuf],
+    made: &mut MadeFiles,
+) -> Result<Arc<PoolFiles>> {
+    let mut files = Vec::with_capacity(paths.len());
+    for path in paths {
+        if path.exists() {
+            check_unused(path)?;
+            let to_be_empty = !request.force && !forced.contains(path);
+            if to_be_empty {
+                check_empty(path, content::look(path)?)?;
+            }
+            let file = DeviceFile::open(path).map_err(|error| device_error(&error))?;
+            if to_be_empty {
+                check_claimed(&file)?;
+            }
+            files.push(file);
+        } else {
+            let Some(size_bytes) = request.size_bytes else {
+                return Err(Error::not_found(format!("{} does not exist", path.display()))
+                    .hint("give --size to make sparse files"));
+            };
+            files.push(DeviceFile::create(path, size_bytes).map_err(|error| device_error(&error))?);
+            made.0.push(path.clone());
+        }
+    }
+    Ok(PoolFiles::new(files))
 }
 
 fn spec(request: &CreatePool, shard_count: u16, files: &PoolFiles) -> Result<PoolSpec> {
@@ -127,11 +143,16 @@ fn check_unused(path: &Path) -> Result<()> {
     Err(Error::conflict(message).hint("stop that first; stillpoint device show tells more"))
 }
 
+/// Looks once more at what is ours now: until it was claimed, others could write to it or put something else in its place.
+fn check_claimed(file: &DeviceFile) -> Result<()> {
+    check_empty(file.path(), content::look_claimed(file)?)
+}
+
 /// Refuses a device that holds something.
-fn check_empty(path: &Path) -> Result<()> {
+fn check_empty(path: &Path, content: Content) -> Result<()> {
     let shown = path.display();
     let force = format!("--force {shown} destroys it");
-    let (message, hint) = match content::look(path)? {
+    let (message, hint) = match content {
         Content::Nothing => {
             let partitions = Machine::here()
                 .block_device_at(path)
@@ -157,18 +178,10 @@ fn check_empty(path: &Path) -> Result<()> {
 
 /// Takes the marks of what lay there away, so that nobody finds two things on the device, and its partitions out of the
 /// kernel's table.
-fn wipe(files: &Arc<PoolFiles>, device: DeviceIndex) -> Result<(), DeviceError> {
-    let file = &files.all()[usize::from(device.0)];
-    let whole_bytes = file.size_blocks() * BLOCK_BYTES as u64;
-    let mut opener = Opener::new(files.clone());
-    let mut zeros = |offset_bytes: u64, length_bytes: usize| {
-        let length = whole_bytes.min(length_bytes as u64) as usize;
-        let start = offset_bytes.min(whole_bytes - length as u64);
-        opener.write(device, start, &vec![0; length])
-    };
-    zeros(0, content::FRONT_BYTES)?;
-    zeros(whole_bytes, content::BACK_BYTES)?;
-    opener.flush(device)?;
+fn wipe(file: &DeviceFile) -> io::Result<()> {
+    let length = file.size_bytes().min(content::END_BYTES as u64);
+    file.write_zeros(0, length as usize)?;
+    file.write_zeros(file.size_bytes() - length, length as usize)?;
     file.forget_partitions();
     Ok(())
 }
@@ -179,4 +192,101 @@ fn random() -> Result<[u8; 16]> {
         .and_then(|mut file| file.read_exact(&mut bytes))
         .map_err(|error| Error::failure(format!("no random numbers: {error}")))?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ErrorKind;
+    use crate::label::Found;
+    use std::os::unix::fs::FileExt;
+
+    const MIB: usize = 1 << 20;
+
+    fn request(path: &Path) -> CreatePool {
+        CreatePool {
+            name: "p".to_owned(),
+            devices: vec![path.display().to_string()],
+            size_bytes: None,
+            shards: Some(2),
+            force: false,
+            force_devices: vec![path.display().to_string()],
+        }
+    }
+
+    #[test]
+    fn nothing_is_wiped_for_a_pool_that_cannot_be() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("disk");
+        let too_small = (3 * MIB, request(&path));
+        let mut named_too_long = (64 * MIB, request(&path));
+        named_too_long.1.name = "p".repeat(format::NAME_BYTES_MAX + 1);
+        let mut of_too_many_shards = (64 * MIB, request(&path));
+        of_too_many_shards.1.shards = Some(256);
+        for (size_bytes, request) in [too_small, named_too_long, of_too_many_shards] {
+            let held = vec![b'x'; size_bytes];
+            std::fs::write(&path, &held).expect("written");
+            let refused = make_pool(&request, 2).expect_err("cannot be");
+            assert_eq!(refused.kind, ErrorKind::Usage, "{}", refused.message);
+            assert!(
+                std::fs::read(&path).expect("there") == held,
+                "{}",
+                refused.message
+            );
+        }
+    }
+
+    #[test]
+    fn both_ends_are_wiped_up_to_the_last_byte() {
+        for size_bytes in [
+            64 * MIB,
+            64 * MIB + 512,
+            64 * MIB + 60 * 1024 + 1536,
+            64 * MIB + 7,
+        ] {
+            let directory = tempfile::tempdir().expect("a directory");
+            let path = directory.path().join("disk");
+            std::fs::write(&path, vec![b'x'; size_bytes]).expect("written");
+            drop(make_pool(&request(&path), 2).expect("a pool"));
+            assert!(matches!(label::look(&path), Ok(Found::Label { .. })));
+            let file = File::open(&path).expect("there");
+            assert_eq!(file.metadata().expect("there").len(), size_bytes as u64);
+            // Before the second label, and after it.
+            let label = size_bytes / 4096 * 4096 - 4096;
+            let before = size_bytes - MIB;
+            for (start, end) in [(before, label), (label + 4096, size_bytes)] {
+                let mut rest = vec![1; end - start];
+                file.read_exact_at(&mut rest, start as u64).expect("there");
+                assert!(
+                    rest.iter().all(|&byte| byte == 0),
+                    "{start} to {end} of {size_bytes}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_came_between_the_look_and_the_claim_is_seen() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("disk");
+        std::fs::write(&path, vec![b'x'; MIB]).expect("written");
+        let claimed = DeviceFile::open(&path).expect("free");
+        // The name leads to something empty; what is claimed is not.
+        std::fs::rename(&path, directory.path().join("moved")).expect("renamed");
+        std::fs::write(&path, vec![0; MIB]).expect("written");
+        check_empty(&path, content::look(&path).expect("readable")).expect("empty");
+        let refused = check_claimed(&claimed).expect_err("not empty");
+        assert_eq!(refused.kind, ErrorKind::Conflict, "{}", refused.message);
+        // And what is written to it after it was claimed.
+        let claimed = DeviceFile::open(&path).expect("free");
+        check_claimed(&claimed).expect("empty");
+        let written = File::options().write(true).open(&path).expect("there");
+        written.write_all_at(b"EFI PART", 512).expect("written");
+        let refused = check_claimed(&claimed).expect_err("not empty");
+        assert!(
+            refused.message.contains("a GPT partition table"),
+            "{}",
+            refused.message
+        );
+    }
 }

@@ -66,32 +66,41 @@ impl fmt::Display for FormatError {
 
 impl std::error::Error for FormatError {}
 
+/// How this pool would lie on its devices. Nothing is written.
+///
+/// # Errors
+/// [`FormatError::Name`] and [`FormatError::Layout`].
+pub fn plan(spec: &PoolSpec) -> Result<Layout, FormatError> {
+    if spec.name.is_empty() || spec.name.len() > NAME_BYTES_MAX {
+        return Err(FormatError::Name);
+    }
+    let sizes: Vec<u64> = spec.devices.iter().map(|(_, blocks)| *blocks).collect();
+    Layout::plan(spec.pool, spec.shard_count, &sizes).map_err(FormatError::Layout)
+}
+
 /// Makes a pool on these devices. What was on them is lost. The labels are written last, so that a pool exists whole
 /// or not at all.
 ///
 /// # Errors
 /// [`FormatError`]; then the devices hold no pool.
 pub fn make_pool(device: &mut impl OpenDevice, spec: &PoolSpec) -> Result<Layout, FormatError> {
-    if spec.name.is_empty() || spec.name.len() > NAME_BYTES_MAX {
-        return Err(FormatError::Name);
-    }
-    let sizes: Vec<u64> = spec.devices.iter().map(|(_, blocks)| *blocks).collect();
-    let layout = Layout::plan(spec.pool, spec.shard_count, &sizes).map_err(FormatError::Layout)?;
+    let layout = plan(spec)?;
+    let devices = spec.devices.len();
     let mut writer = Writer { device };
-    for index in 0..sizes.len() {
+    for index in 0..devices {
         writer.write(index, 0, &[0; PAGE_BYTES])?;
         writer.write(index, layout.label_copy_block(index), &[0; PAGE_BYTES])?;
     }
     for shard in 0..spec.shard_count {
         make_shard(&mut writer, &layout, ShardIndex(shard))?;
     }
-    writer.flush_all(sizes.len())?;
-    for index in 0..sizes.len() {
+    writer.flush_all(devices)?;
+    for index in 0..devices {
         let label = label_of(spec, &layout, index);
         writer.write(index, layout.label_copy_block(index), label.as_bytes())?;
         writer.write(index, 0, label.as_bytes())?;
     }
-    writer.flush_all(sizes.len())?;
+    writer.flush_all(devices)?;
     Ok(layout)
 }
 

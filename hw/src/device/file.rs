@@ -223,6 +223,29 @@ impl DeviceFile {
         self.refused.as_deref()
     }
 
+    /// Reads with `read` from what is claimed here, whatever its path leads to by now, in pieces of any length at any place.
+    ///
+    /// # Errors
+    /// If it cannot be opened once more.
+    pub fn read_anywhere<T>(&self, read: impl FnOnce(&File) -> T) -> io::Result<T> {
+        let file = open_again(&self.file, false, Access::Read)?;
+        let result = read(&file);
+        forget_cached(&file);
+        Ok(result)
+    }
+
+    /// Writes zeros to any `length_bytes` at any `offset_bytes`, and flushes them.
+    ///
+    /// # Errors
+    /// What the system said; then some may be written.
+    pub fn write_zeros(&self, offset_bytes: u64, length_bytes: usize) -> io::Result<()> {
+        let file = open_again(&self.file, false, Access::Write)?;
+        file.write_all_at(&vec![0; length_bytes], offset_bytes)?;
+        file.sync_data()?;
+        forget_cached(&file);
+        Ok(())
+    }
+
     /// Has the kernel read the partition table anew: the partitions of what was overwritten go, as far as nobody uses them.
     /// What has no partitions takes no notice.
     pub fn forget_partitions(&self) {
@@ -292,19 +315,27 @@ fn open(path: &Path, access: Access) -> Result<DeviceFile, Problem> {
     })
 }
 
-/// The same block device once more, not exclusive: that would last as long as a ring has the file, which before Linux 6.3 may be
-/// a second longer than a pool is open. Where /proc is missing it is the exclusive one, under another number.
-fn open_again(exclusive: &File, direct: bool, access: Access) -> io::Result<File> {
-    let path = format!("/proc/self/fd/{}", exclusive.as_raw_fd());
+/// The same file once more, whatever its name leads to by now. For the rings of a block device it is not the exclusive one: that would last as
+/// long as a ring has the file, which before Linux 6.3 may be a second longer than a pool is open. Where /proc is missing it is the
+/// given one, under another number.
+fn open_again(file: &File, direct: bool, access: Access) -> io::Result<File> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     match OpenOptions::new()
         .read(true)
         .write(access == Access::Write)
         .custom_flags(if direct { libc::O_DIRECT } else { 0 })
         .open(path)
     {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => exclusive.try_clone(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => file.try_clone(),
         opened => opened,
     }
+}
+
+/// Drops what the page cache holds of a file: NVMe commands of our own pass the cache by, and it would keep showing others what
+/// lay there before.
+fn forget_cached(file: &File) {
+    // SAFETY: touches no memory of ours.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
 }
 
 /// Opens with O_DIRECT where that works with blocks of 4096 bytes, else without.
