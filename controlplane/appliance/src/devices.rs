@@ -159,7 +159,8 @@ fn describe_identified(identified: &Identified) -> IdentifiedInfo {
         atomic_write_bytes: namespace.atomic_bytes(controller),
         deallocate: controller.deallocates(),
         write_zeroes: controller.writes_zeroes(),
-        smart: smart.as_deref().map(describe_smart),
+        smart: smart.as_deref().ok().map(describe_smart),
+        smart_error: smart.as_ref().err().cloned(),
     }
 }
 
@@ -185,6 +186,19 @@ fn describe_smart(log: &SmartLog) -> SmartInfo {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use stillpoint_hw::device::nvme::identify::{IDENTIFY_BYTES, IdentifyController, IdentifyNamespace};
+
+    #[test]
+    fn why_the_health_of_a_device_cannot_be_read_is_told() {
+        let bytes = [0; IDENTIFY_BYTES];
+        let told = describe_identified(&Identified {
+            controller: Box::new(IdentifyController::read(&bytes).expect("the right size")),
+            namespace: Box::new(IdentifyNamespace::read(&bytes).expect("the right size")),
+            smart: Err("Invalid Log Page".to_owned()),
+        });
+        assert_eq!(told.smart, None);
+        assert_eq!(told.smart_error.as_deref(), Some("Invalid Log Page"));
+    }
 
     #[test]
     fn what_is_not_there_is_not_found() {

@@ -44,8 +44,8 @@ pub struct Identified {
     pub controller: Box<IdentifyController>,
     /// The namespace.
     pub namespace: Box<IdentifyNamespace>,
-    /// The health of the device; some have no log of it.
-    pub smart: Option<Box<SmartLog>>,
+    /// The health of the device, or why its log cannot be read.
+    pub smart: Result<Box<SmartLog>, String>,
 }
 
 /// The device was not asked, or did not answer.
@@ -169,7 +169,7 @@ fn identify(machine: &Machine, controller: &str, namespace: Option<u32>) -> Resu
         Ok(Identified {
             controller: Box::new(device.identify()?),
             namespace: Box::new(device.identify_namespace(number)?),
-            smart: device.smart().ok().map(Box::new),
+            smart: device.smart().map(Box::new).map_err(|error| error.to_string()),
         })
     };
     asked().map_err(|error| Unasked {

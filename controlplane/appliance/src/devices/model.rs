@@ -138,8 +138,11 @@ pub struct IdentifiedInfo {
     pub deallocate: bool,
     /// Whether it takes Write Zeroes.
     pub write_zeroes: bool,
-    /// Its health.
+    /// Its health; `null` if it cannot be read.
     pub smart: Option<SmartInfo>,
+    /// Why its health cannot be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub smart_error: Option<String>,
 }
 
 /// An LBA format.

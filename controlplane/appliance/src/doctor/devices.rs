@@ -97,7 +97,7 @@ fn link(device: &BlockDeviceInfo, pci: &Pci) -> Option<Finding> {
 }
 
 fn health(device: &BlockDeviceInfo, nvme: &Namespace) -> Option<Finding> {
-    let smart = nvme.identified.as_ref().ok()?.smart.as_ref()?;
+    let smart = nvme.identified.as_ref().ok()?.smart.as_ref().ok()?;
     match &smart.warnings()[..] {
         [] => None,
         warnings => Some(problem(

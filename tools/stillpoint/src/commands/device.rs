@@ -216,9 +216,10 @@ fn identified_rows(found: &IdentifiedInfo, rows: &mut Vec<(&'static str, String)
     rows.push(("atomic write", Size(found.atomic_write_bytes).to_string()));
     rows.push(("deallocate", yes(found.deallocate)));
     rows.push(("zeroes command", yes(found.write_zeroes)));
-    match &found.smart {
-        Some(smart) => smart_rows(smart, rows),
-        None => rows.push(("health", "the device has no log of it".to_owned())),
+    match (&found.smart, &found.smart_error) {
+        (Some(smart), _) => smart_rows(smart, rows),
+        (None, Some(reason)) => rows.push(("health", format!("cannot be read: {reason}"))),
+        (None, None) => rows.push(("health", "not told".to_owned())),
     }
 }
 
