@@ -53,7 +53,7 @@ struct Options {
     /// Rows g and h: images are block devices in memory (zram, which takes root), so that it is CPU that is compared
     #[arg(long)]
     zram: bool,
-    /// Row j: seconds with a snapshot each second, and as many without [default: 600; 2 with --short]
+    /// Row j: seconds with a snapshot each second, and as many without [default: 600; 1 with --short]
     #[arg(long)]
     snapshot_seconds: Option<u64>,
     /// qemu-nbd's --aio: io_uring, native or threads
@@ -72,7 +72,7 @@ impl Options {
         Pace {
             rounds: self.rounds.unwrap_or(if self.short { 1 } else { 5 }),
             run: seconds(self.seconds, 0.4, 3.0),
-            pause: seconds(self.pause, 0.05, 1.0),
+            pause: seconds(self.pause, 0.02, 1.0),
         }
     }
 

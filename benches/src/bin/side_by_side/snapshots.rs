@@ -148,7 +148,7 @@ impl Slots {
 pub fn each_second(options: &Options, scratch: &Scratch) -> Result<Row, Failure> {
     let seconds = options
         .snapshot_seconds
-        .unwrap_or(if options.short { 2 } else { 600 });
+        .unwrap_or(if options.short { 1 } else { 600 });
     let title = format!("a snapshot each second for {seconds} s at 70% of full load, to none");
     let mut row = Row::new("j", &title);
     let mut bench = EachSecond {
@@ -158,7 +158,11 @@ pub fn each_second(options: &Options, scratch: &Scratch) -> Result<Row, Failure>
         oldest: 0,
     };
     bench.used_bytes = bench.appliance.api()?.used_bytes(POOL)? + slack_bytes(options.volume_bytes());
-    let full_load = bench.stretch(Arrivals::Depth(DEPTH), Duration::from_secs(2), false)?;
+    let full_load = bench.stretch(
+        Arrivals::Depth(DEPTH),
+        INTERVAL * if options.short { 1 } else { 2 },
+        false,
+    )?;
     let arrivals = Arrivals::Rate(full_load.per_second * LOAD);
     // What the first snapshots make the process take counts for neither end.
     let warming = if options.short { 1 } else { KEPT as u32 + 2 };
