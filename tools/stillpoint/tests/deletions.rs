@@ -172,7 +172,7 @@ fn a_deletion_that_is_killed_in_its_middle_is_gone_on_with() {
     panic!("only {interrupted} of 8 deletions were interrupted");
 }
 
-/// V9: many at once, and all of them or none.
+/// Many at once, and all of them or none.
 #[test]
 fn several_are_deleted_with_one_command_or_none_of_them() {
     let appliance = appliance("16MiB");
