@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use crate::api::model::CreatePool;
 use crate::appliance::device_error;
@@ -11,7 +13,7 @@ use crate::devices::content::{self, Content};
 use crate::error::{Error, Result};
 use crate::label::{self, PoolDevices};
 use crate::pool::wall_ns;
-use stillpoint_hw::device::{DeviceFile, Opener, PoolFiles};
+use stillpoint_hw::device::{DeviceFile, DeviceFileError, Opener, PoolFiles, Problem};
 use stillpoint_hw::discovery::Machine;
 use stillpoint_ondisk::{DEVICES_MAX, SHARDS_MAX};
 use stillpoint_processor::format::{self, FormatError, PoolSpec};
@@ -77,6 +79,19 @@ pub fn make_pool(request: &CreatePool, processors: usize) -> Result<(PoolDevices
     Ok((devices, files))
 }
 
+/// Opens and claims a device. What looks at disks that have just been written (udev) has a lock on them for a moment.
+fn open_unless_probed(path: &Path) -> Result<DeviceFile, DeviceFileError> {
+    const TRIES: u32 = 25;
+    const PAUSE: Duration = Duration::from_millis(20);
+    for _ in 1..TRIES {
+        match DeviceFile::open(path) {
+            Err(error) if matches!(error.problem, Problem::InUse { holder: Some(_) }) => thread::sleep(PAUSE),
+            opened => return opened,
+        }
+    }
+    DeviceFile::open(path)
+}
+
 /// The devices, claimed; those that do not exist are made.
 fn claim(
     request: &CreatePool,
@@ -92,7 +107,7 @@ fn claim(
             if to_be_empty {
                 check_empty(path, content::look(path)?)?;
             }
-            let file = DeviceFile::open(path).map_err(|error| device_error(&error))?;
+            let file = open_unless_probed(path).map_err(|error| device_error(&error))?;
             if to_be_empty {
                 check_claimed(&file)?;
             }

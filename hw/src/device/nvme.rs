@@ -5,6 +5,7 @@
 //! | [`identify`] | what a controller and a namespace say about themselves |
 //! | [`smart`] | the log of a device's health |
 //! | [`command`] | commands as the kernel takes them |
+//! | `kernel` | kernels whose answers cannot be trusted |
 //! | [`passthrough`] | a namespace that takes our own commands |
 //! | `ring` | the rings that they go through |
 //! | [`status`] | how commands end |
@@ -15,6 +16,7 @@
 pub mod admin;
 pub mod command;
 pub mod identify;
+mod kernel;
 pub mod passthrough;
 pub(crate) mod ring;
 pub mod smart;

@@ -17,6 +17,8 @@ pub struct Namespace {
     pub controller: String,
     /// Its character device for commands of one's own, as `/dev/ng0n1`, if there is one.
     pub generic: Option<PathBuf>,
+    /// The kernel chooses among several paths to it (a multipath head), or would if there were more than one.
+    pub multipath: bool,
     /// How the controller is reached: `pcie`, `tcp`...
     pub transport: Option<String>,
     /// Model, serial number and firmware of the controller.
@@ -78,6 +80,7 @@ impl Namespace {
         Some(Self {
             number,
             generic: generic(machine, &name),
+            multipath: !file_name(&parent).is_some_and(|name| is_controller(&name)),
             transport: class.text("transport"),
             model: class.text("model"),
             serial: class.text("serial"),

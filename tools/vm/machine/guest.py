@@ -20,7 +20,7 @@ BOOT_SECONDS = 90
 NBD_PORT = 10809
 KERNEL_ARGUMENTS = (
     "console=ttyS0 quiet loglevel=5 panic=-1 oops=panic mitigations=off no_timer_check tsc=reliable random.trust_cpu=on "
-    "rdinit=/init nvme.poll_queues=1"
+    "rdinit=/init nvme.poll_queues=1 nvme_core.multipath=N"
 )
 
 

@@ -46,6 +46,8 @@ pub struct Polling {
     trial: bool,
     rest_epochs: u32,
     wins: u32,
+    /// Epochs of rest after a trial that told nothing, because the load changed meanwhile: each time twice as many.
+    rest_epochs_untold: u32,
 }
 
 /// What was asked for.
@@ -87,6 +89,7 @@ impl Polling {
             trial: false,
             rest_epochs: 0,
             wins: 0,
+            rest_epochs_untold: 1,
         }
     }
 
@@ -167,6 +170,10 @@ impl Polling {
             let in_trial = self.in_trial.take();
             if rate > CHANGE * before || before > CHANGE * rate {
                 self.load_changed();
+                if in_trial.is_some() {
+                    self.rest_epochs_untold = (2 * self.rest_epochs_untold).min(REST_EPOCHS);
+                    self.rest_epochs = self.rest_epochs.max(self.rest_epochs_untold);
+                }
             } else if let Some(in_trial) = in_trial {
                 self.judge(in_trial, f64::midpoint(before, rate));
             }
@@ -179,6 +186,7 @@ impl Polling {
     }
 
     fn judge(&mut self, in_trial: f64, by_habit: f64) {
+        self.rest_epochs_untold = 1;
         let worth_it = if self.polls { 0.95 } else { 1.10 };
         if in_trial < worth_it * by_habit {
             self.wins = 0;
@@ -279,6 +287,19 @@ mod tests {
             !life.polling.habit_is_to_poll(),
             "seen in two seconds, as it is another load"
         );
+    }
+
+    #[test]
+    fn a_load_that_never_holds_still_is_seldom_tried() {
+        let mut life = Life::new(Some(LIMIT_NS));
+        let mut polled = 0;
+        for round in 0..2000_u64 {
+            // As if at random, each for an epoch and what is left out between two. (Tried again at once, it would be half of the time.)
+            let work = [10, 16, 24, 40, 60][(round.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize % 5];
+            polled += life.live((EPOCH_NS + SETTLE_NS) / TURN_NS, work, work);
+        }
+        let all = 2000 * (EPOCH_NS + SETTLE_NS) / TURN_NS;
+        assert!(polled > 0 && polled < all / 4, "{polled} of {all} turns");
     }
 
     #[test]

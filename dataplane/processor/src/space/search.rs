@@ -8,7 +8,7 @@ use stillpoint_ondisk::bitmap::{BLOCKS_PER_PAGE, WORDS_PER_PAGE};
 /// Steps (words looked at, pages skipped) that a search goes on after its first find, for a longer run.
 const STEPS_AFTER_FIRST_FIND: usize = 512;
 /// A run is followed so far, for the reservations to come, although less is wanted.
-pub(super) const RUN_BLOCKS: u32 = 64;
+pub(super) const RUN_BLOCKS: u32 = 16;
 
 /// A search over one slice; bits are counted from the start of the slice.
 struct Search {

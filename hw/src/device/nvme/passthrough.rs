@@ -2,6 +2,7 @@
 
 use super::admin::namespace_of;
 use super::command::Command;
+use super::kernel;
 use super::ring::{CommandRing, Data, Ended};
 use super::status;
 use crate::device::parts::Limits;
@@ -41,6 +42,17 @@ impl Passthrough {
 
     fn of(info: &BlockDeviceInfo, block: &File) -> Result<Self, String> {
         let nvme = info.nvme.as_ref().ok_or("it is no namespace")?;
+        if let Some(why) = kernel::refusal() {
+            return Err(why);
+        }
+        // There the kernel waits, tries another path and sends again; for commands of ours it does none of it.
+        if nvme.multipath || nvme.transport.as_deref() != Some("pcie") {
+            return Err(
+                "it may be reached by several paths or through a network, which the kernel's block layer looks after \
+                 (nvme_core.multipath=N on the kernel's command line, if there is but one path)"
+                    .to_owned(),
+            );
+        }
         let generic = nvme
             .generic
             .clone()
@@ -74,6 +86,7 @@ impl Passthrough {
             polled: false,
         };
         found.try_out(block, false)?;
+        found.try_flush()?;
         // A driver without poll queues would take such a ring, and complete by interrupt what nobody then looks at.
         found.polled = info.polled && found.try_out(block, true).is_ok();
         Ok(found)
@@ -118,6 +131,26 @@ impl Passthrough {
         Ok(())
     }
 
+    /// Flushes: who may read and write may be refused that, and would learn it from the first flush of a pool.
+    fn try_flush(&self) -> Result<(), String> {
+        let failed =
+            |error: std::io::Error| format!("a flush through {} failed: {error}", self.path.display());
+        let mut ring = CommandRing::new(false).map_err(failed)?;
+        let command = Command::flush(self.namespace);
+        // SAFETY: a flush has no memory.
+        unsafe { ring.push(self.as_raw_fd(), &command, Data::Plain(None), 0) };
+        let mut ended: Vec<Ended> = Vec::new();
+        ring.finish(&mut ended).map_err(failed)?;
+        match ended[0].result {
+            0 => Ok(()),
+            ..0 => Err(failed(std::io::Error::from_raw_os_error(-ended[0].result))),
+            1.. => Err(format!(
+                "a flush failed: {}",
+                status::text(ended[0].result as u16)
+            )),
+        }
+    }
+
     /// The character device.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -151,7 +184,12 @@ impl AsRawFd for Passthrough {
 
 /// What one command takes: what the kernel passes on and the device takes, in whole blocks of ours.
 fn limits(info: &BlockDeviceInfo, device_bytes_max: Option<u64>) -> Limits {
-    let bytes = info.transfer_bytes_max.min(device_bytes_max.unwrap_or(u64::MAX));
+    // A command counts its blocks, of 512 bytes at least, with 16 bits.
+    let counted = (1 << 16) * 512;
+    let bytes = info
+        .transfer_bytes_max
+        .min(device_bytes_max.unwrap_or(u64::MAX))
+        .min(counted);
     Limits {
         bytes: (bytes / BLOCK_BYTES as u64).max(1) * BLOCK_BYTES as u64,
         vectors: VECTORS_MAX,

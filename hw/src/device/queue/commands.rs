@@ -168,6 +168,13 @@ impl Devices {
                 self.figures.errors += 1;
                 state.fail(failure.error);
             }
+            // It was not sent.
+            (OperationKind::Flush, Err(_)) if ended.result == -libc::EAGAIN && piece.tries < TRIES_MAX => {
+                piece.tries += 1;
+                self.figures.retries += 1;
+                self.ready.push_back((slot, part));
+                return;
+            }
             // What the device had in its cache may be gone: a second try could succeed and mean nothing.
             (OperationKind::Flush, result) => self.flushed(slot, result.err().map(|failure| failure.error)),
             (OperationKind::Discard, result) => {
