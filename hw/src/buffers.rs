@@ -51,6 +51,15 @@ impl Arenas {
         &self.arenas
     }
 
+    /// The memory of all of them, as the kernel wants it told to register it.
+    pub(crate) fn vectors(&self) -> Vec<libc::iovec> {
+        let vector = |arena: &Arena| libc::iovec {
+            iov_base: arena.address() as *mut libc::c_void,
+            iov_len: arena.bytes(),
+        };
+        self.arenas.iter().map(vector).collect()
+    }
+
     /// The arena that holds all of `length_bytes` from `address` on.
     #[must_use]
     pub fn holding(&self, address: usize, length_bytes: usize) -> Option<usize> {

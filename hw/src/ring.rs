@@ -125,14 +125,7 @@ impl Ring {
     /// # Errors
     /// What the kernel said, `ENOMEM` if the limit on locked memory is too low. The ring works without.
     pub fn register_arenas(&mut self, arenas: &Arenas) -> io::Result<()> {
-        let vectors: Vec<libc::iovec> = arenas
-            .all()
-            .iter()
-            .map(|arena| libc::iovec {
-                iov_base: arena.address() as *mut libc::c_void,
-                iov_len: arena.bytes(),
-            })
-            .collect();
+        let vectors = arenas.vectors();
         // SAFETY: the kernel takes hold of the pages themselves; entries use them only through buffers, which
         // exist only while their arena does.
         unsafe { self.uring.submitter().register_buffers(&vectors) }?;

@@ -121,6 +121,7 @@ fn a_namespace_is_described_with_its_controller() {
     assert_eq!(device.usage, Usage::default());
     let nvme = device.nvme.as_ref().expect("a namespace");
     assert_eq!((nvme.controller.as_str(), nvme.number), ("nvme0", Some(3)));
+    assert!(!nvme.multipath);
     assert_eq!(nvme.generic.as_deref(), Some(Path::new("/dev/ng0n1")));
     assert_eq!(
         (nvme.firmware.as_deref(), nvme.transport.as_deref()),
@@ -168,7 +169,8 @@ fn a_namespace_of_a_subsystem_has_the_first_of_its_controllers() {
     fs::remove_file(tree.directory.path().join(&block).join("device")).expect("there");
     tree.link(&format!("{block}/device"), subsystem);
     let device = tree.machine().block_device("nvme1n1").expect("there");
-    assert_eq!(device.nvme.expect("a namespace").controller, "nvme1");
+    let nvme = device.nvme.expect("a namespace");
+    assert_eq!((nvme.controller.as_str(), nvme.multipath), ("nvme1", true));
     assert_eq!(
         device.pci.expect("that of its controller").address,
         "0000:02:00.0"

@@ -77,14 +77,7 @@ impl CommandRing {
 
     /// Registers the arenas, so that the kernel need not look up and pin their pages for each command. It works without.
     pub fn register_arenas(&mut self, arenas: &Arenas) {
-        let vectors: Vec<libc::iovec> = arenas
-            .all()
-            .iter()
-            .map(|arena| libc::iovec {
-                iov_base: arena.address() as *mut libc::c_void,
-                iov_len: arena.bytes(),
-            })
-            .collect();
+        let vectors = arenas.vectors();
         // SAFETY: the kernel takes hold of the pages themselves; commands use them only through buffers, which exist only
         // while their arena does.
         self.registered = unsafe { self.uring.submitter().register_buffers(&vectors) }.is_ok();
