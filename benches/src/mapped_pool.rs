@@ -258,6 +258,7 @@ mod tests {
             shard_count: 2,
             created_ns: 1,
             devices: vec![([1; 16], blocks)],
+            second_sides: Vec::new(),
         };
         let layout = make_pool(&mut device, &spec).expect("a pool");
         for shard in 0..2 {

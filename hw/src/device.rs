@@ -1,6 +1,6 @@
 //! The devices of a pool: plain files and block devices.
 //!
-//! [`DeviceFile`] opens and claims one; [`PoolFiles`] are those of one pool, shared by all processors.
+//! [`DeviceFile`] opens and claims one; [`PoolFiles`] are the places for those of one pool, shared by all processors.
 //! [`Devices`] is one processor's way to them while serving, through its ring; [`Opener`] is for the
 //! time before, with calls that wait. Devices that are NVMe namespaces can be served by commands of our own
 //! ([`nvme::passthrough`]). [`MemoryDevice`] is none, for measuring what everything else costs.
@@ -20,47 +20,45 @@ pub use opener::Opener;
 pub use queue::{DeviceFigures, Devices, OPERATIONS_MAX};
 
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
-use stillpoint_processor::ports::DeviceError;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The files and block devices of one pool, in label order.
+/// The places of one pool for files and block devices, in label order. A device may be put into an empty one and be taken out
+/// again while others are served: see [`Devices::attach`] and [`Devices::detach`].
 #[derive(Debug)]
 pub struct PoolFiles {
-    files: Vec<DeviceFile>,
-    /// The first flush that failed, on any processor.
-    failed_flush: OnceLock<DeviceError>,
+    /// Looked at when devices come and go, never on the path of a request.
+    places: Vec<Mutex<Option<Arc<DeviceFile>>>>,
 }
 
 impl PoolFiles {
     /// These, in label order.
     #[must_use]
     pub fn new(files: Vec<DeviceFile>) -> Arc<Self> {
+        Self::with_missing(files.into_iter().map(Some).collect())
+    }
+
+    /// The same where some may be missing: their places are empty.
+    #[must_use]
+    pub fn with_missing(files: Vec<Option<DeviceFile>>) -> Arc<Self> {
+        let place = |file: Option<DeviceFile>| Mutex::new(file.map(Arc::new));
         Arc::new(Self {
-            files,
-            failed_flush: OnceLock::new(),
+            places: files.into_iter().map(place).collect(),
         })
     }
 
-    /// A flush failed. What the devices had in their caches may be gone, and the kernel tells that once: no later flush of
-    /// any processor may succeed until the pool is opened again.
-    fn note_failed_flush(&self, error: DeviceError) {
-        // The first one counts.
-        let _ = self.failed_flush.set(error);
-    }
-
-    /// The error of the first flush that failed.
-    fn failed_flush(&self) -> Option<DeviceError> {
-        self.failed_flush.get().copied()
-    }
-
     /// The same devices, those that are NVMe namespaces served by commands of our own where that is possible
-    /// ([`DeviceFile::passthrough`], [`DeviceFile::refused`]). Others keep them as they are while somebody else has a hand on them.
+    /// ([`DeviceFile::passthrough`], [`DeviceFile::refused`]). Those on which somebody else has a hand stay as they are.
     #[must_use]
     pub fn with_passthrough(self: Arc<Self>) -> Arc<Self> {
-        match Arc::try_unwrap(self) {
-            Ok(pool) => Self::new(pool.files.into_iter().map(DeviceFile::with_passthrough).collect()),
-            Err(shared) => shared,
+        for place in &self.places {
+            let mut place = lock(place);
+            let served = place.take().map(|file| match Arc::try_unwrap(file) {
+                Ok(file) => Arc::new(file.with_passthrough()),
+                Err(shared) => shared,
+            });
+            *place = served;
         }
+        self
     }
 
     /// Opens and claims all of these.
@@ -87,9 +85,41 @@ impl PoolFiles {
         Ok(Self::new(files))
     }
 
-    /// All of them.
+    /// How many places there are, empty ones too.
     #[must_use]
-    pub fn all(&self) -> &[DeviceFile] {
-        &self.files
+    pub fn places(&self) -> usize {
+        self.places.len()
     }
+
+    /// What is in a place; `None` if it is empty, or there is no such place.
+    #[must_use]
+    pub fn get(&self, device: usize) -> Option<Arc<DeviceFile>> {
+        lock(self.places.get(device)?).clone()
+    }
+
+    /// Puts a device into its place, which is empty.
+    pub fn put(&self, device: usize, file: DeviceFile) {
+        self.put_shared(device, Arc::new(file));
+    }
+
+    /// The same of one that others may have too.
+    pub fn put_shared(&self, device: usize, file: Arc<DeviceFile>) {
+        let before = lock(&self.places[device]).replace(file);
+        assert!(before.is_none(), "a place is emptied before it is used again");
+    }
+
+    /// Takes a device out of its place. Its file is closed when the last of those who have it has let go.
+    pub fn take(&self, device: usize) -> Option<Arc<DeviceFile>> {
+        lock(self.places.get(device)?).take()
+    }
+
+    /// The devices that are there, each with its place.
+    pub fn present(&self) -> impl Iterator<Item = (usize, Arc<DeviceFile>)> + '_ {
+        (0..self.places.len()).filter_map(|device| Some((device, self.get(device)?)))
+    }
+}
+
+fn lock(place: &Mutex<Option<Arc<DeviceFile>>>) -> MutexGuard<'_, Option<Arc<DeviceFile>>> {
+    // Nothing panics while it has one.
+    place.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -6,9 +6,11 @@
 //! | [`usage`] | partitions, volume managers, mounts and swap |
 //! | [`nvme`] | the namespace and its controller |
 //! | [`pci`] | where it is plugged in: link, NUMA node, interrupts |
+//! | `numa` | the NUMA nodes of paths, whatever these lead to |
 //!
 //! What a device or a kernel does not tell is `None`, not a failure: a list of devices always comes.
 
+mod numa;
 pub mod nvme;
 pub mod pci;
 mod sysfs;
@@ -74,6 +76,15 @@ pub struct BlockDeviceInfo {
     pub usage: Usage,
     /// What it is as a namespace of an NVMe controller.
     pub nvme: Option<Namespace>,
+}
+
+/// A block device, or a partition of one, by its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockNode {
+    /// Its path, as `/dev/nvme0n1`.
+    pub path: PathBuf,
+    /// What is another one for another device of this name, or one of another size.
+    pub mark: String,
 }
 
 impl Machine {
@@ -170,6 +181,35 @@ impl Machine {
         let block = self.sys("dev/block").below(&number).resolved();
         let name = block.file_name()?.to_str()?;
         self.block_device(name)
+    }
+
+    /// What can be opened as a block device and has a size: disks and their partitions. Asks no device.
+    #[must_use]
+    pub fn block_nodes(&self) -> Vec<BlockNode> {
+        let mut nodes = Vec::new();
+        for name in self.sys("block").names() {
+            let disk = self.sys("block").below(&name);
+            // Raised each time that a disk comes or its content is changed for another (Linux 5.15).
+            let sequence = disk.number("diskseq").unwrap_or(0);
+            let mut add = |directory: &Directory, name: &str| {
+                let size = directory.number("size").unwrap_or(0);
+                let number = directory.text("dev").unwrap_or_default();
+                if size > 0 && directory.number("hidden") != Some(1) {
+                    nodes.push(BlockNode {
+                        path: self.device_file(name),
+                        mark: format!("{number}:{sequence}:{size}"),
+                    });
+                }
+            };
+            add(&disk, &name);
+            for part in disk.names().iter().filter(|part| part.starts_with(&name)) {
+                let directory = disk.below(part);
+                if directory.below("partition").exists() {
+                    add(&directory, part);
+                }
+            }
+        }
+        nodes
     }
 
     fn sys(&self, path: &str) -> Directory {

@@ -3,7 +3,7 @@
 //! Only cores that the process was allowed (`taskset`, cpusets, containers) are ever named: their numbers need
 //! be neither dense nor start at 0.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 
 /// A logical core.
@@ -22,12 +22,14 @@ pub struct Core {
 /// The cores that this process may use, by number. Never empty where the kernel answers.
 #[must_use]
 pub fn allowed_cores() -> Vec<Core> {
-    let root = Path::new("/sys/devices/system");
-    let mut cores: Vec<Core> = core_affinity::get_core_ids()
-        .unwrap_or_default()
-        .into_iter()
-        .map(|id| describe(root, id.id as u32))
-        .collect();
+    let ids = core_affinity::get_core_ids().unwrap_or_default();
+    let numbers: Vec<u32> = ids.into_iter().map(|id| id.id as u32).collect();
+    cores_below(Path::new("/sys/devices/system"), &numbers)
+}
+
+/// These cores, by number, as a directory like `/sys/devices/system` describes them.
+pub(crate) fn cores_below(root: &Path, numbers: &[u32]) -> Vec<Core> {
+    let mut cores: Vec<Core> = numbers.iter().map(|&number| describe(root, number)).collect();
     cores.sort_unstable();
     cores
 }
@@ -52,19 +54,50 @@ fn describe(root: &Path, number: u32) -> Core {
     }
 }
 
-/// Chooses cores for `count` processors: every physical core once before any hyper-thread, node by node. The first core
+/// Chooses cores for `count` processors: every physical core once before any hyper-thread; of either kind those of the nodes
+/// in `near` first, dealt out by how many devices lie near each, then the others node by node. The first core
 /// comes last of the physical ones: it is where systems put interrupts of devices with one queue, timers and what else is
 /// pinned to nothing, and where the control plane and local clients find time. With more processors than cores the rest
 /// get none: such threads run wherever there is time.
+///
+/// `near` has the number of devices by NUMA node; on a machine of one node it changes nothing.
 #[must_use]
-pub fn place_processors(cores: &[Core], count: usize) -> Vec<Option<Core>> {
+pub fn place_processors(cores: &[Core], count: usize, near: &BTreeMap<u32, usize>) -> Vec<Option<Core>> {
     let (mut first, second) = physical_first(cores);
-    if !first.is_empty() {
-        first.rotate_left(1);
-    }
-    let mut chosen: Vec<Option<Core>> = first.into_iter().chain(second).map(Some).take(count).collect();
+    let spared = (!first.is_empty()).then(|| first.remove(0));
+    let order = (deal(first, near).into_iter())
+        .chain(spared)
+        .chain(deal(second, near));
+    let mut chosen: Vec<Option<Core>> = order.map(Some).take(count).collect();
     chosen.resize(count, None);
     chosen
+}
+
+/// Cores of the nodes in `near` first, so that at any point the nodes have had cores in proportion to their devices as far
+/// as they have some left; then the others, in the order that they have.
+fn deal(cores: Vec<Core>, near: &BTreeMap<u32, usize>) -> Vec<Core> {
+    let (close, others): (Vec<Core>, Vec<Core>) =
+        (cores.into_iter()).partition(|core| near.get(&core.node).is_some_and(|&devices| devices > 0));
+    let mut left: BTreeMap<u32, VecDeque<Core>> = BTreeMap::new();
+    for core in close {
+        left.entry(core.node).or_default().push_back(core);
+    }
+    let mut had: BTreeMap<u32, usize> = BTreeMap::new();
+    let mut order = Vec::new();
+    // The next core is for the node that would have the most devices for each of its cores after that; the lowest of equals.
+    while let Some(node) = (left.keys().copied()).reduce(|best, other| {
+        let cores_then = |node: u32| had.get(&node).copied().unwrap_or(0) + 1;
+        let is_better = near[&other] * cores_then(best) > near[&best] * cores_then(other);
+        if is_better { other } else { best }
+    }) {
+        *had.entry(node).or_default() += 1;
+        if let Some(core) = left.get_mut(&node).and_then(VecDeque::pop_front) {
+            order.push(core);
+        }
+        left.retain(|_, cores| !cores.is_empty());
+    }
+    order.extend(others);
+    order
 }
 
 /// How many processors these cores are good for: one per physical core, less one for the control plane and whatever else
@@ -135,7 +168,7 @@ mod tests {
         // Two nodes, two physical cores each; siblings are n and n + 4.
         let cores: Vec<Core> = (0..8).map(|n| core(n, n / 2 % 2, n / 2 % 2, n % 2)).collect();
         let numbers = |count| -> Vec<Option<u32>> {
-            let placed = place_processors(&cores, count);
+            let placed = place_processors(&cores, count, &BTreeMap::new());
             placed.iter().map(|core| core.map(|core| core.number)).collect()
         };
         assert_eq!(numbers(3), [Some(1), Some(2), Some(3)]);
@@ -144,12 +177,55 @@ mod tests {
         assert_eq!(numbers(9)[8], None);
     }
 
+    /// The cores chosen for so many processors, on two nodes of four physical cores with two threads each; the
+    /// siblings are n and n + 8, node 0 has 0 to 3 and 8 to 11.
+    fn chosen(count: usize, near: &[(u32, usize)]) -> Vec<u32> {
+        let cores: Vec<Core> = (0..16).map(|n| core(n, n / 4 % 2, n / 4 % 2, n % 4)).collect();
+        let placed = place_processors(&cores, count, &near.iter().copied().collect());
+        placed.into_iter().flatten().map(|core| core.number).collect()
+    }
+
+    #[test]
+    fn cores_near_devices_come_first() {
+        assert_eq!(chosen(4, &[]), [1, 2, 3, 4]);
+        assert_eq!(chosen(4, &[(1, 3)]), [4, 5, 6, 7]);
+        // Then the others: physical ones before threads, the first core last.
+        assert_eq!(chosen(9, &[(1, 1)]), [4, 5, 6, 7, 1, 2, 3, 0, 12]);
+        assert_eq!(chosen(4, &[(0, 2)]), [1, 2, 3, 4]);
+        // A node that has no cores here, or no devices, changes nothing.
+        assert_eq!(chosen(5, &[(7, 2), (1, 0)]), chosen(5, &[]));
+    }
+
+    #[test]
+    fn nodes_get_processors_in_proportion_to_their_devices() {
+        assert_eq!(chosen(2, &[(0, 1), (1, 1)]), [1, 4]);
+        assert_eq!(chosen(6, &[(0, 4), (1, 4)]), [1, 4, 2, 5, 3, 6]);
+        assert_eq!(chosen(4, &[(0, 1), (1, 3)]), [4, 5, 1, 6]);
+        // Whatever lies where, all cores are chosen once.
+        for near in [&[(0, 9), (1, 1)][..], &[(1, 5)], &[]] {
+            let mut all = chosen(16, near);
+            assert_eq!(all[7], 0, "the first core is the last of the physical ones");
+            all.sort_unstable();
+            assert_eq!(all, (0..16).collect::<Vec<u32>>());
+        }
+    }
+
+    #[test]
+    fn on_one_node_nothing_changes() {
+        let cores: Vec<Core> = (0..8).map(|n| core(n, 0, 0, n % 4)).collect();
+        let near = BTreeMap::from([(0, 3)]);
+        for count in 0..10 {
+            let placed = place_processors(&cores, count, &near);
+            assert_eq!(placed, place_processors(&cores, count, &BTreeMap::new()));
+        }
+    }
+
     #[test]
     fn cores_that_are_not_allowed_are_never_chosen() {
         let cores = [core(3, 0, 0, 3), core(17, 1, 1, 1)];
-        let placed = place_processors(&cores, 3);
+        let placed = place_processors(&cores, 3, &BTreeMap::new());
         assert_eq!(placed, [Some(cores[1]), Some(cores[0]), None]);
-        assert_eq!(place_processors(&[], 1), [None]);
+        assert_eq!(place_processors(&[], 1, &BTreeMap::new()), [None]);
     }
 
     #[test]

@@ -172,6 +172,7 @@ impl Rig {
             shard_count: 1,
             created_ns: 1,
             devices: vec![([1; 16], (pool_bytes / BLOCK) as u64)],
+            second_sides: Vec::new(),
         };
         let layout = make_pool(&mut device, &spec).expect("memory takes a pool");
         let now = Now {

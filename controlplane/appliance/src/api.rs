@@ -5,7 +5,10 @@
 //! | GET, POST `/v1/pools` | lists, makes |
 //! | POST `/v1/pools/open` | opens |
 //! | GET `/v1/pools/{pool}`, POST `/v1/pools/{pool}/close` | shows, closes |
+//! | POST `/v1/pools/{pool}/replace` | puts another device in the place of a side of a mirror |
+//! | POST `/v1/pools/{pool}/resync` | tries again to give sides what they lack, and says how fast |
 //! | POST, DELETE `/v1/pools/{pool}/scrub` | begins, stops reading and comparing everything |
+//! | POST `/v1/pools/{pool}/scrub/pause`, `/resume` | lets that rest, lets it go on where it was |
 //! | GET, POST `/v1/volumes` | lists, makes |
 //! | GET, DELETE `/v1/volumes/{volume}`, POST `/v1/volumes/{volume}/resize` | shows, deletes, resizes |
 //! | GET, POST `/v1/snapshots` | lists, takes |
@@ -58,10 +61,14 @@ pub fn router(appliance: Arc<Appliance>) -> Router {
         .route("/v1/pools/open", post(handlers::open_pool))
         .route("/v1/pools/{pool}", get(handlers::show_pool))
         .route("/v1/pools/{pool}/close", post(handlers::close_pool))
+        .route("/v1/pools/{pool}/replace", post(handlers::replace_device))
+        .route("/v1/pools/{pool}/resync", post(handlers::resync_pool))
         .route(
             "/v1/pools/{pool}/scrub",
             post(handlers::scrub_pool).delete(handlers::stop_scrub),
         )
+        .route("/v1/pools/{pool}/scrub/pause", post(handlers::pause_scrub))
+        .route("/v1/pools/{pool}/scrub/resume", post(handlers::resume_scrub))
         .route("/v1/pools/{pool}/checkpoint", post(deletions::checkpoint))
         .route("/v1/pools/{pool}/deletions/{snapshot}", get(deletions::show))
         .route(

@@ -1,10 +1,14 @@
 //! The appliance: processors, pools, exports.
 
 mod pools;
+mod returned;
+#[cfg(test)]
+mod tests;
 
+pub use pools::Degraded;
 pub(crate) use pools::device_error;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -12,7 +16,7 @@ use std::time::Instant;
 use crate::api::model::{ResizeVolume, RollbackVolume};
 use crate::error::{Error, Result};
 use crate::events::Events;
-use crate::mailbox::{Export, ExportTable, Mailbox, MailboxError, PoolOptions, ToProcessor};
+use crate::mailbox::{Export, ExportTable, Mailbox, MailboxError, PoolIndex, PoolOptions, ToProcessor};
 use crate::pool::{GROUP_PREFIX, Pool, no_export, no_group, no_volume};
 use crate::state::{KnownPool, State};
 use stillpoint_coordinator::OverallSnapshot;
@@ -57,13 +61,15 @@ impl ListenerUri {
     }
 }
 
-/// A pool that is remembered and could not be opened.
+/// A pool that is remembered and could not be opened, or is being opened again.
 #[derive(Clone, Debug)]
 pub struct FailedPool {
     /// What is remembered.
     pub known: KnownPool,
-    /// Why it could not be opened.
+    /// Why it could not be opened, or is not open now.
     pub error: Error,
+    /// It is being opened again.
+    pub opening: bool,
 }
 
 #[derive(Debug, Default)]
@@ -71,6 +77,10 @@ struct Pools {
     /// By place.
     open: Vec<Option<Arc<Pool>>>,
     failed: Vec<FailedPool>,
+    /// Those whose sessions and shards are ending: their mirrors may still have something to say.
+    closing: Vec<Arc<Pool>>,
+    /// Places of pools that are being opened, and whether one lost a side meanwhile, so that it has to be opened again.
+    opening: BTreeMap<PoolIndex, bool>,
 }
 
 /// The appliance.
@@ -119,6 +129,12 @@ impl Appliance {
         &self.options.listeners
     }
 
+    /// Whether NVMe namespaces are served by commands of our own where that is possible.
+    #[must_use]
+    pub fn takes_nvme_commands(&self) -> bool {
+        self.options.nvme_passthrough
+    }
+
     /// Memory for buffers of each processor.
     #[must_use]
     pub fn buffer_bytes(&self) -> u64 {
@@ -159,10 +175,13 @@ impl Appliance {
         self.lock().open.iter().flatten().cloned().collect()
     }
 
-    /// The pools that could not be opened.
+    /// The pools that could not be opened, or are on the way.
     #[must_use]
     pub fn failed_pools(&self) -> Vec<FailedPool> {
-        self.lock().failed.clone()
+        let pools = self.lock();
+        let is_open = |id: &str| (pools.open.iter().flatten()).any(|pool| pool.devices.id_text() == id);
+        let failed = pools.failed.iter().filter(|failed| !is_open(&failed.known.id));
+        failed.cloned().collect()
     }
 
     /// The open pool of this name.

@@ -10,6 +10,7 @@ mod lookup;
 mod reconcile;
 mod rows;
 mod schedules;
+mod scrubs;
 
 pub use change_logs::ChangeLogVolume;
 pub use groups::Group;
@@ -24,6 +25,7 @@ use crate::error::{Error, Result};
 use crate::pool::time_text;
 use stillpoint_coordinator::OverallSnapshot;
 pub use stillpoint_coordinator::promotion::Origin;
+use stillpoint_processor::command::ScrubStatus;
 use stillpoint_processor::host_view::{HostView, Placement};
 use stillpoint_processor::{BLOCK_BYTES, ChangeLogId, ShardIndex, SnapshotId, TimeStamp, View, VolumeId};
 
@@ -124,6 +126,7 @@ pub struct Catalog {
     schedules: BTreeMap<u64, Schedule>,
     change_logs: BTreeMap<ChangeLogId, ChangeLogVolume>,
     groups: BTreeMap<u64, Group>,
+    scrubs: Vec<ScrubStatus>,
     /// The snapshots that each schedule took, also those of schedules that are gone.
     scheduled: BTreeMap<u64, BTreeSet<SnapshotId>>,
     /// The newest time stamp of a snapshot.

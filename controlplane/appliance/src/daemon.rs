@@ -5,6 +5,7 @@
 //! stop:  API ends -> no further connections -> sessions end, pools close (checkpoint) -> processors end
 //! ```
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -12,21 +13,22 @@ use std::sync::Arc;
 
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::api;
-use crate::appliance::{Appliance, ListenerUri, Options};
+use crate::appliance::{Appliance, Degraded, ListenerUri, Options};
 use crate::error::{Error, Result};
 use crate::events::{EventKind, When};
 use crate::label;
 use crate::mailbox::{
-    Listener, Mailbox, NOTICES_MAX, NoticeSender, PollLoopOptions, PollLoops, PoolOptions, ShardNotice,
-    ToProcessor,
+    Listener, LoopNotice, Mailbox, NOTICES_MAX, NoticeSender, PollLoopOptions, PollLoops, PoolOptions,
+    ShardNotice, ToProcessor,
 };
 use crate::patience;
 use crate::poll_loop;
-use crate::state::State;
+use crate::state::{KnownPool, State};
 use stillpoint_export::Seats;
+use stillpoint_hw::discovery::Machine;
 use stillpoint_hw::socket::{listen_tcp, listen_unix};
 use stillpoint_hw::{files, tail, topology};
 use stillpoint_processor::command::Notice;
@@ -153,17 +155,21 @@ pub fn run(options: DaemonOptions) -> Result<()> {
         .enable_all()
         .build()
         .map_err(|error| Error::failure(format!("cannot start: {error}")))?;
-    runtime.block_on(serve(options))
+    let result = runtime.block_on(serve(options));
+    // Whoever still waits for a device that does not answer keeps nobody.
+    runtime.shutdown_background();
+    result
 }
 
 async fn serve(options: DaemonOptions) -> Result<()> {
     let mut signals = Signals::new()?;
     let state = State::open(&options.state_directory)?;
-    let sockets = patience::unless_in_use(|| Sockets::bind(&options)).await?;
+    let sockets = patience::unless_in_use(|| std::future::ready(Sockets::bind(&options))).await?;
     let tail_directory = tail_directory(&options.tail_directory)?;
     let (notices, notice_receiver) = mpsc::channel(NOTICES_MAX);
     let connections = connections(options.connection_limit);
-    let processors = start_processors(&options, &connections, notices)?;
+    let near = near(&Machine::here(), &state.pools(), &options.pools);
+    let processors = start_processors(&options, near, &connections, notices)?;
     let mailboxes = processors.mailboxes.clone();
     let pool = PoolOptions {
         map_cache_bytes: options.map_cache_bytes,
@@ -180,8 +186,17 @@ async fn serve(options: DaemonOptions) -> Result<()> {
     let appliance = Arc::new(Appliance::new(options_of_appliance, state, mailboxes.clone()));
     tokio::spawn(tell_notices(appliance.clone(), notice_receiver));
     open_pools(&appliance, &options.pools).await;
+    let (stopping, told) = watch::channel(false);
+    let devices = tokio::spawn({
+        let appliance = appliance.clone();
+        async move { appliance.look_after_devices(told).await }
+    });
     let result = serve_until_told(&appliance, sockets, &mailboxes, &mut signals).await;
+    stopping.send_replace(true);
     tell(&mailboxes, || ToProcessor::Unlisten);
+    if let Err(error) = devices.await {
+        tracing::error!("what looks after devices ended before its time: {error}");
+    }
     appliance.stop().await;
     stop_processors(&mailboxes).await;
     processors.join();
@@ -193,8 +208,21 @@ async fn serve(options: DaemonOptions) -> Result<()> {
     result
 }
 
+/// How many devices of pools lie near which NUMA node: of those that are remembered and given. If there are none yet, of the
+/// NVMe namespaces that nobody uses: a pool will be made of these.
+fn near(machine: &Machine, known: &[KnownPool], given: &[Vec<PathBuf>]) -> BTreeMap<u32, usize> {
+    let known = known.iter().flat_map(|pool| &pool.devices);
+    // A pool that is given is often remembered too.
+    let paths: BTreeSet<PathBuf> = known.chain(given.iter().flatten()).cloned().collect();
+    if paths.is_empty() {
+        return machine.nodes_of_free_namespaces();
+    }
+    machine.nodes_of(&Vec::from_iter(paths))
+}
+
 fn start_processors(
     options: &DaemonOptions,
+    near: BTreeMap<u32, usize>,
     connections: &Arc<Seats>,
     notices: NoticeSender,
 ) -> Result<PollLoops> {
@@ -203,6 +231,7 @@ fn start_processors(
     let options = PollLoopOptions {
         processors,
         pin: options.pin,
+        near,
         quiet_ns: options.poll.quiet_ns(cores, processors),
         buffer_bytes: usize::try_from(options.buffer_bytes).unwrap_or(usize::MAX),
         connections: Arc::clone(connections),
@@ -215,7 +244,7 @@ fn start_processors(
 async fn open_pools(appliance: &Appliance, given: &[Vec<PathBuf>]) {
     appliance.open_known_pools().await;
     for devices in given {
-        match appliance.open_pool(devices).await {
+        match appliance.open_pool(devices, Degraded::Refused).await {
             Ok(_) => {}
             Err(error) if error.kind == crate::ErrorKind::Conflict && is_open(appliance, devices) => {}
             Err(error) => tracing::error!("a pool that was given cannot be opened: {error}"),
@@ -228,10 +257,10 @@ fn is_open(appliance: &Appliance, devices: &[PathBuf]) -> bool {
     let Ok(devices) = label::absolute(devices) else {
         return false;
     };
-    appliance
-        .pools()
-        .iter()
-        .any(|pool| devices.iter().all(|device| pool.devices.paths.contains(device)))
+    appliance.pools().iter().any(|pool| {
+        let known = pool.known().devices;
+        devices.iter().all(|device| known.contains(device))
+    })
 }
 
 async fn serve_until_told(
@@ -371,8 +400,21 @@ fn tail_directory(wanted: &TailDirectory) -> Result<Option<PathBuf>> {
     }
 }
 
-async fn tell_notices(appliance: Arc<Appliance>, mut notices: mpsc::Receiver<ShardNotice>) {
-    while let Some(ShardNotice { pool, shard, notice }) = notices.recv().await {
+async fn tell_notices(appliance: Arc<Appliance>, mut notices: mpsc::Receiver<LoopNotice>) {
+    while let Some(notice) = notices.recv().await {
+        let ShardNotice { pool, shard, notice } = match notice {
+            LoopNotice::Shard(notice) => notice,
+            LoopNotice::Mirror {
+                pool,
+                processor,
+                pass,
+                notice,
+            } => {
+                let appliance = appliance.clone();
+                tokio::spawn(async move { appliance.mirror_told(pool, processor, pass, notice).await });
+                continue;
+            }
+        };
         let pools = appliance.pools();
         let found = pools.iter().find(|open| open.index == pool);
         if found.is_none() && notice.is_background() {
@@ -387,6 +429,35 @@ async fn tell_notices(appliance: Arc<Appliance>, mut notices: mpsc::Receiver<Sha
             Notice::Corrupt { address } => {
                 tell(EventKind::BlockCorrupt, format!("checksum mismatch at {address}"));
             }
+            Notice::Repaired {
+                address,
+                blocks,
+                side,
+            } => tell(
+                EventKind::BlockRepaired,
+                format!(
+                    "{address}, {side}: {blocks} damaged blocks written again from the {}",
+                    side.other()
+                ),
+            ),
+            Notice::NotRepaired {
+                address,
+                blocks,
+                side,
+                error,
+            } => {
+                let why = error.map_or_else(
+                    || "no memory at present, they are repaired when they are read again".to_owned(),
+                    |error| error.to_string(),
+                );
+                tell(
+                    EventKind::BlockNotRepaired,
+                    format!(
+                        "{address}, {side}: {blocks} damaged blocks answered from the {}, not written again: {why}",
+                        side.other()
+                    ),
+                );
+            }
             Notice::Scrub(damage) => {
                 let what = found.map_or_else(
                     || damage.address.to_string(),
@@ -399,6 +470,9 @@ async fn tell_notices(appliance: Arc<Appliance>, mut notices: mpsc::Receiver<Sha
                     EventKind::ShardStopped,
                     format!("stopped writing: {operation}: {error}"),
                 );
+                if let Some(pool) = found {
+                    pool.shard_stopped(index, operation, error);
+                }
             }
             Notice::ChangeLogFull { .. } | Notice::ChangeLogHigh { .. } => {
                 if let Some(pool) = found {

@@ -10,15 +10,29 @@ use stillpoint_hw::discovery::Machine;
 use stillpoint_hw::probe::{Probe, State};
 use stillpoint_hw::topology::{self, Core};
 
-/// Looks at the machine, for this many processors with this much memory for buffers each.
+/// Looks at the machine, for this many processors with this much memory for buffers each. `pinned` has the cores of the
+/// processors that run and are pinned; `None`: none runs, and they are thought to be where they would be.
 #[must_use]
-pub fn machine(processors: usize, buffer_bytes: u64) -> Vec<Finding> {
+pub fn machine(processors: usize, buffer_bytes: u64, pinned: Option<&[u32]>) -> Vec<Finding> {
     let probe = probe(processors, usize::try_from(buffer_bytes).unwrap_or(usize::MAX));
+    let machine = Machine::here();
     let cores = topology::allowed_cores();
-    let placed: Vec<Core> = (topology::place_processors(&cores, processors).into_iter())
-        .flatten()
-        .collect();
-    let devices = devices::look(&Machine::here().block_devices(), &placed);
+    let placed: Vec<Core> = match pinned {
+        Some(pinned) => (cores.iter().copied())
+            .filter(|core| pinned.contains(&core.number))
+            .collect(),
+        None => {
+            let near = machine.nodes_of_free_namespaces();
+            let placed = topology::place_processors(&cores, processors, &near);
+            placed.into_iter().flatten().collect()
+        }
+    };
+    let placement = devices::Placement {
+        processors,
+        placed: &placed,
+        allowed: &cores,
+    };
+    let devices = devices::look(&machine, &placement);
     let rest = [kernel(), governor(&cores)].into_iter().chain(devices);
     probe.into_iter().chain(rest).collect()
 }
@@ -52,6 +66,10 @@ pub fn pools(pools: &[PoolInfo]) -> Vec<Finding> {
     for pool in pools {
         let subject = format!("pool {}", pool.name);
         match &pool.error {
+            Some(error) if pool.state != "failed" => {
+                let mend = "docs/hardware.md tells what is done by itself; stillpoint events tells more";
+                findings.push(problem(&subject, error.clone(), mend));
+            }
             Some(error) => {
                 findings.push(problem(
                     &subject,
@@ -185,7 +203,7 @@ mod tests {
 
     #[test]
     fn whatever_is_not_as_it_should_be_says_how_to_mend_it() {
-        let findings = machine(2, 2 << 20);
+        let findings = machine(2, 2 << 20, None);
         assert!(findings.len() >= 5);
         for finding in findings {
             assert_eq!(

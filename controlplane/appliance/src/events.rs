@@ -156,10 +156,34 @@ kinds! {
     ExportDeleted = "export_deleted", Info;
     /// A block or page did not match its checksum when it was read.
     BlockCorrupt = "block_corrupt", Error;
+    /// A block or page that was damaged on one side of a mirror was written to it again from the other.
+    BlockRepaired = "block_repaired", Warning;
+    /// A block or page that is damaged on one side of a mirror could not be written to it again.
+    BlockNotRepaired = "block_not_repaired", Warning;
+    /// A scrub was begun.
+    ScrubStarted = "scrub_started", Info;
+    /// A scrub was paused.
+    ScrubPaused = "scrub_paused", Info;
+    /// A scrub goes on that was paused, or was running when its pool was closed or the daemon ended.
+    ScrubResumed = "scrub_resumed", Info;
+    /// A scrub has looked at everything, or was stopped.
+    ScrubEnded = "scrub_ended", Info;
     /// A scrub found a damaged block or page.
     ScrubDamage = "scrub_damage", Error;
     /// A device took so long that clients may have noticed.
     DeviceStalled = "device_stalled", Warning;
+    /// A device of an open pool is gone.
+    DeviceLost = "device_lost", Error;
+    /// A device that was gone is there again.
+    DeviceReturned = "device_returned", Info;
+    /// A side of a mirror failed; the other one has everything.
+    MirrorSideOut = "mirror_side_out", Error;
+    /// Neither side of a device is left.
+    MirrorLost = "mirror_lost", Error;
+    /// A side of a mirror has everything again.
+    MirrorJoined = "mirror_joined", Info;
+    /// Something that a side lacks cannot be read from the other.
+    MirrorNotCopied = "mirror_not_copied", Error;
     /// A shard stopped writing after a device failed.
     ShardStopped = "shard_stopped", Error;
 }

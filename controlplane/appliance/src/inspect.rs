@@ -24,7 +24,7 @@ use crate::daemon::TailDirectory;
 use crate::error::{Error, ErrorKind, Result};
 use crate::label::{self, PoolDevices};
 use stillpoint_hw::clock::Clock;
-use stillpoint_hw::device::{Opener, PoolFiles};
+use stillpoint_hw::device::{DeviceFile, Opener, PoolFiles};
 use stillpoint_processor::shard::check::{Mend, carry_out, delete_snapshots};
 
 use shards::CheckedPool;
@@ -56,6 +56,13 @@ pub struct InspectOptions {
 /// the devices said while they were written.
 pub fn inspect(options: &InspectOptions) -> Result<InspectInfo> {
     let devices = label::read(&label::absolute(&options.devices)?)?;
+    if options.repair && devices.layout.mirrored {
+        let message = format!(
+            "pool {} has mirrors; what one side has damaged is repaired from the other while it is open",
+            devices.name
+        );
+        return Err(Error::usage(message).hint("stillpoint pool scrub reads and repairs all of it"));
+    }
     let files = claim(&devices, options.repair)?;
     label::check_sizes(&devices, &files)?;
     let checked = check(options, &devices, &files)?;
@@ -85,11 +92,11 @@ pub fn inspect(options: &InspectOptions) -> Result<InspectInfo> {
 fn claim(devices: &PoolDevices, to_write: bool) -> Result<Arc<PoolFiles>> {
     let mut tries = 0;
     loop {
-        let opened = if to_write {
-            PoolFiles::open(&devices.paths)
+        let opened = devices.claim(if to_write {
+            DeviceFile::open
         } else {
-            PoolFiles::open_to_read(&devices.paths)
-        };
+            DeviceFile::open_to_read
+        });
         tries += 1;
         match opened.map_err(|error| device_error(&error)) {
             Err(error) if error.kind == ErrorKind::Conflict && tries < TRIES => std::thread::sleep(PAUSE),

@@ -1,5 +1,9 @@
 //! Finding out which pool some devices make.
 
+mod mirrors;
+
+pub use mirrors::MirrorLabel;
+
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
@@ -7,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
-use stillpoint_hw::device::{Opener, PoolFiles};
+use stillpoint_hw::device::{DeviceFile, DeviceFileError, Opener, PoolFiles};
 use stillpoint_hw::discovery::nvme::block_path;
 use stillpoint_ondisk::label::PoolLabel;
 use stillpoint_ondisk::layout::Layout;
@@ -16,21 +20,49 @@ use stillpoint_processor::DeviceIndex;
 use stillpoint_processor::ports::{DeviceError, OpenDevice, Transferred};
 
 /// A whole pool, as the labels of its devices describe it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct PoolDevices {
     /// The pool's name.
     pub name: String,
     /// Where things lie.
     pub layout: Layout,
-    /// The devices, in label order.
+    /// The devices, in label order; with mirrors, both sides of each in turn, and nothing for a side that is not there.
     pub paths: Vec<PathBuf>,
     /// When the pool was made, nanoseconds since the Unix epoch.
     pub created_ns: u64,
     /// What an operator should know about the labels.
     pub remarks: Vec<String>,
+    /// Paths that were named and have no place in it.
+    pub unplaced: Vec<PathBuf>,
+    /// What the newest label says of the sides, in a pool with mirrors.
+    pub mirrors: Option<MirrorLabel>,
 }
 
 impl PoolDevices {
+    /// The device, as shards number them, of a place in [`Self::paths`].
+    #[must_use]
+    pub fn device_of(&self, place: usize) -> usize {
+        if self.layout.mirrored { place / 2 } else { place }
+    }
+
+    /// Opens and claims those that are there, with `open`.
+    ///
+    /// # Errors
+    /// The first that cannot be opened; those opened before are released.
+    pub fn claim(
+        &self,
+        open: impl Fn(&Path) -> std::result::Result<DeviceFile, DeviceFileError>,
+    ) -> std::result::Result<Arc<PoolFiles>, DeviceFileError> {
+        let is_there = |path: &&PathBuf| !path.as_os_str().is_empty();
+        let one = |path: &PathBuf| Some(path).filter(is_there).map(|path| open(path)).transpose();
+        let files = self
+            .paths
+            .iter()
+            .map(one)
+            .collect::<std::result::Result<_, _>>()?;
+        Ok(PoolFiles::with_missing(files))
+    }
+
     /// Its identity as 32 hexadecimal digits.
     #[must_use]
     pub fn id_text(&self) -> String {
@@ -62,7 +94,8 @@ pub fn absolute(paths: impl IntoIterator<Item = impl AsRef<Path>>) -> Result<Vec
 /// # Errors
 /// Failure, naming the device and both sizes.
 pub fn check_sizes(devices: &PoolDevices, files: &PoolFiles) -> Result<()> {
-    for (file, layout) in files.all().iter().zip(&devices.layout.devices) {
+    for (device, file) in files.present() {
+        let layout = &devices.layout.devices[devices.device_of(device)];
         if file.size_blocks() < layout.size_blocks {
             return Err(Error::failure(format!(
                 "{} has {} bytes; pool {} was made when it had {}",
@@ -202,29 +235,47 @@ pub fn set_incompatible(devices: &PoolDevices, files: &Arc<PoolFiles>, bit: u64)
 pub fn read(paths: &[PathBuf]) -> Result<PoolDevices> {
     let mut labels = Vec::with_capacity(paths.len());
     let mut remarks = Vec::new();
+    let mut failure = None;
     for path in paths {
-        let shown = path.display();
-        match look(path)? {
-            Found::Label { label, first_damaged } => {
-                if let Some(damage) = first_damaged {
-                    remarks.push(format!("first label of {shown}: {damage}; its copy was used"));
-                }
-                labels.push((label, path));
-            }
-            Found::Nothing | Found::Other => {
-                return Err(Error::failure(format!("{shown} belongs to no pool"))
-                    .hint("stillpoint pool create NAME PATH... makes one"));
-            }
-            Found::Damaged(newer @ (Damage::Version(_) | Damage::Feature(_))) => {
-                return Err(Error::failure(format!("{shown}: {newer}")).hint("nothing was changed"));
-            }
-            Found::Damaged(damage) => {
-                return Err(Error::failure(format!(
-                    "both labels of {shown} are damaged: {damage}"
-                )));
-            }
+        match read_label(path, &mut remarks) {
+            Ok(label) => labels.push((label, path)),
+            Err(error) => failure = failure.or(Some(error)),
         }
     }
+    if !labels.is_empty() && labels.iter().all(|(label, _)| label.is_mirrored()) {
+        // Without one of its sides a pool goes on.
+        remarks.extend(failure.map(|error| error.to_string()));
+        return mirrors::read(labels, paths, remarks);
+    }
+    match failure {
+        Some(error) => Err(error),
+        None => whole(labels, remarks),
+    }
+}
+
+/// The label of a device.
+fn read_label(path: &Path, remarks: &mut Vec<String>) -> Result<Box<PoolLabel>> {
+    let shown = path.display();
+    match look(path)? {
+        Found::Label { label, first_damaged } => {
+            if let Some(damage) = first_damaged {
+                remarks.push(format!("first label of {shown}: {damage}; its copy was used"));
+            }
+            Ok(label)
+        }
+        Found::Nothing | Found::Other => Err(Error::failure(format!("{shown} belongs to no pool"))
+            .hint("stillpoint pool create NAME PATH... makes one")),
+        Found::Damaged(newer @ (Damage::Version(_) | Damage::Feature(_))) => {
+            Err(Error::failure(format!("{shown}: {newer}")).hint("nothing was changed"))
+        }
+        Found::Damaged(damage) => Err(Error::failure(format!(
+            "both labels of {shown} are damaged: {damage}"
+        ))),
+    }
+}
+
+/// The pool that these labels make, all of whose devices have to be there.
+fn whole(mut labels: Vec<(Box<PoolLabel>, &PathBuf)>, remarks: Vec<String>) -> Result<PoolDevices> {
     labels.sort_by_key(|(label, _)| label.device_index.get());
     let Some((first, first_path)) = labels.first() else {
         return Err(Error::usage("a pool has at least one device"));
@@ -279,5 +330,7 @@ pub fn read(paths: &[PathBuf]) -> Result<PoolDevices> {
         paths: labels.iter().map(|(_, path)| (*path).clone()).collect(),
         created_ns: first.created_ns.get(),
         remarks,
+        unplaced: Vec::new(),
+        mirrors: None,
     })
 }

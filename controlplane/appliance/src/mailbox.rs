@@ -30,8 +30,10 @@ pub use stillpoint_export::{Export, ExportTable, PoolIndex};
 use stillpoint_hw::device::PoolFiles;
 use stillpoint_ondisk::layout::Layout;
 use stillpoint_processor::command::{EventKind, IntermediateSnapshotStatus, Notice, VolumeShareStatus};
+use stillpoint_processor::mirror::{MirrorNotice, MirrorStatus, SideAt, SideFailed, Sides};
+use stillpoint_processor::ports::DeviceError;
 use stillpoint_processor::stages::Stages;
-use stillpoint_processor::{ShardAnswer, ShardCommand, ShardIndex, ShardRequest, TimeStamp};
+use stillpoint_processor::{DeviceIndex, ShardAnswer, ShardCommand, ShardIndex, ShardRequest, TimeStamp};
 use tokio::sync::{mpsc, oneshot};
 
 /// Messages that may wait in one mailbox.
@@ -76,6 +78,22 @@ pub enum ToProcessor {
         command: ShardCommand,
         /// The event that answers it; never `Notice`.
         reply: oneshot::Sender<EventKind>,
+    },
+    /// A change of the sides of a mirrored device, which every processor of the pool gets.
+    Mirror {
+        /// The pool.
+        pool: PoolIndex,
+        /// The change.
+        change: MirrorChange,
+        /// Answered when it is made.
+        reply: oneshot::Sender<()>,
+    },
+    /// Tell the figures of this processor's mirrors.
+    MirrorStatus {
+        /// The pool.
+        pool: PoolIndex,
+        /// The figures of both sides of every device; none without mirrors.
+        reply: oneshot::Sender<Vec<MirrorStatus>>,
     },
     /// A request of the control plane's own, for a shard that this processor owns. Its token is given here.
     Ask {
@@ -130,6 +148,51 @@ pub enum ToProcessor {
     },
 }
 
+/// A change of the sides of a mirrored device; see [`stillpoint_processor::mirror::Mirrors`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MirrorChange {
+    /// The labels say that a side is out. It is given up.
+    Out {
+        /// Which.
+        at: SideAt,
+        /// Since when.
+        episode: u64,
+    },
+    /// No label of a device can be written.
+    Lost {
+        /// The device.
+        device: DeviceIndex,
+        /// What it said.
+        error: DeviceError,
+    },
+    /// A side is in its place again.
+    Attach {
+        /// Which.
+        at: SideAt,
+        /// It is another device.
+        everything: bool,
+        /// What is copied to it from now on is said to be copied with this number.
+        pass: u64,
+    },
+    /// What could not be copied is tried again.
+    Again {
+        /// The side that lacks it.
+        at: SideAt,
+        /// As when it is attached.
+        pass: u64,
+    },
+    /// The labels say that a side is in sync.
+    Joined {
+        /// Which.
+        at: SideAt,
+    },
+    /// So many bytes a second are copied by this processor at most; 0: as many as the devices can.
+    Rate {
+        /// Bytes a second.
+        bytes_per_s: u64,
+    },
+}
+
 /// A listening socket of the NBD server.
 #[derive(Debug)]
 pub enum Listener {
@@ -146,8 +209,10 @@ pub struct PoolPart {
     pub name: String,
     /// Where things lie; the devices' labels have been read and agree with it.
     pub layout: Layout,
-    /// The devices, claimed by the control plane, in label order.
+    /// The devices, claimed by the control plane, in label order; with mirrors, both sides of each in turn, of which one may be missing.
     pub files: Arc<PoolFiles>,
+    /// Of a pool with mirrors: which sides of each device can be gone by.
+    pub sides: Option<Vec<Sides>>,
     /// The shards that this processor owns.
     pub shards: Vec<ShardIndex>,
     /// The owner of every shard: element `i` owns shard `i`.
@@ -194,6 +259,8 @@ pub struct OpenPoolError {
     pub shard: Option<ShardIndex>,
     /// The device, if it was one.
     pub device: Option<PathBuf>,
+    /// The side of a mirror that failed. The pool can be opened without it.
+    pub side: Option<SideFailed>,
     /// What happened, in words.
     pub message: String,
 }
@@ -248,6 +315,8 @@ pub struct PollLoopOptions {
     pub processors: usize,
     /// Whether each is pinned to a core of its own, as far as there are allowed ones.
     pub pin: bool,
+    /// How many devices lie near which NUMA node: their cores are taken first.
+    pub near: BTreeMap<u32, usize>,
     /// How long they poll without finding anything before they sleep, in nanoseconds; `None`: they never sleep.
     pub quiet_ns: Option<u64>,
     /// Memory for buffers of each.
@@ -289,8 +358,26 @@ pub struct ShardNotice {
     pub notice: Notice,
 }
 
+/// Something that a poll loop tells without being asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LoopNotice {
+    /// From a shard.
+    Shard(ShardNotice),
+    /// From the mirrors of a pool.
+    Mirror {
+        /// The pool.
+        pool: PoolIndex,
+        /// The processor.
+        processor: ProcessorIndex,
+        /// Of a side: which of the times that it was attached this is about.
+        pass: u64,
+        /// What.
+        notice: MirrorNotice,
+    },
+}
+
 /// Where poll loops put notices.
-pub type NoticeSender = mpsc::Sender<ShardNotice>;
+pub type NoticeSender = mpsc::Sender<LoopNotice>;
 
 /// Wakes a poll loop that may sleep.
 pub trait Wake: Send + Sync {

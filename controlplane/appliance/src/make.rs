@@ -41,6 +41,11 @@ pub fn make_pool(request: &CreatePool, processors: usize) -> Result<(PoolDevices
             "{shard_count} shards: from 1 to {SHARDS_MAX} are possible"
         )));
     }
+    if request.mirror && !count.is_multiple_of(2) {
+        return Err(Error::usage(format!(
+            "{count} devices: mirrors are made of pairs, the first with the second, the third with the fourth"
+        )));
+    }
     let paths = label::absolute(request.devices.iter())?;
     let forced = label::absolute(request.force_devices.iter())?;
     if let Some(other) = forced.iter().find(|path| !paths.contains(path)) {
@@ -61,20 +66,26 @@ pub fn make_pool(request: &CreatePool, processors: usize) -> Result<(PoolDevices
     };
     // Nothing is wiped for a pool that cannot be.
     format::plan(&spec).map_err(not_made)?;
-    for file in files.all() {
+    check_writable(&files)?;
+    for (_, file) in files.present() {
         if request.force || forced.iter().any(|path| path == file.path()) {
-            wipe(file)
+            wipe(&file)
                 .map_err(|error| Error::failure(format!("wiping {}: {error}", file.path().display())))?;
         }
     }
     let layout = format::make_pool(&mut Opener::new(files.clone()), &spec).map_err(not_made)?;
     made.0.clear();
+    if layout.mirrored {
+        return Ok((label::read(&paths)?, files));
+    }
     let devices = PoolDevices {
         name: request.name.clone(),
         layout,
         paths,
         created_ns: spec.created_ns,
         remarks: Vec::new(),
+        unplaced: Vec::new(),
+        mirrors: None,
     };
     Ok((devices, files))
 }
@@ -102,16 +113,7 @@ fn claim(
     let mut files = Vec::with_capacity(paths.len());
     for path in paths {
         if path.exists() {
-            check_unused(path)?;
-            let to_be_empty = !request.force && !forced.contains(path);
-            if to_be_empty {
-                check_empty(path, content::look(path)?)?;
-            }
-            let file = open_unless_probed(path).map_err(|error| device_error(&error))?;
-            if to_be_empty {
-                check_claimed(&file)?;
-            }
-            files.push(file);
+            files.push(claim_existing(path, request.force || forced.contains(path))?);
         } else {
             let Some(size_bytes) = request.size_bytes else {
                 return Err(Error::not_found(format!("{} does not exist", path.display()))
@@ -124,14 +126,47 @@ fn claim(
     Ok(PoolFiles::new(files))
 }
 
+fn claim_existing(path: &Path, force: bool) -> Result<DeviceFile> {
+    check_unused(path)?;
+    if !force {
+        check_empty(path, content::look(path)?)?;
+    }
+    let file = open_unless_probed(path).map_err(|error| device_error(&error))?;
+    if !force {
+        check_claimed(&file)?;
+    }
+    Ok(file)
+}
+
+/// Claims a device that is to take the place of another; a file that does not exist is made, of `size_blocks`.
+///
+/// # Errors
+/// Conflict if it is in use, or holds something and is not `force`d.
+pub fn claim_another(path: &Path, size_blocks: u64, force: bool) -> Result<DeviceFile> {
+    let path = label::absolute([path])?.remove(0);
+    if path.exists() {
+        return claim_existing(&path, force);
+    }
+    if path.starts_with("/dev") {
+        return Err(Error::not_found(format!("{} does not exist", path.display())));
+    }
+    DeviceFile::create(&path, size_blocks * stillpoint_processor::BLOCK_BYTES as u64)
+        .map_err(|error| device_error(&error))
+}
+
 fn spec(request: &CreatePool, shard_count: u16, files: &PoolFiles) -> Result<PoolSpec> {
-    let devices = files.all().iter().map(|file| Ok((random()?, file.size_blocks())));
+    let sizes: Vec<u64> = files.present().map(|(_, file)| file.size_blocks()).collect();
+    let sides = if request.mirror { 2 } else { 1 };
+    let device = |sizes: &[u64]| Ok((random()?, sizes.iter().copied().min().unwrap_or(0)));
+    let devices = sizes.chunks(sides).map(device);
+    let second_sides = sizes.chunks(sides).filter(|sides| sides.len() == 2);
     Ok(PoolSpec {
         pool: random()?,
         name: request.name.clone(),
         shard_count,
         created_ns: wall_ns(),
         devices: devices.collect::<Result<_>>()?,
+        second_sides: second_sides.map(|_| random()).collect::<Result<_>>()?,
     })
 }
 
@@ -191,9 +226,23 @@ fn check_empty(path: &Path, content: Content) -> Result<()> {
     Err(Error::conflict(message).hint(hint))
 }
 
+/// Finds out whether all devices take writes before the first of them loses what it holds: by writing once more what is there
+/// already, at the places that are written next.
+fn check_writable(files: &PoolFiles) -> Result<()> {
+    for (_, file) in files.present() {
+        file.rewrite_ends().map_err(|error| {
+            Error::failure(format!(
+                "{} cannot be written: {error}; no device was changed",
+                file.path().display()
+            ))
+        })?;
+    }
+    Ok(())
+}
+
 /// Takes the marks of what lay there away, so that nobody finds two things on the device, and its partitions out of the
 /// kernel's table.
-fn wipe(file: &DeviceFile) -> io::Result<()> {
+pub(crate) fn wipe(file: &DeviceFile) -> io::Result<()> {
     let length = file.size_bytes().min(content::END_BYTES as u64);
     file.write_zeros(0, length as usize)?;
     file.write_zeros(file.size_bytes() - length, length as usize)?;
@@ -201,7 +250,7 @@ fn wipe(file: &DeviceFile) -> io::Result<()> {
     Ok(())
 }
 
-fn random() -> Result<[u8; 16]> {
+pub(crate) fn random() -> Result<[u8; 16]> {
     let mut bytes = [0; 16];
     File::open("/dev/urandom")
         .and_then(|mut file| file.read_exact(&mut bytes))
@@ -224,6 +273,7 @@ mod tests {
             devices: vec![path.display().to_string()],
             size_bytes: None,
             shards: Some(2),
+            mirror: false,
             force: false,
             force_devices: vec![path.display().to_string()],
         }

@@ -4,9 +4,10 @@
 //! still be on their way, and its sockets and claims on devices are held. That is as it should be: nobody may open a
 //! pool while an old write can land in it. So whatever is in use is tried again for a while.
 
+use std::future::Future;
 use std::time::Duration;
 
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// How often it is tried.
 const TRIES: u32 = 100;
@@ -17,22 +18,31 @@ const PAUSE: Duration = Duration::from_millis(20);
 ///
 /// # Errors
 /// Those of `work`.
-pub async fn unless_in_use<T>(mut work: impl FnMut() -> Result<T>) -> Result<T> {
+pub async fn unless_in_use<T, W>(mut work: impl FnMut() -> W) -> Result<T>
+where
+    W: Future<Output = Result<T>>,
+{
     for _ in 1..TRIES {
-        match work() {
+        match work().await {
             Err(error) if error.kind == ErrorKind::Conflict => tokio::time::sleep(PAUSE).await,
             result => return result,
         }
     }
-    work()
+    work().await
+}
+
+/// Does what waits for devices on a thread of its own: the control plane goes on meanwhile, however long one takes to answer.
+///
+/// # Errors
+/// Those of `work`.
+pub async fn beside<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(Error::failure(format!("waiting for devices: {error}"))))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::future::Future;
-
-    use crate::error::Error;
 
     fn run<T>(future: impl Future<Output = T>) -> T {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -47,11 +57,11 @@ mod tests {
         let mut tries = 0;
         let result = run(unless_in_use(|| {
             tries += 1;
-            if tries < 4 {
+            std::future::ready(if tries < 4 {
                 Err(Error::conflict("in use"))
             } else {
                 Ok(tries)
-            }
+            })
         }));
         assert_eq!(result, Ok(4));
     }
@@ -61,7 +71,7 @@ mod tests {
         let mut tries = 0;
         let result: Result<()> = run(unless_in_use(|| {
             tries += 1;
-            Err(Error::failure("broken"))
+            std::future::ready(Err(Error::failure("broken")))
         }));
         assert_eq!((result.is_err(), tries), (true, 1));
     }

@@ -11,6 +11,8 @@ mod exports;
 mod groups;
 mod info;
 mod locks;
+mod losses;
+mod mirrors;
 mod schedule_runs;
 mod schedules;
 mod scrub;
@@ -25,6 +27,7 @@ pub use change_logs::no_change_log;
 pub use changes::{ChangedRange, Changes, Comparison};
 pub use exports::no_export;
 pub use groups::{PREFIX as GROUP_PREFIX, no_group};
+pub use info::ShardFigures;
 pub use schedules::no_schedule;
 pub use volumes::no_volume;
 
@@ -40,6 +43,7 @@ use crate::label::PoolDevices;
 use crate::mailbox::{
     MAILBOX_MAX, Mailbox, MailboxError, PoolIndex, ProcessorIndex, RecoveredShard, ToProcessor,
 };
+use crate::state::Sequences;
 use stillpoint_hw::device::PoolFiles;
 use stillpoint_processor::command::EventKind;
 use stillpoint_processor::ports::OperationKind;
@@ -76,6 +80,10 @@ pub struct Pool {
     tasks: tasks::Tasks,
     change_logs: change_logs::ChangeLogs,
     wishes: wishes::Wishes,
+    scrubs: scrub::Scrubs,
+    losses: losses::Losses,
+    sides: Option<mirrors::Sides>,
+    sequences: Arc<Sequences>,
     runners: Mutex<BTreeMap<u64, Arc<schedule_runs::Runner>>>,
     /// For its tasks; set when they start.
     itself: OnceLock<Weak<Self>>,
@@ -94,6 +102,10 @@ pub struct OpenedPool {
     pub owners: Vec<ProcessorIndex>,
     /// What the shards brought back, in order.
     pub shards: Vec<RecoveredShard>,
+    /// What may be copied to a side of a mirror that lacks something; 0: as much as the devices can.
+    pub resync_bytes_per_s: u64,
+    /// Where it is kept how new labels have to be.
+    pub sequences: Arc<Sequences>,
 }
 
 impl Pool {
@@ -108,6 +120,8 @@ impl Pool {
             files,
             owners,
             shards,
+            resync_bytes_per_s,
+            sequences,
         } = opened;
         let shard_count = devices.layout.shard_count;
         let rows = shards
@@ -134,6 +148,7 @@ impl Pool {
             .chain(behind)
             .chain(behind_locks)
             .collect();
+        let sides = mirrors::Sides::new(&devices, resync_bytes_per_s);
         let pool = Self {
             index,
             devices,
@@ -150,6 +165,10 @@ impl Pool {
             tasks: tasks::Tasks::default(),
             change_logs: change_logs::ChangeLogs::default(),
             wishes: wishes::Wishes::default(),
+            scrubs: scrub::Scrubs::default(),
+            losses: losses::Losses::default(),
+            sides,
+            sequences,
             runners: Mutex::default(),
             itself: OnceLock::new(),
         };
@@ -159,6 +178,7 @@ impl Pool {
             .await?;
         pool.run_all(mending.commands).await?;
         pool.tell_change_logs().await?;
+        pool.restore_scrubs().await?;
         Ok(pool)
     }
 
@@ -181,7 +201,13 @@ impl Pool {
     /// A stall of one of its devices, in words.
     #[must_use]
     pub fn describe_stall(&self, stall: &Stall) -> String {
-        let path = |device: DeviceIndex| self.devices.paths[usize::from(device.0)].display().to_string();
+        let path = |device: DeviceIndex| {
+            if self.devices.layout.mirrored {
+                format!("device {} (a side of it)", device.0)
+            } else {
+                self.devices.paths[usize::from(device.0)].display().to_string()
+            }
+        };
         let device = stall.device.map_or_else(|| "several devices".to_owned(), path);
         let what = match stall.kind {
             OperationKind::Read => "read",

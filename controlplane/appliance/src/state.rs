@@ -1,14 +1,17 @@
 //! What the appliance remembers outside of pools: which of them were open. Everything else lies in the pools.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
 const FILE: &str = "pools.json";
+const SEQUENCES: &str = "mirrors.json";
 const VERSION: u32 = 1;
 
 /// A pool that was open.
@@ -28,6 +31,89 @@ struct Content {
     pools: Vec<KnownPool>,
 }
 
+/// Of pools with mirrors, by identity: the highest sequence that their labels were given. Labels that say less are older than what was
+/// written last.
+#[derive(Debug, Default)]
+pub struct Sequences {
+    path: Option<PathBuf>,
+    known: Mutex<BTreeMap<String, u64>>,
+}
+
+impl Sequences {
+    fn open(path: PathBuf) -> Result<Self> {
+        let known = match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
+                Error::failure(format!("{} is damaged: {error}", path.display())).hint(
+                    "move it away; then look that no pool with mirrors lacks a device that was used last",
+                )
+            })?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
+            Err(error) => return Err(Error::failure(format!("cannot read {}: {error}", path.display()))),
+        };
+        Ok(Self {
+            path: Some(path),
+            known: Mutex::new(known),
+        })
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
+        // A panic elsewhere does not make the numbers untrue.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The highest of a pool; 0 if none was seen.
+    #[must_use]
+    pub fn of(&self, id: &str) -> u64 {
+        self.known().get(id).copied().unwrap_or(0)
+    }
+
+    /// Keeps a sequence, for good, before or just after labels have it, and before anything rests on them.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn note(&self, id: &str, sequence: u64) -> Result<()> {
+        let mut known = self.known();
+        if known.get(id).is_some_and(|highest| *highest >= sequence) {
+            return Ok(());
+        }
+        self.replace(&mut known, id, sequence)
+    }
+
+    /// What is not written is not known either.
+    fn replace(&self, known: &mut BTreeMap<String, u64>, id: &str, sequence: u64) -> Result<()> {
+        let mut changed = known.clone();
+        changed.insert(id.to_owned(), sequence);
+        if let Some(path) = &self.path {
+            let mut bytes = serde_json::to_vec_pretty(&changed).expect("plain data");
+            bytes.push(b'\n');
+            write_at_once(path, &bytes)?;
+        }
+        *known = changed;
+        Ok(())
+    }
+
+    /// A pool was opened by hand in another state: what it says now counts.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn begin_again(&self, id: &str, sequence: u64) -> Result<()> {
+        self.replace(&mut self.known(), id, sequence)
+    }
+}
+
+/// Replaces a file, at once or not at all.
+fn write_at_once(path: &Path, bytes: &[u8]) -> Result<()> {
+    let new = path.with_extension("json.new");
+    let write = || -> std::io::Result<()> {
+        let mut file = File::create(&new)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&new, path)?;
+        File::open(path.parent().expect("a file in a directory"))?.sync_all()
+    };
+    write().map_err(|error| Error::failure(format!("cannot write {}: {error}", path.display())))
+}
+
 /// The state directory.
 #[derive(Debug)]
 pub struct State {
@@ -35,6 +121,7 @@ pub struct State {
     /// Locked as long as the appliance runs.
     _lock: File,
     pools: Vec<KnownPool>,
+    sequences: Arc<Sequences>,
 }
 
 impl State {
@@ -65,10 +152,12 @@ impl State {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(cannot("read pools.json", error)),
         };
+        let sequences = Arc::new(Sequences::open(directory.join(SEQUENCES))?);
         Ok(Self {
             path,
             _lock: lock,
             pools,
+            sequences,
         })
     }
 
@@ -89,15 +178,13 @@ impl State {
         };
         let mut bytes = serde_json::to_vec_pretty(&content).expect("plain data");
         bytes.push(b'\n');
-        let new = self.path.with_extension("json.new");
-        let write = || -> std::io::Result<()> {
-            let mut file = File::create(&new)?;
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-            fs::rename(&new, &self.path)?;
-            File::open(self.path.parent().expect("a file in a directory"))?.sync_all()
-        };
-        write().map_err(|error| Error::failure(format!("cannot write {}: {error}", self.path.display())))
+        write_at_once(&self.path, &bytes)
+    }
+
+    /// How new the labels of pools with mirrors have to be.
+    #[must_use]
+    pub fn sequences(&self) -> &Arc<Sequences> {
+        &self.sequences
     }
 }
 

@@ -6,6 +6,7 @@
 //! | key | value |
 //! |---|---|
 //! | `C` | [`CounterRow`]: numbers not used yet |
+//! | `D`, shard u16 | [`ScrubHead`], [`ScrubDamageRow`] for each: what the scrub of the shard found |
 //! | `E`, export u32 | [`ExportHead`], name |
 //! | `F`, snapshot u64, first shard u16 | [`FiguresHead`], [`HoldRow`] per shard: what a snapshot cost |
 //! | `G`, schedule u64 | [`ScheduleHead`], volume u32 for each, name, cron line, time zone |
@@ -13,11 +14,18 @@
 //! | `L`, change log volume u32 | [`ChangeLogHead`], name |
 //! | `M`, snapshot u64 | [`MarksRow`]: what is known of a snapshot beside its commit record |
 //! | `N`, group u64 | [`GroupHead`], volume u32 for each, name |
+//! | `R`, first shard u16 | [`ScrubHead`], [`ScrubRow`] per shard: how the scrub stands |
 //! | `S`, snapshot u64 | [`SnapshotHead`], [`SnapshotVolumeRow`] per volume, name: the commit record |
 //! | `V`, volume u32 | [`VolumeHead`], [`VolumeMore`] in version 2, name |
 //!
 //! The `F` rows and the `M` row of a snapshot are logged before its `S` row. One without the other is left over from a
 //! snapshot that was never committed and is removed when the pool is opened.
+
+mod scrubs;
+
+pub use scrubs::{
+    SCRUB_DAMAGE_MAX, SCRUB_DATA, SCRUB_SHARDS_MAX, ScrubDamageRow, ScrubHead, ScrubRow, ScrubSideRow,
+};
 
 use crate::page::Damage;
 use crate::record::CATALOG_VALUE_BYTES_MAX;
@@ -352,6 +360,13 @@ pub enum Key {
     Schedule(u64),
     /// A named group of volumes.
     Group(u64),
+    /// How the scrubs of some consecutive shards stand.
+    Scrubs {
+        /// The first of them.
+        first_shard: u16,
+    },
+    /// What the scrub of this shard found.
+    ScrubDamage(u16),
     /// A snapshot.
     Snapshot(u64),
     /// A volume.
@@ -373,6 +388,8 @@ impl Key {
             Self::HighestTime => vec![b'H'],
             Self::Group(group) => [&b"N"[..], &group.to_be_bytes()].concat(),
             Self::ChangeLog(log) => [&b"L"[..], &log.to_be_bytes()].concat(),
+            Self::Scrubs { first_shard } => [&b"R"[..], &first_shard.to_be_bytes()].concat(),
+            Self::ScrubDamage(shard) => [&b"D"[..], &shard.to_be_bytes()].concat(),
             Self::Marks(snapshot) => [&b"M"[..], &snapshot.to_be_bytes()].concat(),
             Self::Snapshot(snapshot) => [&b"S"[..], &snapshot.to_be_bytes()].concat(),
             Self::Volume(volume) => [&b"V"[..], &volume.to_be_bytes()].concat(),
@@ -395,6 +412,10 @@ impl Key {
             },
             (b'G', 8) => Self::Schedule(u64::from_be_bytes(rest.try_into().map_err(|_| BAD)?)),
             (b'N', 8) => Self::Group(u64::from_be_bytes(rest.try_into().map_err(|_| BAD)?)),
+            (b'R', 2) => Self::Scrubs {
+                first_shard: u16::from_be_bytes(rest.try_into().map_err(|_| BAD)?),
+            },
+            (b'D', 2) => Self::ScrubDamage(u16::from_be_bytes(rest.try_into().map_err(|_| BAD)?)),
             (b'H', 0) => Self::HighestTime,
             (b'L', 4) => Self::ChangeLog(u32::from_be_bytes(rest.try_into().map_err(|_| BAD)?)),
             (b'M', 8) => Self::Marks(u64::from_be_bytes(rest.try_into().map_err(|_| BAD)?)),
@@ -425,6 +446,10 @@ pub enum Value<'a> {
     Group(GroupHead, &'a [VolumeNumber], &'a str),
     /// Under [`Key::Schedule`]: its volumes; its name, cron line and time zone.
     Schedule(ScheduleHead, &'a [VolumeNumber], [&'a str; 3]),
+    /// Under [`Key::Scrubs`].
+    Scrubs(ScrubHead, &'a [ScrubRow]),
+    /// Under [`Key::ScrubDamage`].
+    ScrubDamage(ScrubHead, &'a [ScrubDamageRow]),
     /// Under [`Key::Snapshot`].
     Snapshot(SnapshotHead, &'a [SnapshotVolumeRow], &'a str),
     /// Under [`Key::Volume`].
@@ -482,6 +507,8 @@ impl<'a> Value<'a> {
                 }
                 Self::ChangeLog(row, name)
             }
+            Key::Scrubs { .. } => scrubs::decode(bytes)?,
+            Key::ScrubDamage(_) => scrubs::decode_damage(bytes)?,
             Key::Marks(_) => Self::Marks(whole::<MarksRow>(bytes)?),
             Key::Snapshot(_) => {
                 let (row, rest) = head::<SnapshotHead>(bytes)?;
@@ -562,6 +589,26 @@ impl<'a> Value<'a> {
                     ..row
                 };
                 [row.as_bytes(), name.as_bytes()].concat()
+            }
+            Self::Scrubs(row, rows) => {
+                assert!(!rows.is_empty() && rows.len() <= SCRUB_SHARDS_MAX);
+                let count = length(rows.len());
+                let row = ScrubHead {
+                    version,
+                    count,
+                    ..row
+                };
+                [row.as_bytes(), rows.as_bytes()].concat()
+            }
+            Self::ScrubDamage(row, rows) => {
+                assert!(!rows.is_empty() && rows.len() <= SCRUB_DAMAGE_MAX);
+                let count = length(rows.len());
+                let row = ScrubHead {
+                    version,
+                    count,
+                    ..row
+                };
+                [row.as_bytes(), rows.as_bytes()].concat()
             }
             Self::Marks(row) => MarksRow { version, ..row }.as_bytes().to_vec(),
             Self::Snapshot(row, volumes, name) => {

@@ -7,12 +7,16 @@
 //! ```
 //! A shard's home slice lies on device `shard % device_count`, so that logs are spread.
 
-use crate::label::PoolLabel;
+use crate::label::{MIRRORS_MAX, PoolLabel};
 use crate::page::Damage;
 use crate::{BLOCK_BYTES, bitmap};
 
 /// Blocks before the first slice of a device: 1 MiB, for alignment.
 pub const FIRST_SLICE_BLOCK: u64 = 256;
+/// First block of the stale pages, of which a mirrored device has one for each shard.
+pub const FIRST_STALE_BLOCK: u64 = 1;
+/// Shards of a pool with mirrors at most: each has a block before the first slice.
+pub const MIRRORED_SHARDS_MAX: u16 = (FIRST_SLICE_BLOCK - FIRST_STALE_BLOCK) as u16;
 /// Shard header copies at the start of a home slice.
 pub const HEADER_COPIES: u64 = 2;
 /// The smallest log ring, in pages.
@@ -45,8 +49,10 @@ pub struct Layout {
     pub shard_count: u16,
     /// Pages of each shard's log ring.
     pub log_pages: u32,
-    /// The devices, in label order.
+    /// The devices, in label order. With mirrors, each of them is two.
     pub devices: Vec<DeviceLayout>,
+    /// Whether every device has two sides.
+    pub mirrored: bool,
 }
 
 impl Layout {
@@ -67,6 +73,7 @@ impl Layout {
             shard_count: label.shard_count.get(),
             log_pages: label.log_pages.get(),
             devices,
+            mirrored: label.is_mirrored(),
         };
         layout.check()?;
         Ok(layout)
@@ -93,9 +100,20 @@ impl Layout {
             shard_count,
             log_pages,
             devices,
+            mirrored: false,
         };
         layout.check()?;
         Ok(layout)
+    }
+
+    /// The same, each device of which has two sides of this size.
+    ///
+    /// # Errors
+    /// [`Damage::Field`] if there are more than [`MIRRORS_MAX`] devices or [`MIRRORED_SHARDS_MAX`] shards.
+    pub fn with_mirrors(mut self) -> Result<Self, Damage> {
+        self.mirrored = true;
+        self.check()?;
+        Ok(self)
     }
 
     fn check(&self) -> Result<(), Damage> {
@@ -103,6 +121,12 @@ impl Layout {
             return Err(Damage::Field("device_count"));
         }
         if self.shard_count == 0 || self.shard_count > crate::SHARDS_MAX {
+            return Err(Damage::Field("shard_count"));
+        }
+        if self.mirrored && self.devices.len() > MIRRORS_MAX {
+            return Err(Damage::Field("device_count"));
+        }
+        if self.mirrored && self.shard_count > MIRRORED_SHARDS_MAX {
             return Err(Damage::Field("shard_count"));
         }
         if self.log_pages < LOG_PAGES_MIN || self.log_pages > LOG_PAGES_MAX {
@@ -184,6 +208,13 @@ impl Layout {
     #[must_use]
     pub fn label_copy_block(&self, device: usize) -> u64 {
         self.devices[device].size_blocks - 1
+    }
+
+    /// Block, on each side of a mirrored device, of the page in which it says what the other side lacks of `shard`'s slice.
+    #[must_use]
+    pub fn stale_block(&self, shard: u16) -> u64 {
+        assert!(self.mirrored && shard < self.shard_count);
+        FIRST_STALE_BLOCK + u64::from(shard)
     }
 
     /// Bytes of the pool that hold data or map pages.

@@ -11,6 +11,7 @@
 //! | log page, log record | the log ring in the home slice; records also in the log tail | [`log`], [`record`] |
 //! | map page | anywhere in the shard's data area | [`map_page`] |
 //! | directory page | anywhere in the shard's data area | [`directory`] |
+//! | stale page | near the start of one side of a mirrored device | [`stale`] |
 //! | log tail | a file on tmpfs, not on a device | [`tail`] |
 //! | catalog row | in directory pages of shard 0, as key and value | [`catalog`] |
 
@@ -25,6 +26,7 @@ pub mod log;
 pub mod map_page;
 pub mod page;
 pub mod record;
+pub mod stale;
 pub mod tail;
 #[cfg(test)]
 mod tests;

@@ -29,6 +29,8 @@ pub enum PageKind {
     Directory = 6,
     /// [`crate::tail::TailHeader`]
     TailHeader = 7,
+    /// [`crate::stale::StalePage`]
+    Stale = 8,
 }
 
 /// The first 32 bytes of every metadata page.
@@ -124,6 +126,17 @@ pub fn seal(page: &mut [u8]) {
     assert_eq!(page.len(), PAGE_BYTES, "a metadata page is 4096 bytes");
     let crc = page_crc(page);
     page[CRC_OFFSET..CRC_OFFSET + 4].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// Whether this is a page of `pool`, of whatever kind, as it was written by this version or an older one.
+#[must_use]
+pub fn is_sound(page: &[u8], pool: [u8; 16]) -> bool {
+    assert_eq!(page.len(), PAGE_BYTES, "a metadata page is 4096 bytes");
+    let (header, _) = PageHeader::ref_from_prefix(page).expect("a page is longer than its header");
+    header.magic == MAGIC
+        && (1..=VERSION).contains(&header.version.get())
+        && header.pool == pool
+        && header.crc32c.get() == page_crc(page)
 }
 
 /// Checks magic, version, CRC, kind and pool of a page that was read back.

@@ -1,6 +1,7 @@
 //! Commands from the control plane to one shard, and what a shard tells in return.
 
 use crate::ids::{ChangeLogId, ShardIndex, SnapshotId, TimeStamp, VolumeId};
+use crate::ports::Side;
 use crate::request::RequestError;
 use crate::stall::Stall;
 
@@ -108,8 +109,18 @@ pub enum ShardCommand {
         /// Bytes a second.
         rate_bytes_per_s: u64,
     },
-    /// End a scrub that is running; answered at once.
+    /// End a scrub that is running or paused; answered at once.
     StopScrub,
+    /// Let a scrub that is running rest, until it is resumed; answered at once. Otherwise nothing happens.
+    PauseScrub,
+    /// Let a scrub that was paused go on where it was; answered at once. Otherwise nothing happens.
+    ResumeScrub {
+        /// Bytes a second from now on; as before, if none are given.
+        rate_bytes_per_s: Option<u64>,
+    },
+    /// Take over what was known of the scrub before the shard was opened: one that was running goes on where it was;
+    /// answered at once.
+    RestoreScrub(Box<ScrubStatus>),
     /// The shard's part of a change log volume, until the shard is closed; answered at once. Replaces what was said before.
     SetChangeLog {
         /// The change log volume.
@@ -256,6 +267,26 @@ pub enum Notice {
         /// Where.
         address: crate::ids::DeviceAddress,
     },
+    /// Blocks or pages that one side of a mirror had damaged were read from the other side and written back.
+    Repaired {
+        /// Where the first of them lies.
+        address: crate::ids::DeviceAddress,
+        /// How many.
+        blocks: u64,
+        /// The side that had them damaged.
+        side: Side,
+    },
+    /// Blocks or pages that one side of a mirror has damaged were read from the other side, and could not be written back.
+    NotRepaired {
+        /// Where the first of them lies.
+        address: crate::ids::DeviceAddress,
+        /// How many.
+        blocks: u64,
+        /// The side that has them damaged.
+        side: Side,
+        /// What the device said; `None` if there was no memory for it, and the next read may repair them.
+        error: Option<crate::ports::DeviceError>,
+    },
     /// A scrub found a damaged block or page.
     Scrub(ScrubDamage),
     /// The shard stopped writing.
@@ -317,32 +348,70 @@ impl Notice {
 /// Whether a scrub is going on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ScrubState {
-    /// There was none since the shard was opened.
+    /// None is known of.
     #[default]
     Never,
     /// It is going on.
     Running,
+    /// It was going on, and rests.
+    Paused,
     /// It has looked at everything.
     Done,
     /// It was ended before it had looked at everything.
     Stopped,
 }
 
-/// A scrub of a shard: the one that is going on, or the last.
+/// A scrub of a shard: the one that is going on, or the last. All that it needs to go on after the shard was opened again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ScrubStatus {
     /// Whether it is going on.
     pub state: ScrubState,
-    /// Blocks and pages read and compared so far.
+    /// Bytes a second that are read at most.
+    pub rate_bytes_per_s: u64,
+    /// Where it is.
+    pub position: ScrubPosition,
+    /// Blocks and pages read and compared so far; of a mirror, once for both sides.
     pub checked_blocks: u64,
-    /// Damaged ones among them.
+    /// Damaged ones among them: on every side that there is.
     pub damaged_blocks: u64,
     /// The first of these.
     pub damage: Vec<ScrubDamage>,
+    /// What it came to on each side of the mirrors; all zero where there are none.
+    pub sides: [ScrubSide; 2],
     /// When it began, nanoseconds since the Unix epoch; 0 = never.
     pub started_ns: u64,
     /// When it ended, nanoseconds since the Unix epoch; 0 = it has not.
     pub ended_ns: u64,
+    /// How long it was running, without pauses and the time in which the shard was closed.
+    pub running_ns: u64,
+}
+
+/// What a scrub came to on one side of the mirrors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScrubSide {
+    /// Blocks and pages read from this side and compared, while the other side was in sync.
+    pub read_blocks: u64,
+    /// Those that were damaged on this side and written to it again while the scrub was running, by whoever read them.
+    pub repaired_blocks: u64,
+    /// Those that are damaged on this side and stay so: on the other too, or they could not be written.
+    pub unrepaired_blocks: u64,
+}
+
+/// Where a scrub is: the next block to look at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScrubPosition {
+    /// The share, or the next one that is there.
+    pub volume: u32,
+    /// Epoch of the snapshot that it looks at, or of the next one that is there; from `until` on it is the last view.
+    pub epoch: u32,
+    /// The live map's epoch when the scrub came to this share; 0 if it has not.
+    pub until: u32,
+    /// Leaf of the map.
+    pub leaf: u64,
+    /// The pages that lead to this leaf were read.
+    pub pages_read: bool,
+    /// Entry of the leaf.
+    pub slot: u32,
 }
 
 /// A damaged block or page that a scrub found.
@@ -450,8 +519,12 @@ pub struct ShardStatus {
     pub map_misses: u64,
     /// Map pages in memory.
     pub map_pages_cached: u64,
-    /// Checksum mismatches seen.
+    /// Blocks and pages whose checksum did not match, on any side of a mirror.
     pub corrupt_blocks: u64,
+    /// Blocks and pages that one side of a mirror had damaged and that were written to it again.
+    pub repaired_blocks: u64,
+    /// Those that could not be written to it again, or not this time.
+    pub repair_failures: u64,
     /// Device errors seen.
     pub device_errors: u64,
     /// Whether the shard stopped writing.

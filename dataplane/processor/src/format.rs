@@ -3,14 +3,14 @@
 use core::fmt;
 
 use stillpoint_ondisk::header::ShardHeader;
-use stillpoint_ondisk::label::{DeviceRow, FeatureFlags, PoolLabel};
-use stillpoint_ondisk::layout::Layout;
+use stillpoint_ondisk::label::{DeviceRow, FEATURE_MIRRORS, FeatureFlags, MIRRORS_MAX, PoolLabel};
+use stillpoint_ondisk::layout::{Layout, MIRRORED_SHARDS_MAX};
 use stillpoint_ondisk::page::{self, Damage, PAGE_BYTES, PageHeader, PageKind};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::BLOCK_BYTES;
 use crate::ids::{DeviceIndex, ShardIndex};
-use crate::ports::{DeviceError, OpenDevice};
+use crate::ports::{DeviceError, OpenDevice, Side};
 use crate::space::Space;
 
 /// Generation of a shard header that was just made.
@@ -29,8 +29,21 @@ pub struct PoolSpec {
     pub shard_count: u16,
     /// When it is made, nanoseconds since the Unix epoch.
     pub created_ns: u64,
-    /// Identity (random) and size in 4 KiB blocks of each device.
+    /// Identity (random) and size in 4 KiB blocks of each device. With mirrors: identity of its first side, and size of the smaller one.
     pub devices: Vec<([u8; 16], u64)>,
+    /// Identity (random) of the second side of each device; empty for a pool without mirrors. Device `d` then has the numbers `2 * d` and
+    /// `2 * d + 1`, by side.
+    pub second_sides: Vec<[u8; 16]>,
+}
+
+impl PoolSpec {
+    fn sides(&self) -> &'static [Side] {
+        if self.second_sides.is_empty() {
+            &[Side::First]
+        } else {
+            &Side::BOTH
+        }
+    }
 }
 
 /// Why a pool was not made.
@@ -57,6 +70,15 @@ impl fmt::Display for FormatError {
                 "a device is too small: each needs {} MiB per shard and 2 MiB; use fewer shards or larger devices",
                 (stillpoint_ondisk::layout::SLICE_BLOCKS_MIN * BLOCK_BYTES as u64) >> 20
             ),
+            Self::Layout(Damage::Field("device_count")) => {
+                write!(f, "too many devices: {MIRRORS_MAX} pairs are possible")
+            }
+            Self::Layout(Damage::Field("shard_count")) => {
+                write!(
+                    f,
+                    "too many shards: {MIRRORED_SHARDS_MAX} are possible with mirrors"
+                )
+            }
             Self::Layout(damage) => write!(f, "the pool cannot be laid out: {damage}"),
             Self::Name => write!(f, "the pool's name must have 1 to {NAME_BYTES_MAX} bytes"),
             Self::Device { device, error } => write!(f, "device {device}: {error}"),
@@ -75,7 +97,16 @@ pub fn plan(spec: &PoolSpec) -> Result<Layout, FormatError> {
         return Err(FormatError::Name);
     }
     let sizes: Vec<u64> = spec.devices.iter().map(|(_, blocks)| *blocks).collect();
-    Layout::plan(spec.pool, spec.shard_count, &sizes).map_err(FormatError::Layout)
+    let layout = Layout::plan(spec.pool, spec.shard_count, &sizes).map_err(FormatError::Layout)?;
+    if spec.second_sides.is_empty() {
+        return Ok(layout);
+    }
+    assert_eq!(
+        spec.second_sides.len(),
+        spec.devices.len(),
+        "each device has two sides"
+    );
+    layout.with_mirrors().map_err(FormatError::Layout)
 }
 
 /// Makes a pool on these devices. What was on them is lost. The labels are written last, so that a pool exists whole
@@ -86,7 +117,8 @@ pub fn plan(spec: &PoolSpec) -> Result<Layout, FormatError> {
 pub fn make_pool(device: &mut impl OpenDevice, spec: &PoolSpec) -> Result<Layout, FormatError> {
     let layout = plan(spec)?;
     let devices = spec.devices.len();
-    let mut writer = Writer { device };
+    let sides = spec.sides();
+    let mut writer = Writer { device, sides };
     for index in 0..devices {
         writer.write(index, 0, &[0; PAGE_BYTES])?;
         writer.write(index, layout.label_copy_block(index), &[0; PAGE_BYTES])?;
@@ -96,9 +128,11 @@ pub fn make_pool(device: &mut impl OpenDevice, spec: &PoolSpec) -> Result<Layout
     }
     writer.flush_all(devices)?;
     for index in 0..devices {
-        let label = label_of(spec, &layout, index);
-        writer.write(index, layout.label_copy_block(index), label.as_bytes())?;
-        writer.write(index, 0, label.as_bytes())?;
+        for &side in sides {
+            let label = label_of(spec, &layout, index, side);
+            writer.write_side(index, side, layout.label_copy_block(index), label.as_bytes())?;
+            writer.write_side(index, side, 0, label.as_bytes())?;
+        }
     }
     writer.flush_all(devices)?;
     Ok(layout)
@@ -106,22 +140,42 @@ pub fn make_pool(device: &mut impl OpenDevice, spec: &PoolSpec) -> Result<Layout
 
 struct Writer<'a, D> {
     device: &'a mut D,
+    sides: &'static [Side],
 }
 
 impl<D: OpenDevice> Writer<'_, D> {
+    /// On all sides.
     fn write(&mut self, device: usize, block: u64, bytes: &[u8]) -> Result<(), FormatError> {
+        let mut sides = self.sides.iter();
+        sides.try_for_each(|&side| self.write_side(device, side, block, bytes))
+    }
+
+    fn write_side(&mut self, device: usize, side: Side, block: u64, bytes: &[u8]) -> Result<(), FormatError> {
+        let device = self.number(device, side);
         self.device
-            .write(DeviceIndex(device as u8), block * BLOCK_BYTES as u64, bytes)
-            .map_err(|error| FormatError::Device { device, error })
+            .write(device, block * BLOCK_BYTES as u64, bytes)
+            .map_err(|error| failed(device, error))
+    }
+
+    fn number(&self, device: usize, side: Side) -> DeviceIndex {
+        DeviceIndex((device * self.sides.len() + side.index()) as u8)
     }
 
     fn flush_all(&mut self, devices: usize) -> Result<(), FormatError> {
         for device in 0..devices {
-            self.device
-                .flush(DeviceIndex(device as u8))
-                .map_err(|error| FormatError::Device { device, error })?;
+            for &side in self.sides {
+                let device = self.number(device, side);
+                self.device.flush(device).map_err(|error| failed(device, error))?;
+            }
         }
         Ok(())
+    }
+}
+
+fn failed(device: DeviceIndex, error: DeviceError) -> FormatError {
+    FormatError::Device {
+        device: usize::from(device.0),
+        error,
     }
 }
 
@@ -158,7 +212,7 @@ fn make_shard<D: OpenDevice>(
     )
 }
 
-fn label_of(spec: &PoolSpec, layout: &Layout, index: usize) -> Box<PoolLabel> {
+fn label_of(spec: &PoolSpec, layout: &Layout, index: usize, side: Side) -> Box<PoolLabel> {
     let mut label = Box::new(PoolLabel::new_zeroed());
     label.header = PageHeader::new(PageKind::PoolLabel, spec.pool);
     label.name[..spec.name.len()].copy_from_slice(spec.name.as_bytes());
@@ -167,6 +221,13 @@ fn label_of(spec: &PoolSpec, layout: &Layout, index: usize) -> Box<PoolLabel> {
     label.sequence = 1.into();
     label.device_count = (spec.devices.len() as u16).into();
     label.device_index = (index as u16).into();
+    label.side = (side.index() as u16).into();
+    if layout.mirrored {
+        label.features.incompatible = FEATURE_MIRRORS.into();
+        for (row, uuid) in label.mirrors.iter_mut().zip(&spec.second_sides) {
+            row.uuid = *uuid;
+        }
+    }
     label.shard_count = spec.shard_count.into();
     label.log_pages = layout.log_pages.into();
     for (row, ((uuid, size_blocks), device)) in label

@@ -20,6 +20,7 @@ pub mod lineage;
 pub mod log;
 pub mod map;
 pub mod marks;
+pub mod mirror;
 pub mod object;
 pub mod outbox;
 #[cfg(feature = "planted-bugs")]
@@ -41,6 +42,7 @@ pub use ids::{
     BlockIndex, ChangeLogId, DeviceAddress, DeviceIndex, Epoch, Now, ShardIndex, ShareBlock, SnapshotId,
     TimeStamp, VolumeId, VolumeOffset,
 };
+pub use mirror::{MirrorNotice, MirrorStatus, Mirrors, SideAt, SideState, StaleAt, load_stale};
 pub use outbox::Outbox;
 #[cfg(feature = "planted-bugs")]
 pub use planted::PlantedBug;

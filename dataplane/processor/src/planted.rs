@@ -52,11 +52,13 @@ pub enum PlantedBug {
     PromotionTakesEverything,
     /// A block that is discarded does not count in the change log.
     ChangeLogForgetsDiscards,
+    /// What is written without a side that is out is not noted before.
+    StaleRegionNotNoted,
 }
 
 impl PlantedBug {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::AnswersNotHeld,
         Self::FlushAnsweredBeforeLog,
         Self::FlushSkipsOneShard,
@@ -81,5 +83,6 @@ impl PlantedBug {
         Self::HeadFreesSnapshots,
         Self::PromotionTakesEverything,
         Self::ChangeLogForgetsDiscards,
+        Self::StaleRegionNotNoted,
     ];
 }

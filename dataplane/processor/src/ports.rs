@@ -111,6 +111,44 @@ impl Room {
     };
 }
 
+/// One side of a mirror.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Side {
+    /// The first.
+    First,
+    /// The second.
+    Second,
+}
+
+impl Side {
+    /// Both, in order.
+    pub const BOTH: [Self; 2] = [Self::First, Self::Second];
+
+    /// The one that this is not.
+    #[must_use]
+    pub fn other(self) -> Self {
+        match self {
+            Self::First => Self::Second,
+            Self::Second => Self::First,
+        }
+    }
+
+    /// 0 or 1.
+    #[must_use]
+    pub fn index(self) -> usize {
+        self as usize
+    }
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::First => "first side",
+            Self::Second => "second side",
+        })
+    }
+}
+
 /// What an operation does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OperationKind {
@@ -191,6 +229,9 @@ pub struct Operation {
     pub issued_ns: u64,
     /// What it does.
     pub kind: OperationKind,
+    /// Of devices that have two sides. A read asks this side, if it can be read; when it comes back it names the side that answered
+    /// (all but `failures`), and `None` if there is no other to ask. A write goes to this side alone, or to all (`None`).
+    pub side: Option<Side>,
     /// The ranges. For a flush: one (empty) per device.
     pub transfers: Vec<Transfer>,
     /// The memory of the ranges.
@@ -199,6 +240,9 @@ pub struct Operation {
     pub buffers: Vec<Buffer>,
     /// Set when the operation comes back: `Err` if any transfer failed.
     pub result: Result<(), DeviceError>,
+    /// Then: the transfers that failed, by position, each once, in no order. None of them if the device cannot tell which: then
+    /// all count as failed. Of a read that comes back `Ok`: those that `side` failed and the other side answered.
+    pub failures: Vec<(u32, DeviceError)>,
 }
 
 impl Operation {
@@ -210,10 +254,12 @@ impl Operation {
             tag: 0,
             issued_ns: 0,
             kind: OperationKind::Flush,
+            side: None,
             transfers: Vec::with_capacity(4),
             segments: Vec::with_capacity(64),
             buffers: Vec::with_capacity(64),
             result: Ok(()),
+            failures: Vec::new(),
         })
     }
 
@@ -223,9 +269,21 @@ impl Operation {
             self.buffers.is_empty(),
             "buffers are taken out before an operation is used again"
         );
+        self.side = None;
         self.transfers.clear();
         self.segments.clear();
         self.result = Ok(());
+        self.failures.clear();
+    }
+
+    /// A transfer failed; of several errors of one the first counts.
+    pub fn fail(&mut self, transfer: u32, error: DeviceError) {
+        if self.result.is_ok() {
+            self.result = Err(error);
+        }
+        if self.failures.iter().all(|(failed, _)| *failed != transfer) {
+            self.failures.push((transfer, error));
+        }
     }
 }
 
@@ -243,6 +301,8 @@ pub trait BlockDevice {
     fn submit(&mut self, operation: Box<Operation>) -> Result<(), Full>;
     /// Appends the operations that have ended to `completed`.
     fn poll(&mut self, completed: &mut Vec<Box<Operation>>);
+    /// Gives back what buffers it keeps for itself; nothing may be in flight.
+    fn give_back(&mut self, _buffers: &mut impl BufferPool) {}
 }
 
 /// One read or write while a pool is made or opened, before anything is served.
@@ -262,6 +322,11 @@ pub struct Transferred<'a> {
 pub trait OpenDevice {
     /// Reads all of these, in any order and as parallel as the device likes; sets each `result`.
     fn read_all(&mut self, reads: &mut [Transferred<'_>]);
+    /// What another side of the device has instead of this block (4096 bytes) that was read before, and was found not to be what it
+    /// should. From then on that counts. `false` if there is nothing else: then `bytes` are as they were.
+    fn read_other(&mut self, _device: DeviceIndex, _offset_bytes: u64, _bytes: &mut [u8]) -> bool {
+        false
+    }
     /// Writes `bytes` (a multiple of 4096).
     ///
     /// # Errors

@@ -129,6 +129,7 @@ impl<D: BlockDevice, T: LogTail> Processor<D, T> {
     /// flight on the devices.
     pub fn into_parts(mut self, buffers: &mut impl BufferPool) -> (D, Vec<Shard<T>>) {
         self.reserve.give_back(buffers);
+        self.device.give_back(buffers);
         (self.device, self.shards)
     }
 }

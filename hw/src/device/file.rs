@@ -7,7 +7,9 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use stillpoint_processor::BLOCK_BYTES;
+use stillpoint_processor::ports::DeviceError;
 
 /// What a device is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +41,8 @@ pub struct DeviceFile {
     direct: bool,
     passthrough: Option<Passthrough>,
     refused: Option<String>,
+    /// The first flush that failed, on any processor.
+    failed_flush: OnceLock<DeviceError>,
 }
 
 /// A device could not be opened.
@@ -246,6 +250,21 @@ impl DeviceFile {
         Ok(())
     }
 
+    /// Writes what the first and the last block of 4096 bytes hold to them once more, and flushes: whether it takes writes.
+    ///
+    /// # Errors
+    /// What the system said; nothing is changed in any case.
+    pub fn rewrite_ends(&self) -> io::Result<()> {
+        let last = self.size_blocks().saturating_sub(1) * BLOCK_BYTES as u64;
+        let file = open_again(&self.file, self.direct, Access::Write)?;
+        let mut block = Box::new(AlignedBlock([0; BLOCK_BYTES]));
+        for offset_bytes in [0, last] {
+            file.read_exact_at(&mut block.0, offset_bytes)?;
+            file.write_all_at(&block.0, offset_bytes)?;
+        }
+        file.sync_data()
+    }
+
     /// Has the kernel read the partition table anew: the partitions of what was overwritten go, as far as nobody uses them.
     /// What has no partitions takes no notice.
     pub fn forget_partitions(&self) {
@@ -261,6 +280,24 @@ impl DeviceFile {
     /// writes with ENOSPC, as if it were full.
     pub(crate) fn ends_before(&self, end_bytes: u64) -> bool {
         self.kind == DeviceKind::Block && size_now(&self.file).is_none_or(|size_bytes| size_bytes < end_bytes)
+    }
+
+    /// Whether a block device has no bytes any more: it was taken out.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.ends_before(1)
+    }
+
+    /// A flush failed. What the device had in its cache may be gone, and the kernel tells that once: no later flush of
+    /// any processor may succeed until the device is opened again.
+    pub(crate) fn note_failed_flush(&self, error: DeviceError) {
+        // The first one counts.
+        let _ = self.failed_flush.set(error);
+    }
+
+    /// The error of the first flush that failed.
+    pub(crate) fn failed_flush(&self) -> Option<DeviceError> {
+        self.failed_flush.get().copied()
     }
 
     pub(crate) fn file(&self) -> &File {
@@ -312,6 +349,7 @@ fn open(path: &Path, access: Access) -> Result<DeviceFile, Problem> {
         direct,
         passthrough: None,
         refused: None,
+        failed_flush: OnceLock::new(),
     })
 }
 

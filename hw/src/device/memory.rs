@@ -162,6 +162,7 @@ impl MemoryDevice {
 impl BlockDevice for MemoryDevice {
     fn submit(&mut self, mut operation: Box<Operation>) -> Result<(), Full> {
         operation.result = Ok(());
+        operation.failures.clear();
         if self.submitted.len() < FETCHED_AHEAD {
             self.fetch(&operation);
         }

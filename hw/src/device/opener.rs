@@ -63,11 +63,7 @@ impl OpenDevice for Opener {
 
     fn write(&mut self, device: DeviceIndex, offset_bytes: u64, bytes: &[u8]) -> Result<(), DeviceError> {
         assert!(bytes.len().is_multiple_of(BLOCK_BYTES) && offset_bytes.is_multiple_of(BLOCK_BYTES as u64));
-        let file = self
-            .files
-            .files
-            .get(usize::from(device.0))
-            .ok_or(DeviceError::Gone)?;
+        let file = self.files.get(usize::from(device.0)).ok_or(DeviceError::Gone)?;
         let mut bounce = Bounce::new(bytes.len());
         let mut offset = offset_bytes;
         for piece in bytes.chunks(BOUNCE_BYTES) {
@@ -82,11 +78,7 @@ impl OpenDevice for Opener {
     }
 
     fn flush(&mut self, device: DeviceIndex) -> Result<(), DeviceError> {
-        let file = self
-            .files
-            .files
-            .get(usize::from(device.0))
-            .ok_or(DeviceError::Gone)?;
+        let file = self.files.get(usize::from(device.0)).ok_or(DeviceError::Gone)?;
         file.file().sync_data().map_err(|error| failure(&error))
     }
 }
@@ -95,8 +87,8 @@ fn read_some(files: &PoolFiles, reads: &mut [Transferred<'_>]) {
     let longest = reads.iter().map(|read| read.bytes.len()).max().unwrap_or(0);
     let mut bounce = Bounce::new(longest);
     for read in reads {
-        read.result = match files.files.get(usize::from(read.device.0)) {
-            Some(file) => read_one(file, read, &mut bounce).map_err(|error| failure(&error)),
+        read.result = match files.get(usize::from(read.device.0)) {
+            Some(file) => read_one(&file, read, &mut bounce).map_err(|error| failure(&error)),
             None => Err(DeviceError::Gone),
         };
     }

@@ -1,5 +1,6 @@
 //! Cutting transfers into what becomes one entry of a ring, or one command of a device.
 
+use io_uring::types::Timespec;
 use stillpoint_processor::ports::{Buffer, Segment, Transfer};
 
 /// Bytes of a page of memory, as devices count them.
@@ -28,27 +29,34 @@ impl Limits {
 /// What becomes one entry.
 #[derive(Clone, Copy)]
 pub(super) struct Part {
-    pub device: usize,
+    /// The device that it goes to, as [`super::queue::targets::Targets`] counts them.
+    pub target: usize,
+    /// Which of its operation's transfers it is a part of.
+    pub transfer: u32,
     pub offset_bytes: u64,
     pub left_bytes: u64,
     pub first_vector: usize,
     pub vector_count: usize,
     /// How often it was tried again, where that has an end.
     pub tries: u8,
+    /// How long it has to wait before it is tried again, if it has to.
+    pub pause: Option<Timespec>,
     /// It was last sent with a registered buffer.
     pub registered: bool,
 }
 
 impl Part {
     /// A part of a device's range that has no memory yet.
-    pub fn of(device: usize, offset_bytes: u64, left_bytes: u64, first_vector: usize) -> Self {
+    pub fn of(target: usize, offset_bytes: u64, left_bytes: u64, first_vector: usize) -> Self {
         Self {
-            device,
+            target,
+            transfer: 0,
             offset_bytes,
             left_bytes,
             first_vector,
             vector_count: 0,
             tries: 0,
+            pause: None,
             registered: false,
         }
     }
@@ -61,7 +69,7 @@ impl Part {
 
 /// Makes the parts of a read or write, and the vectors that they use.
 pub(super) fn cut(
-    device: usize,
+    target: usize,
     transfer: &Transfer,
     segments: &[Segment],
     buffers: &mut [Buffer],
@@ -77,7 +85,7 @@ pub(super) fn cut(
         total == transfer.length_bytes && total > 0,
         "segments add up to their transfer"
     );
-    let mut part = Part::of(device, transfer.offset_bytes, 0, vectors.len());
+    let mut part = Part::of(target, transfer.offset_bytes, 0, vectors.len());
     let mut pages = 0;
     for segment in segments {
         let start = segment.offset_bytes as usize;
@@ -88,7 +96,7 @@ pub(super) fn cut(
             let fits = room(&part, pages, address, rest.len(), limits);
             if fits == 0 {
                 parts.push(part);
-                part = Part::of(device, part.offset_bytes + part.left_bytes, 0, vectors.len());
+                part = Part::of(target, part.offset_bytes + part.left_bytes, 0, vectors.len());
                 pages = 0;
                 continue;
             }
@@ -132,12 +140,12 @@ fn pages_of(address: usize, length: usize) -> usize {
 }
 
 /// Makes the parts of a range without memory, none longer than `bytes_max`.
-pub(super) fn cut_range(device: usize, transfer: &Transfer, bytes_max: u64, parts: &mut Vec<Part>) {
+pub(super) fn cut_range(target: usize, transfer: &Transfer, bytes_max: u64, parts: &mut Vec<Part>) {
     let end_bytes = transfer.offset_bytes + transfer.length_bytes;
     let mut offset_bytes = transfer.offset_bytes;
     loop {
         let left_bytes = (end_bytes - offset_bytes).min(bytes_max);
-        parts.push(Part::of(device, offset_bytes, left_bytes, 0));
+        parts.push(Part::of(target, offset_bytes, left_bytes, 0));
         offset_bytes += left_bytes;
         if offset_bytes == end_bytes {
             return;

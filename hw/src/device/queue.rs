@@ -3,30 +3,35 @@
 //! An operation waits in a slot, with its buffers, until every one of its entries has completed; then it
 //! goes back to the processor, once. A transfer of several segments is one vectored entry. What a short
 //! transfer left over is submitted again. Namespaces that take our own commands have rings of their own ([`commands`]).
+//! Devices may come and go meanwhile ([`targets`]): what is asked of one that is not there ends at once.
 //!
 //! ```text
-//! submit ──> ready ──start──> in the kernel ──complete──> ready again (short) | completed ──poll──>
+//! submit ──> ready ──start──> in the kernel ──complete──> ready again (short, after a pause) | completed ──poll──>
 //! ```
 
 mod commands;
+pub(super) mod targets;
+#[cfg(test)]
+mod tests;
 
+use super::PoolFiles;
 use super::nvme::command::DatasetRange;
 use super::nvme::ring::{CommandRings, Ended};
 use super::parts::{Part, advance, cut, cut_range};
-use super::{DeviceFile, PoolFiles};
 use crate::buffers::Arenas;
 use crate::ring::{Completion, FileSlot, Owner, Ring, mark, on_file};
-use commands::Namespace;
 use io_uring::{opcode, squeue, types};
 use std::collections::VecDeque;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use stillpoint_processor::ports::{BlockDevice, DeviceError, Full, Operation, OperationKind};
+use targets::Targets;
 
 /// Operations of one pool that one processor has in flight at most.
 pub const OPERATIONS_MAX: usize = 256;
 /// Discards in the kernel at the same time at most: they are advice, and slow on some file systems.
 const DISCARDS_MAX: usize = 2;
+/// Set in the mark of a pause, which is an entry of a part that goes to no device.
+const PAUSE: u64 = 1 << 47;
 
 /// What the devices of a pool did for one processor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,8 +73,8 @@ impl DeviceFigures {
 pub struct Devices {
     files: Arc<PoolFiles>,
     arenas: Arc<Arenas>,
-    targets: Vec<Target>,
-    /// For the namespaces among the targets.
+    targets: Targets,
+    /// For the namespaces among the targets; made with the first of them.
     rings: Option<CommandRings>,
     ended: Vec<Ended>,
     /// This pool's place on the processor: part of every entry's mark.
@@ -77,21 +82,13 @@ pub struct Devices {
     slots: Vec<Slot>,
     free: Vec<u32>,
     ready: VecDeque<(u32, u32)>,
-    /// Entries in the kernel.
+    /// Entries, commands and pauses in the kernel.
     in_kernel: usize,
     discards: usize,
     /// Discards are advice: see [`Self::discards_are_requests`].
     advice: bool,
     completed: Vec<Box<Operation>>,
     figures: DeviceFigures,
-}
-
-#[derive(Debug)]
-struct Target {
-    slot: FileSlot,
-    discards: bool,
-    /// Set if it takes our own commands.
-    namespace: Option<Namespace>,
 }
 
 /// An operation in flight.
@@ -110,21 +107,12 @@ impl Devices {
     /// the same ring.
     #[must_use]
     pub fn new(files: Arc<PoolFiles>, arenas: Arc<Arenas>, place: u8, ring: &mut Ring) -> Self {
-        let rings = commands::rings(&files, &arenas);
-        let mut target = |file: &DeviceFile| {
-            let passthrough = file.passthrough().filter(|_| rings.is_some());
-            Target {
-                slot: ring.register_file(file.as_raw_fd()),
-                discards: passthrough.is_none_or(|passthrough| passthrough.discards),
-                namespace: passthrough.map(Namespace::of),
-            }
-        };
-        let targets = files.all().iter().map(&mut target).collect();
-        Self {
+        let places = files.places();
+        let mut devices = Self {
             files,
             arenas,
-            targets,
-            rings,
+            targets: Targets::of_places(places),
+            rings: None,
             ended: Vec::with_capacity(OPERATIONS_MAX),
             place,
             slots: (0..OPERATIONS_MAX).map(|_| Slot::default()).collect(),
@@ -135,7 +123,9 @@ impl Devices {
             advice: true,
             completed: Vec::with_capacity(OPERATIONS_MAX),
             figures: DeviceFigures::default(),
-        }
+        };
+        (0..places).for_each(|device| devices.attach(device, ring));
+        devices
     }
 
     /// Discards are no longer advice, of which some may be left out and whose end says nothing: each goes to the device, and
@@ -168,18 +158,24 @@ impl Devices {
     /// [`BlockDevice::poll`] or [`Self::may_sleep`].
     pub fn start(&mut self, ring: &mut Ring) {
         while let Some((slot, part)) = self.ready.pop_front() {
-            let device = self.slots[slot as usize].parts[part as usize].device;
-            if let Some(namespace) = self.targets[device].namespace {
-                self.push_command(namespace, slot, part);
-                self.in_kernel += 1;
-                continue;
-            }
-            let entry = self.entry(ring, slot, part);
-            // SAFETY: the entry points to the slot's vectors and, through them, to the operation's buffers.
-            // The slot keeps both untouched until `complete` has seen the last of its parts, and is leaked
+            let Part { target, pause, .. } = self.slots[slot as usize].parts[part as usize];
+            self.in_kernel += 1;
+            self.targets.at_mut(target).in_kernel += 1;
+            let entry = match self.targets.at(target).namespace {
+                _ if pause.is_some() => self.pause_entry(slot, part),
+                Some(namespace) => {
+                    self.push_command(namespace, slot, part);
+                    continue;
+                }
+                None => self.entry(ring, slot, part),
+            };
+            // SAFETY: the entry points to the slot's vectors and, through them, to the operation's buffers, or to the part's
+            // pause. The slot keeps all of these untouched until `complete` has seen the last of its parts, and is leaked
             // (`drop`) rather than freed before.
             unsafe { ring.push(&entry) };
-            self.in_kernel += 1;
+        }
+        if self.targets.someone_left() {
+            self.release(ring);
         }
     }
 
@@ -192,31 +188,59 @@ impl Devices {
             completion.owner() == Owner::Devices(self.place),
             "another pool's completion"
         );
-        self.in_kernel -= 1;
         let (slot, part) = (
-            (completion.detail() >> 24) as u32,
+            ((completion.detail() & !PAUSE) >> 24) as u32,
             completion.detail() as u32 & 0xff_ffff,
         );
+        self.came_back(slot, part);
+        if completion.detail() & PAUSE != 0 {
+            self.slots[slot as usize].parts[part as usize].pause = None;
+            return self.again(slot, part);
+        }
         let result = completion.result();
-        let failure = (result < 0).then_some(DeviceError::Os(-result));
-        let ended = match self.slots[slot as usize].kind() {
+        match self.slots[slot as usize].kind() {
             OperationKind::Read | OperationKind::Write => self.moved(slot, part, result),
             OperationKind::Flush => {
-                self.flushed(slot, failure);
-                true
+                let failure = (result < 0).then(|| self.error_of(slot, part, -result));
+                self.flushed(slot, part, failure);
             }
             OperationKind::Discard => {
-                self.discards -= 1;
-                let device = self.slots[slot as usize].parts[part as usize].device;
-                if let Some(error) = failure {
-                    self.discard_failed(slot, device, error);
-                }
-                true
+                let failure = (result < 0).then(|| self.error_of(slot, part, -result));
+                self.discarded(slot, part, failure);
             }
-        };
-        if ended {
-            self.end_part(slot);
         }
+    }
+
+    /// An entry, command or pause of a part is no longer in the kernel.
+    fn came_back(&mut self, slot: u32, part: u32) {
+        self.in_kernel -= 1;
+        let target = self.slots[slot as usize].parts[part as usize].target;
+        self.targets.came_back(target);
+    }
+
+    /// A part waits for its turn once more, unless its device is to get nothing more.
+    fn again(&mut self, slot: u32, part: u32) {
+        let target = self.slots[slot as usize].parts[part as usize].target;
+        if self.targets.serves(target) {
+            self.ready.push_back((slot, part));
+        } else {
+            self.end_gone(slot, part);
+        }
+    }
+
+    /// Ends a part that did not get to its device: it is gone.
+    fn end_gone(&mut self, slot: u32, part: u32) {
+        match self.slots[slot as usize].kind() {
+            OperationKind::Discard => self.discarded(slot, part, Some(DeviceError::Gone)),
+            _ => self.end_failed(slot, part, DeviceError::Gone),
+        }
+    }
+
+    /// Ends a part with this error.
+    fn end_failed(&mut self, slot: u32, part: u32, error: DeviceError) {
+        self.figures.errors += 1;
+        self.slots[slot as usize].fail(part, error);
+        self.end_part(slot);
     }
 
     /// Gives up its places in the ring. Everything must have come back.
@@ -225,11 +249,9 @@ impl Devices {
             self.in_kernel == 0,
             "devices are closed when nothing is in flight"
         );
-        for target in &self.targets {
-            ring.forget_file(target.slot);
-        }
+        self.targets.forget_all(ring);
         if let Some(rings) = self.rings.take() {
-            rings.close();
+            rings.close(ring);
         }
     }
 
@@ -237,14 +259,14 @@ impl Devices {
         let state = &self.slots[slot as usize];
         let kind = state.kind();
         let Part {
-            device,
+            target,
             offset_bytes,
             left_bytes,
             first_vector,
             vector_count,
             ..
         } = state.parts[part as usize];
-        let file = self.targets[device].slot;
+        let file = self.targets.at(target).slot;
         let entry = match kind {
             OperationKind::Flush => on_file!(file, |file| {
                 opcode::Fsync::new(file)
@@ -267,10 +289,22 @@ impl Devices {
             }
         };
         self.figures.count(kind);
-        entry.user_data(mark(
+        entry.user_data(self.mark(slot, part))
+    }
+
+    /// The entry that is nothing but the wait before a part is tried again.
+    fn pause_entry(&self, slot: u32, part: u32) -> squeue::Entry {
+        let pause = &self.slots[slot as usize].parts[part as usize].pause;
+        let time = pause.as_ref().expect("a pause was asked for");
+        let entry = opcode::Timeout::new(core::ptr::from_ref(time)).build();
+        entry.user_data(self.mark(slot, part) | PAUSE)
+    }
+
+    fn mark(&self, slot: u32, part: u32) -> u64 {
+        mark(
             Owner::Devices(self.place),
             u64::from(slot) << 24 | u64::from(part),
-        ))
+        )
     }
 
     /// The registered buffer that holds all of these pieces, if there is one and the kernel can use it.
@@ -288,80 +322,84 @@ impl Devices {
             .then_some(first)
     }
 
-    /// A read or write moved some bytes; returns whether the part has ended.
-    fn moved(&mut self, slot: u32, part: u32, result: i32) -> bool {
+    /// A read or write moved some bytes.
+    fn moved(&mut self, slot: u32, part: u32, result: i32) {
         let state = &mut self.slots[slot as usize];
-        let operation = state
-            .operation
-            .as_mut()
-            .expect("an entry in flight has its operation");
         let piece = &mut state.parts[part as usize];
         match result {
-            ..0 => {
-                let errno = -result;
-                if errno == libc::EAGAIN || errno == libc::EINTR {
-                    self.ready.push_back((slot, part));
-                    return false;
-                }
-                self.figures.errors += 1;
-                let end_bytes = piece.offset_bytes + piece.left_bytes;
-                let lost = errno == libc::ENOSPC && self.files.all()[piece.device].ends_before(end_bytes);
-                operation.result = Err(if lost {
-                    DeviceError::Gone
-                } else {
-                    DeviceError::Os(errno)
-                });
-                true
-            }
-            0 => {
-                self.figures.errors += 1;
-                operation.result = Err(DeviceError::Short);
-                true
+            ..0 if matches!(-result, libc::EAGAIN | libc::EINTR) => self.again(slot, part),
+            ..=0 => {
+                let error = self.error_of(slot, part, -result);
+                self.end_failed(slot, part, error);
             }
             1.. => {
                 let moved = result as u64;
                 assert!(moved <= piece.left_bytes, "the kernel moved more than was asked");
-                match operation.kind {
+                piece.offset_bytes += moved;
+                piece.left_bytes -= moved;
+                let rest_bytes = piece.left_bytes;
+                if rest_bytes > 0 {
+                    advance(&mut state.vectors, piece, moved as usize);
+                }
+                match state.kind() {
                     OperationKind::Read => self.figures.read_bytes += moved,
                     _ => self.figures.written_bytes += moved,
                 }
-                piece.offset_bytes += moved;
-                piece.left_bytes -= moved;
-                if piece.left_bytes == 0 {
-                    return true;
+                if rest_bytes == 0 {
+                    return self.end_part(slot);
                 }
                 self.figures.short_transfers += 1;
-                advance(&mut state.vectors, piece, moved as usize);
-                self.ready.push_back((slot, part));
-                false
+                self.again(slot, part);
             }
         }
     }
 
-    /// A flush ended, with this error.
-    fn flushed(&mut self, slot: u32, error: Option<DeviceError>) {
-        if let Some(error) = error {
-            self.files.note_failed_flush(error);
+    /// What the failure of an entry means; 0: nothing was moved. A block device that was taken out has no bytes left: what is
+    /// asked of it is then beyond its end, with whatever number the kernel has for that.
+    fn error_of(&self, slot: u32, part: u32, errno: i32) -> DeviceError {
+        let piece = &self.slots[slot as usize].parts[part as usize];
+        let end_bytes = (piece.offset_bytes + piece.left_bytes).max(1);
+        if self.targets.at(piece.target).file.ends_before(end_bytes) {
+            return DeviceError::Gone;
         }
-        if let Some(error) = self.files.failed_flush() {
-            self.figures.errors += 1;
-            self.slots[slot as usize].fail(error);
+        match errno {
+            0 => DeviceError::Short,
+            errno => DeviceError::Os(errno),
         }
     }
 
-    /// A discard of a device ended so. As advice it says whether there is any use in more.
-    fn discard_failed(&mut self, slot: u32, device: usize, error: DeviceError) {
-        const INVALID_OPCODE: u16 = 1;
-        if !self.advice {
-            self.figures.errors += 1;
-            self.slots[slot as usize].fail(error);
+    /// A flush ended, with this error.
+    fn flushed(&mut self, slot: u32, part: u32, error: Option<DeviceError>) {
+        let target = self.slots[slot as usize].parts[part as usize].target;
+        let file = &self.targets.at(target).file;
+        if let Some(error) = error {
+            file.note_failed_flush(error);
         }
+        match file.failed_flush() {
+            Some(error) => self.end_failed(slot, part, error),
+            None => self.end_part(slot),
+        }
+    }
+
+    /// A discard ended, with this error. As advice it says whether there is any use in more.
+    fn discarded(&mut self, slot: u32, part: u32, error: Option<DeviceError>) {
+        const INVALID_OPCODE: u16 = 1;
+        self.discards -= 1;
+        let Some(error) = error else {
+            return self.end_part(slot);
+        };
         let never = match error {
             DeviceError::Os(errno) => matches!(errno, libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV),
             DeviceError::Nvme { status, .. } => status == INVALID_OPCODE,
             DeviceError::Short | DeviceError::Gone => true,
         };
-        self.targets[device].discards &= !never;
+        let target = self.slots[slot as usize].parts[part as usize].target;
+        self.targets.at_mut(target).discards &= !never;
+        if self.advice {
+            self.end_part(slot);
+        } else {
+            self.end_failed(slot, part, error);
+        }
     }
 
     fn end_part(&mut self, slot: u32) {
@@ -381,7 +419,10 @@ impl Devices {
     /// Whether the namespaces among its devices can do this: the kernel tells of files and block devices.
     fn is_aligned(&self, operation: &Operation) -> bool {
         operation.transfers.iter().all(|transfer| {
-            let namespace = self.targets[usize::from(transfer.device.0)].namespace;
+            let namespace = self
+                .targets
+                .of(transfer.device)
+                .and_then(|target| target.namespace);
             let part = Part::of(0, transfer.offset_bytes, transfer.length_bytes, 0);
             namespace.is_none_or(|namespace| part.is_aligned(namespace.block_bytes()))
         })
@@ -389,25 +430,71 @@ impl Devices {
 
     /// Whether this discard goes to the device or is skipped as the advice that it is.
     fn wants(&self, operation: &Operation) -> bool {
+        let takes_discards = |device| self.targets.of(device).is_some_and(|target| target.discards);
         operation.kind != OperationKind::Discard
             || !self.advice
             || self.discards + operation.transfers.len() <= DISCARDS_MAX
                 && operation
                     .transfers
                     .iter()
-                    .all(|transfer| self.targets[usize::from(transfer.device.0)].discards)
+                    .all(|transfer| takes_discards(transfer.device))
+    }
+
+    /// Cuts an operation into parts. A transfer to a place that is empty fails; one that has nothing to do has no part.
+    fn cut(&mut self, slot: u32, operation: &mut Operation) {
+        let state = &mut self.slots[slot as usize];
+        let Operation {
+            kind,
+            transfers,
+            segments,
+            buffers,
+            result,
+            failures,
+            ..
+        } = operation;
+        for (index, transfer) in (0..).zip(transfers.iter()) {
+            let first_part = state.parts.len();
+            let Some(number) = self.targets.number_of(transfer.device) else {
+                self.figures.errors += 1;
+                *result = Err(DeviceError::Gone);
+                failures.push((index, DeviceError::Gone));
+                continue;
+            };
+            let target = self.targets.at(number);
+            match kind {
+                OperationKind::Flush if target.keeps_all() => {}
+                OperationKind::Flush => cut_range(number, transfer, u64::MAX, &mut state.parts),
+                OperationKind::Discard => {
+                    cut_range(number, transfer, target.discard_bytes_max(), &mut state.parts);
+                }
+                OperationKind::Read | OperationKind::Write => {
+                    let first = transfer.first_segment as usize;
+                    let segments = &segments[first..first + transfer.segment_count as usize];
+                    let (limits, parts) = (target.limits(), &mut state.parts);
+                    cut(
+                        number,
+                        transfer,
+                        segments,
+                        buffers,
+                        limits,
+                        parts,
+                        &mut state.vectors,
+                    );
+                }
+            }
+            for part in &mut state.parts[first_part..] {
+                part.transfer = index;
+            }
+        }
     }
 }
 
 impl BlockDevice for Devices {
     fn submit(&mut self, mut operation: Box<Operation>) -> Result<(), Full> {
         operation.result = Ok(());
+        operation.failures.clear();
         if !self.wants(&operation) {
             self.figures.discards_skipped += 1;
-            self.completed.push(operation);
-            return Ok(());
-        }
-        if operation.transfers.is_empty() {
             self.completed.push(operation);
             return Ok(());
         }
@@ -419,38 +506,12 @@ impl BlockDevice for Devices {
         let Some(slot) = self.free.pop() else {
             return Err(Full(operation));
         };
+        self.cut(slot, &mut operation);
         let state = &mut self.slots[slot as usize];
-        let Operation {
-            kind,
-            transfers,
-            segments,
-            buffers,
-            ..
-        } = &mut *operation;
-        for transfer in transfers.iter() {
-            let device = usize::from(transfer.device.0);
-            assert!(device < self.targets.len(), "a device of this pool");
-            let target = &self.targets[device];
-            match kind {
-                OperationKind::Flush => cut_range(device, transfer, u64::MAX, &mut state.parts),
-                OperationKind::Discard => {
-                    cut_range(device, transfer, target.discard_bytes_max(), &mut state.parts);
-                }
-                OperationKind::Read | OperationKind::Write => {
-                    let first = transfer.first_segment as usize;
-                    let segments = &segments[first..first + transfer.segment_count as usize];
-                    let limits = target.limits();
-                    cut(
-                        device,
-                        transfer,
-                        segments,
-                        buffers,
-                        limits,
-                        &mut state.parts,
-                        &mut state.vectors,
-                    );
-                }
-            }
+        if state.parts.is_empty() {
+            self.free.push(slot);
+            self.completed.push(operation);
+            return Ok(());
         }
         if operation.kind == OperationKind::Discard {
             self.discards += state.parts.len();
@@ -474,7 +535,7 @@ impl Drop for Devices {
         if self.in_kernel > 0 {
             // The kernel may still write to their memory, and to the devices: these stay claimed.
             std::mem::forget(std::mem::take(&mut self.slots));
-            std::mem::forget(Arc::clone(&self.files));
+            self.targets.leak();
         }
     }
 }

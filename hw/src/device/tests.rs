@@ -115,6 +115,17 @@ impl Bench {
         assert!(self.devices.submit(operation).is_ok(), "there is room");
     }
 
+    /// Takes a device out of its place.
+    fn pull(&self, device: usize) -> Arc<DeviceFile> {
+        self.files.take(device).expect("there")
+    }
+
+    /// Opens it anew; nobody may have it any more.
+    fn put_back(&self, device: usize) {
+        let file = DeviceFile::open(&self.paths[device]).expect("everybody has let go of it");
+        self.files.put(device, file);
+    }
+
     #[allow(clippy::boxed_local)]
     fn give_back(&mut self, mut operation: Box<Operation>) {
         for buffer in operation.buffers.drain(..) {
@@ -212,23 +223,196 @@ fn registered_memory_carries_single_and_vectored_transfers() {
 }
 
 #[test]
-fn after_a_failed_flush_no_flush_of_any_processor_succeeds() {
+fn after_a_failed_flush_no_flush_of_that_device_succeeds_on_any_processor() {
     for mut bench in benches() {
-        let flush = |bench: &mut Bench| {
-            let flush = bench.operation(OperationKind::Flush, 8, &[(0, 0, &[])]);
+        let flush = |bench: &mut Bench, devices: &[u8]| {
+            let pieces: Vec<(u8, u64, &[usize])> =
+                devices.iter().map(|&device| (device, 0, &[][..])).collect();
+            let flush = bench.operation(OperationKind::Flush, 8, &pieces);
             bench.submit(flush);
             bench.run(1)[0].result
         };
-        assert_eq!(flush(&mut bench), Ok(()));
+        assert_eq!(flush(&mut bench, &[0, 1]), Ok(()));
         // As another processor's ring would be told.
-        bench.files.note_failed_flush(DeviceError::Os(5));
-        bench.files.note_failed_flush(DeviceError::Os(28));
-        assert_eq!(
-            flush(&mut bench),
-            Err(DeviceError::Os(5)),
-            "the first error stays"
-        );
+        let failing = bench.files.get(0).expect("there");
+        failing.note_failed_flush(DeviceError::Os(5));
+        failing.note_failed_flush(DeviceError::Os(28));
+        for devices in [&[0][..], &[0, 1], &[1, 0]] {
+            let failed = flush(&mut bench, devices);
+            assert_eq!(failed, Err(DeviceError::Os(5)), "the first error stays");
+        }
+        assert_eq!(flush(&mut bench, &[1]), Ok(()), "the other one did not fail");
+        // Opened again, it is as good as new.
+        drop(failing);
+        bench.pull(0);
+        bench.devices.detach(0, &mut bench.ring);
+        bench.put_back(0);
+        bench.devices.attach(0, &mut bench.ring);
+        assert_eq!(flush(&mut bench, &[0, 1]), Ok(()));
     }
+}
+
+#[test]
+fn what_is_asked_of_an_empty_place_ends_at_once_and_the_others_go_on() {
+    for mut bench in benches() {
+        bench.pull(0);
+        bench.devices.detach(0, &mut bench.ring);
+        bench.devices.detach(0, &mut bench.ring);
+        for (tag, kind) in [
+            OperationKind::Read,
+            OperationKind::Write,
+            OperationKind::Flush,
+            OperationKind::Discard,
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let lengths: &[usize] = match kind {
+                OperationKind::Read | OperationKind::Write => &[4096],
+                _ => &[],
+            };
+            let operation = bench.operation(kind, tag as u64, &[(0, 0, lengths)]);
+            bench.submit(operation);
+            // Nothing goes to the kernel.
+            let mut back = Vec::new();
+            bench.devices.poll(&mut back);
+            let advice = kind == OperationKind::Discard;
+            let wanted = if advice { Ok(()) } else { Err(DeviceError::Gone) };
+            assert_eq!(back[0].result, wanted, "{kind:?}");
+        }
+        let mut both = bench.operation(OperationKind::Write, 9, &[(0, 0, &[4096]), (1, 8192, &[4096])]);
+        fill(&mut both.buffers[1], 77);
+        bench.submit(both);
+        let back = bench.run(1);
+        assert_eq!(back[0].result, Err(DeviceError::Gone));
+        assert_eq!(back[0].failures, [(0, DeviceError::Gone)]);
+        let mut written = [0; 4096];
+        let file = File::open(&bench.paths[1]).expect("there");
+        file.read_exact_at(&mut written, 8192).expect("read");
+        assert_eq!(
+            written[..],
+            back[0].buffers[1].bytes()[..4096],
+            "the other one was done"
+        );
+        assert_eq!(bench.devices.in_flight(), 0);
+    }
+}
+
+#[test]
+fn a_device_leaves_while_it_works_and_comes_back() {
+    for mut bench in benches() {
+        let registered = bench.ring.file_slots_free();
+        for tag in 0..64 {
+            let read = bench.operation(
+                OperationKind::Read,
+                tag,
+                &[((tag % 2) as u8, tag * 4096, &[65536])],
+            );
+            bench.submit(read);
+            if tag == 31 {
+                // These are in the kernel when it leaves, the others wait.
+                bench.devices.start(&mut bench.ring);
+                bench.ring.submit().expect("submitted");
+            }
+        }
+        let left = bench.pull(0);
+        bench.devices.detach(0, &mut bench.ring);
+        let mut back = bench.run(64);
+        for operation in back.drain(..) {
+            let refused = operation.tag % 2 == 0 && operation.tag > 31;
+            let wanted = if refused { Err(DeviceError::Gone) } else { Ok(()) };
+            assert_eq!(operation.result, wanted, "{}", operation.tag);
+            bench.give_back(operation);
+        }
+        bench.devices.start(&mut bench.ring);
+        assert_eq!(Arc::strong_count(&left), 1, "everybody has let go of it");
+        assert!(bench.ring.file_slots_free() >= registered);
+        drop(left);
+        bench.put_back(0);
+        let refused = bench.operation(OperationKind::Read, 1, &[(0, 0, &[4096])]);
+        bench.submit(refused);
+        assert_eq!(
+            bench.run(1)[0].result,
+            Err(DeviceError::Gone),
+            "not served before it is attached"
+        );
+        bench.devices.attach(0, &mut bench.ring);
+        bench.devices.attach(0, &mut bench.ring);
+        let write = bench.operation(OperationKind::Write, 1, &[(0, 0, &[4096]), (1, 0, &[4096])]);
+        bench.submit(write);
+        assert_eq!(bench.run(1)[0].result, Ok(()));
+        assert_eq!(bench.ring.file_slots_free(), registered);
+    }
+}
+
+#[test]
+fn a_device_that_works_while_another_takes_its_place_ends_what_it_began() {
+    let mut bench = bench_in(directory_on("/var/tmp"), RingOptions::default(), false);
+    // One page cache read of a pipe's worth would end at once; a queue of large ones does not.
+    for tag in 0..16 {
+        let read = bench.operation(OperationKind::Read, tag, &[(0, tag * 65536, &[65536])]);
+        bench.submit(read);
+    }
+    bench.devices.start(&mut bench.ring);
+    bench.ring.submit().expect("submitted");
+    let left = bench.pull(0);
+    let other = bench.paths[0].with_extension("other");
+    let new = DeviceFile::create(&other, 16 << 20).expect("made");
+    bench.files.put(0, new);
+    // What is in the place now is served; what was there before leaves.
+    bench.devices.attach(0, &mut bench.ring);
+    let mut write = bench.operation(OperationKind::Write, 99, &[(0, 0, &[4096])]);
+    fill(&mut write.buffers[0], 5);
+    bench.submit(write);
+    let back = bench.run(17);
+    assert!(back.iter().all(|operation| operation.result.is_ok()));
+    bench.devices.start(&mut bench.ring);
+    assert_eq!(Arc::strong_count(&left), 1);
+    let read = |path: &Path| std::fs::read(path).expect("read")[..4096].to_vec();
+    assert!(read(&bench.paths[0]).iter().all(|&byte| byte == 0));
+    let mut wanted = Buffer::owned(4096);
+    fill(&mut wanted, 5);
+    assert_eq!(read(&other), wanted.bytes());
+}
+
+#[test]
+fn a_pool_may_be_opened_with_places_that_are_empty() {
+    let directory = directory_on("/var/tmp");
+    let path = directory.path().join("there");
+    let there = DeviceFile::create(&path, 16 << 20).expect("made");
+    let files = PoolFiles::with_missing(vec![None, Some(there), None]);
+    assert_eq!(files.places(), 3);
+    let present: Vec<usize> = files.present().map(|(device, _)| device).collect();
+    assert_eq!(present, [1]);
+    assert!(files.get(0).is_none() && files.get(1).is_some() && files.get(9).is_none());
+    let mut opener = Opener::new(Arc::clone(&files));
+    let mut bytes = [[1; 4096]; 2];
+    let mut reads: Vec<Transferred<'_>> = bytes
+        .iter_mut()
+        .zip(0..)
+        .map(|(bytes, device)| Transferred {
+            device: DeviceIndex(device),
+            offset_bytes: 0,
+            bytes,
+            result: Ok(()),
+        })
+        .collect();
+    opener.read_all(&mut reads);
+    assert_eq!(
+        [reads[0].result, reads[1].result],
+        [Err(DeviceError::Gone), Ok(())]
+    );
+    assert_eq!(
+        opener.write(DeviceIndex(2), 0, &[0; 4096]),
+        Err(DeviceError::Gone)
+    );
+    assert_eq!(opener.flush(DeviceIndex(0)), Err(DeviceError::Gone));
+    opener.flush(DeviceIndex(1)).expect("it is there");
+    drop(files.take(1));
+    assert!(files.take(1).is_none());
+    assert_eq!(opener.flush(DeviceIndex(1)), Err(DeviceError::Gone));
+    files.put(1, DeviceFile::open(&path).expect("nobody has it any more"));
+    opener.flush(DeviceIndex(1)).expect("there again");
 }
 
 #[test]
@@ -246,6 +430,29 @@ fn an_operation_over_several_devices_comes_back_once() {
         let mut more = Vec::new();
         bench.devices.poll(&mut more);
         assert!(more.is_empty());
+    }
+}
+
+#[test]
+fn an_operation_names_the_transfers_that_failed_and_the_others_are_done() {
+    for mut bench in benches() {
+        let mut write = bench.operation(OperationKind::Write, 1, &[(1, 4096, &[4096])]);
+        write.buffers[0].bytes_mut()[..4096].fill(7);
+        bench.submit(write);
+        assert_eq!(bench.run(1)[0].result, Ok(()));
+        let pieces: [(u8, u64, &[usize]); 4] = [
+            (0, 32 << 20, &[4096]),
+            (1, 4096, &[4096]),
+            (0, (16 << 20) - 4096, &[4096, 4096]),
+            (0, 0, &[4096]),
+        ];
+        let reads = bench.operation(OperationKind::Read, 2, &pieces);
+        bench.submit(reads);
+        let mut read = bench.run(1).remove(0);
+        assert_eq!(read.result, Err(DeviceError::Short));
+        read.failures.sort_by_key(|(transfer, _)| *transfer);
+        assert_eq!(read.failures, [(0, DeviceError::Short), (2, DeviceError::Short)]);
+        assert_eq!(read.buffers[1].bytes()[..4096], [7; 4096]);
     }
 }
 
@@ -409,7 +616,7 @@ fn a_killed_process_has_its_device_until_the_kernel_has_torn_down_its_ring() {
     // What a kill does to the process: every file is closed, nothing is said. The ring's work goes on for a while.
     std::mem::forget(devices);
     // SAFETY: nobody uses this number any more: `files` is forgotten, never dropped.
-    unsafe { libc::close(files.all()[0].as_raw_fd()) };
+    unsafe { libc::close(files.get(0).expect("there").as_raw_fd()) };
     std::mem::forget(files);
     let error = DeviceFile::open(&path).expect_err("writes may still be on their way");
     assert!(matches!(error.problem, Problem::InUse { .. }), "{error}");
@@ -419,6 +626,30 @@ fn a_killed_process_has_its_device_until_the_kernel_has_torn_down_its_ring() {
         assert!(begun.elapsed().as_secs() < 60, "{error}");
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
+}
+
+#[test]
+fn whether_a_device_takes_writes_is_found_out_without_a_change() {
+    let directory = directory_on("/var/tmp");
+    let path = directory.path().join("device");
+    let content: Vec<u8> = (0..100_000u32).map(|n| (n / 512) as u8).collect();
+    std::fs::write(&path, &content).expect("written");
+    let device = DeviceFile::open(&path).expect("claimed");
+    device.rewrite_ends().expect("it does");
+    assert_eq!(std::fs::read(&path).expect("there"), content);
+    // A file that can be opened to write, and never written again.
+    // SAFETY: the name is a string that ends with a zero.
+    let number = unsafe { libc::memfd_create(c"sealed".as_ptr(), libc::MFD_ALLOW_SEALING) };
+    assert!(number >= 0);
+    // SAFETY: it was just made, and nobody else has it.
+    let sealed = unsafe { <File as std::os::fd::FromRawFd>::from_raw_fd(number) };
+    sealed.set_len(1 << 20).expect("it grows");
+    // SAFETY: takes a number and touches no memory of ours.
+    let done = unsafe { libc::fcntl(number, libc::F_ADD_SEALS, libc::F_SEAL_WRITE) };
+    assert_eq!(done, 0);
+    let device = DeviceFile::open(Path::new(&format!("/proc/self/fd/{number}"))).expect("claimed");
+    let refused = device.rewrite_ends().expect_err("it does not");
+    assert_eq!(refused.raw_os_error(), Some(libc::EPERM), "{refused}");
 }
 
 #[test]

@@ -100,7 +100,7 @@ impl Namespace {
 }
 
 /// The controller above a namespace: a directory named `nvme0`, or the first in that of a subsystem of several.
-fn controller_at(parent: &Path) -> Option<String> {
+pub(super) fn controller_at(parent: &Path) -> Option<String> {
     let name = file_name(parent)?;
     if is_controller(&name) {
         return Some(name);

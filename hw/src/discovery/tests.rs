@@ -264,6 +264,30 @@ fn plain_block_devices_tell_less() {
 }
 
 #[test]
+fn nodes_are_disks_and_partitions_and_change_with_what_has_their_name() {
+    let tree = Tree::new();
+    tree.file("sys/block/loop0/size", "0\n");
+    tree.file("sys/block/sda/size", "2048\n");
+    tree.file("sys/block/sda/dev", "8:0\n");
+    tree.file("sys/block/sda/diskseq", "7\n");
+    tree.file("sys/block/sda/sda1/partition", "1\n");
+    tree.file("sys/block/sda/sda1/size", "1024\n");
+    tree.file("sys/block/sda/sda1/dev", "8:1\n");
+    tree.file("sys/block/sda/sdaq/size", "1024\n");
+    tree.file("sys/block/nvme0c0n1/size", "2048\n");
+    tree.file("sys/block/nvme0c0n1/hidden", "1\n");
+    let nodes = tree.machine().block_nodes();
+    let names: Vec<_> = nodes.iter().filter_map(|node| node.path.file_name()).collect();
+    assert_eq!(names, ["sda", "sda1"]);
+    tree.file("sys/block/sda/diskseq", "8\n");
+    let others = tree.machine().block_nodes();
+    for (node, other) in nodes.iter().zip(&others) {
+        assert_eq!(node.path, other.path);
+        assert_ne!(node.mark, other.mark);
+    }
+}
+
+#[test]
 fn a_namespace_has_one_name() {
     use super::nvme::{block_name, block_path};
     assert_eq!(block_name("ng0n1"), "nvme0n1");
@@ -287,4 +311,107 @@ fn devices_come_in_the_order_of_their_numbers() {
     let names: Vec<_> = devices.iter().map(|device| device.name.as_str()).collect();
     assert_eq!(names, ["nvme9n2", "nvme9n10", "nvme10n1", "sda"]);
     assert!(Machine::at(Path::new("/nowhere")).block_devices().is_empty());
+}
+
+/// The number of the device that a file of the tree lies on, as the tree names it.
+fn number_of_files(tree: &Tree) -> String {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = fs::metadata(tree.directory.path()).expect("there");
+    usage::number_text(metadata.dev())
+}
+
+#[test]
+fn what_lies_on_devices_is_near_their_nodes() {
+    let tree = Tree::new();
+    let first = tree.nvme("nvme0", "0000:01:00.0", "nvme0n1");
+    let second = tree.nvme("nvme1", "0000:02:00.0", "nvme1n1");
+    tree.file(
+        "sys/devices/pci0000:00/0000:00:03.0/0000:02:00.0/numa_node",
+        "0\n",
+    );
+    tree.file(&format!("{second}/nvme1n1p1/partition"), "1\n");
+    // A file, on a device of two: a namespace, and a partition of another.
+    tree.file("pool.img", "");
+    let made = "sys/devices/virtual/block/md0";
+    tree.file(&format!("{made}/size"), "8\n");
+    tree.link(&format!("{made}/slaves/nvme0n1"), &first);
+    tree.link(
+        &format!("{made}/slaves/nvme1n1p1"),
+        &format!("{second}/nvme1n1p1"),
+    );
+    let number = format!("sys/dev/block/{}", number_of_files(&tree));
+    tree.link(&number, made);
+    let file = tree.directory.path().join("pool.img");
+    let near = |paths: &[&Path]| -> Vec<(u32, usize)> {
+        let paths: Vec<PathBuf> = paths.iter().map(|path| path.to_path_buf()).collect();
+        tree.machine().nodes_of(&paths).into_iter().collect()
+    };
+    assert_eq!(near(&[&file]), [(0, 1), (1, 1)]);
+    assert_eq!(near(&[&file, &file, Path::new("/nowhere")]), [(0, 2), (1, 2)]);
+    // On a namespace itself; on one of several controllers, which lies below a subsystem.
+    let lies_on = |block: &str| {
+        fs::remove_file(tree.directory.path().join(&number)).expect("removed");
+        tree.link(&number, block);
+    };
+    lies_on(&first);
+    assert_eq!(near(&[&file]), [(1, 1)]);
+    let head = "sys/devices/virtual/nvme-subsystem/nvme-subsys1/nvme2n1";
+    tree.file(&format!("{head}/size"), "8\n");
+    tree.link(
+        "sys/devices/virtual/nvme-subsystem/nvme-subsys1/nvme1",
+        "sys/class/nvme/nvme1",
+    );
+    tree.link(
+        &format!("{head}/device"),
+        "sys/devices/virtual/nvme-subsystem/nvme-subsys1",
+    );
+    lies_on(head);
+    assert_eq!(near(&[&file]), [(0, 1)]);
+    // A machine of one node says -1.
+    tree.file(
+        "sys/devices/pci0000:00/0000:00:03.0/0000:01:00.0/numa_node",
+        "-1\n",
+    );
+    lies_on(&first);
+    assert_eq!(near(&[&file]), []);
+    // What is made of itself ends somewhere.
+    tree.link(&format!("{made}/slaves/md0"), made);
+    lies_on(made);
+    assert_eq!(near(&[&file])[0].0, 0);
+}
+
+#[test]
+fn processors_are_placed_near_the_namespaces_that_nobody_uses() {
+    let tree = Tree::new();
+    // Cores 0 and 1 on node 0, 2 and 3 on node 1.
+    for (number, node) in [(0, 0), (1, 0), (2, 1), (3, 1)] {
+        let core = format!("sys/devices/system/cpu/cpu{number}");
+        tree.file(
+            &format!("{core}/topology/physical_package_id"),
+            &format!("{node}\n"),
+        );
+        tree.file(&format!("{core}/topology/core_id"), &format!("{number}\n"));
+        tree.file(&format!("{core}/node{node}/cpulist"), "\n");
+    }
+    tree.file("sys/devices/system/node/node1/cpulist", "2-3\n");
+    tree.file("sys/devices/system/node/node2/cpulist", "\n");
+    tree.nvme("nvme0", "0000:01:00.0", "nvme0n1");
+    let machine = tree.machine();
+    let placed = |count: usize| -> Vec<u32> {
+        let root = tree.directory.path().join("sys/devices/system");
+        let cores = crate::topology::cores_below(&root, &[0, 1, 2, 3]);
+        let near = machine.nodes_of_free_namespaces();
+        let placed = crate::topology::place_processors(&cores, count, &near);
+        placed.into_iter().flatten().map(|core| core.number).collect()
+    };
+    assert_eq!(placed(2), [2, 3]);
+    assert_eq!(placed(4), [2, 3, 1, 0]);
+    assert_eq!(machine.cores_of_node(1).as_deref(), Some("2-3"));
+    assert_eq!((machine.cores_of_node(2), machine.cores_of_node(3)), (None, None));
+    // Somebody has mounted it.
+    tree.file(
+        "proc/self/mountinfo",
+        "30 22 259:0 / /srv rw - xfs /dev/nvme0n1 rw\n",
+    );
+    assert_eq!(placed(2), [1, 2]);
 }

@@ -181,7 +181,7 @@ fn open_file(path: &Path, writes: bool) -> Result<Arc<PoolFiles>, TargetError> {
 /// A namespace for commands of our own. It is claimed as a block device, so that nobody who uses it is disturbed.
 fn open_namespace(path: &Path, writes: bool) -> Result<Arc<PoolFiles>, TargetError> {
     let files = open_file(&block_path(path), writes)?.with_passthrough();
-    let file = &files.all()[0];
+    let file = files.get(0).expect("it was opened");
     let shown = path.display();
     match (file.passthrough(), file.refused()) {
         (Some(_), _) => Ok(files),
@@ -257,8 +257,8 @@ impl Opened {
     #[must_use]
     pub fn devices(&self) -> Vec<(PathBuf, bool)> {
         match self {
-            Self::File(files) => (files.all().iter())
-                .map(|file| (file.path().to_owned(), file.is_direct()))
+            Self::File(files) => (files.present())
+                .map(|(_, file)| (file.path().to_owned(), file.is_direct()))
                 .collect(),
             Self::Inside(inside) => inside.devices(),
             Self::Null(_) | Self::Nbd(..) => Vec::new(),
@@ -270,7 +270,7 @@ impl Opened {
     pub fn size_bytes(&self) -> u64 {
         match self {
             Self::Null(size_bytes) | Self::Nbd(_, size_bytes) => *size_bytes,
-            Self::File(files) => files.all()[0].size_bytes(),
+            Self::File(files) => files.get(0).map_or(0, |file| file.size_bytes()),
             Self::Inside(inside) => inside.size_bytes(),
         }
     }

@@ -15,7 +15,7 @@ use crate::cut_world;
 use crate::cut_world::small_scope::{self, Scope};
 use crate::faults::live;
 use crate::model::Broken;
-use crate::scenario;
+use crate::scenario::{self, Kind};
 
 /// A check that a planted bug meets.
 struct Check {
@@ -28,7 +28,7 @@ struct Check {
 }
 
 /// The checks, which take turns; of each at most what its short form in `tools/test` runs.
-const CHECKS: [Check; 5] = [
+const CHECKS: [Check; 6] = [
     Check {
         name: "cut",
         seeds: 20_000,
@@ -43,6 +43,18 @@ const CHECKS: [Check; 5] = [
         at_a_time: 25,
         run: |seed, bug| {
             scenario::run_with(seed, false, |plan| plan.shard_options.planted_bug = bug).map(|_| ())
+        },
+    },
+    Check {
+        name: "mirrors",
+        seeds: 300,
+        at_a_time: 25,
+        run: |seed, bug| {
+            scenario::run_with(seed, false, |plan| {
+                Kind::Mirrors.change(seed, plan);
+                plan.shard_options.planted_bug = bug;
+            })
+            .map(|_| ())
         },
     },
     Check {

@@ -5,6 +5,7 @@
 //! | a write is in flight | any of its 512-byte sectors may be there, or none |
 //! | a write has completed | reads see it; a power cut may lose, keep or tear it, each on its own |
 //! | a flush sent after that has completed | it is there for good |
+//! | it is lost | nothing is done any more; what was not flushed meets a fate of its own by the time it is back |
 //! | the process is killed | completed writes stay (in the cache); those in flight are kept, lost or torn |
 //!
 //! All processors and the synchronous calls of opening share one [`Devices`]; it knows the time from
@@ -16,6 +17,7 @@ mod open;
 mod tests;
 
 pub(crate) use disk::each_page;
+use disk::each_page_of;
 pub use disk::{CrashFate, Disk};
 pub use open::OpenPort;
 
@@ -76,12 +78,26 @@ pub struct DeviceCounts {
 struct InFlight {
     operation: Box<Operation>,
     port: usize,
+    /// Per transfer, the life of its device in which it was sent.
+    lives: Vec<u32>,
     /// For a flush: per transfer, the writes that it covers.
     covered: Vec<u64>,
 }
 
+/// How a device is while it is there, or is not.
+#[derive(Clone, Copy, Default)]
+struct Presence {
+    /// Losses and returns so far: what was sent in one life does nothing in the next.
+    life: u32,
+    /// Lost, and operations take so much longer to fail.
+    lost: Option<u64>,
+}
+
 struct Room {
     disks: Vec<Disk>,
+    presence: Vec<Presence>,
+    /// Of an operation that fails, one transfer fails and not all.
+    fails_in_parts: bool,
     habits: DeviceHabits,
     random: Random,
     now_ns: u64,
@@ -113,6 +129,8 @@ impl Devices {
     pub fn new(sizes_blocks: &[u64], habits: DeviceHabits, random: Random) -> Self {
         let room = Room {
             disks: sizes_blocks.iter().map(|&size| Disk::new(size)).collect(),
+            presence: vec![Presence::default(); sizes_blocks.len()],
+            fails_in_parts: false,
             habits,
             random,
             now_ns: 0,
@@ -124,6 +142,46 @@ impl Devices {
         };
         Self {
             room: Rc::new(RefCell::new(room)),
+        }
+    }
+
+    /// From now on an operation that fails does so for one of its transfers, which it names.
+    pub fn fail_in_parts(&self) {
+        self.room.borrow_mut().fails_in_parts = true;
+    }
+
+    /// A device is lost: what it is asked fails, after `hang_ns` more than it takes otherwise.
+    pub fn lose(&self, device: usize, hang_ns: u64) {
+        let mut guard = self.room.borrow_mut();
+        let room = &mut *guard;
+        let presence = &mut room.presence[device];
+        presence.life += 1;
+        presence.lost = Some(hang_ns);
+        let touches = |entry: &InFlight| {
+            let mut transfers = entry.operation.transfers.iter();
+            transfers.any(|transfer| usize::from(transfer.device.0) == device)
+        };
+        for ((due_ns, number), entry) in std::mem::take(&mut room.in_flight) {
+            let later_ns = if touches(&entry) { hang_ns } else { 0 };
+            room.in_flight.insert((due_ns + later_ns, number), entry);
+        }
+    }
+
+    /// Whether a device is lost.
+    #[must_use]
+    pub fn is_lost(&self, device: usize) -> bool {
+        self.room.borrow().presence[device].lost.is_some()
+    }
+
+    /// A lost device is there again; what it had not flushed meets this fate. Or a blank one takes its place.
+    pub fn bring_back(&self, device: usize, fate: Option<CrashFate>) {
+        let mut guard = self.room.borrow_mut();
+        let room = &mut *guard;
+        room.presence[device].life += 1;
+        room.presence[device].lost = None;
+        match fate {
+            Some(fate) => room.disks[device].crash(true, fate, Vec::new(), &mut room.random),
+            None => room.disks[device] = Disk::new(room.disks[device].size_blocks()),
         }
     }
 
@@ -214,7 +272,9 @@ impl Devices {
         for InFlight { operation, .. } in in_flight.into_values() {
             if operation.kind == OperationKind::Write {
                 each_page(&operation, |device, block, page| {
-                    pages[device].push((block, page))
+                    if room.presence[device].lost.is_none() {
+                        pages[device].push((block, page));
+                    }
                 });
             }
         }
@@ -242,6 +302,8 @@ impl Devices {
         }
         let after = Room {
             disks,
+            presence: room.presence.clone(),
+            fails_in_parts: room.fails_in_parts,
             habits: room.habits,
             random,
             now_ns: room.now_ns,
@@ -269,10 +331,10 @@ impl Devices {
         self.room.borrow().counts
     }
 
-    /// The devices' sizes in blocks.
-    #[must_use]
-    pub fn sizes_blocks(&self) -> Vec<u64> {
-        self.room.borrow().disks.iter().map(Disk::size_blocks).collect()
+    /// Makes everything written to a device durable.
+    pub fn flush(&self, device: usize) {
+        let disk = &mut self.room.borrow_mut().disks[device];
+        disk.flush(disk.writes());
     }
 
     /// Reads a block as it is now, without any operation: for checkers.
@@ -295,6 +357,7 @@ impl Room {
         let InFlight {
             mut operation,
             port,
+            lives,
             covered,
         } = done;
         let errors = match operation.kind {
@@ -303,61 +366,84 @@ impl Room {
             OperationKind::Discard => 0,
         };
         let failed = errors > 0 && self.random.below(10_000) < errors;
-        operation.result = if failed { Err(DeviceError::Os(5)) } else { Ok(()) };
+        operation.result = Ok(());
+        operation.failures.clear();
+        if failed && self.fails_in_parts {
+            let transfer = self.random.below(operation.transfers.len() as u64) as u32;
+            operation.fail(transfer, DeviceError::Os(5));
+        } else if failed {
+            operation.result = Err(DeviceError::Os(5));
+        }
         self.counts.failed += u64::from(failed);
-        match operation.kind {
-            OperationKind::Read if !failed => self.read(&mut operation),
-            OperationKind::Read => {}
-            OperationKind::Write => self.write(&operation, failed),
-            OperationKind::Flush if !failed => {
-                for (transfer, covered) in operation.transfers.iter().zip(covered) {
-                    self.disks[usize::from(transfer.device.0)].flush(covered);
-                }
+        for (index, life) in (0..).zip(lives) {
+            let presence = self.presence[usize::from(operation.transfers[index].device.0)];
+            if presence.lost.is_some() || presence.life != life {
+                operation.fail(index as u32, DeviceError::Gone);
             }
-            OperationKind::Flush => {}
-            OperationKind::Discard => {
-                for transfer in &operation.transfers {
-                    let first = transfer.offset_bytes / BLOCK_BYTES as u64;
-                    let count = transfer.length_bytes / BLOCK_BYTES as u64;
-                    for block in first..first + count {
-                        // Advice that a device may follow, or not.
-                        if self.random.percent(50) {
-                            self.disks[usize::from(transfer.device.0)].write(block, disk::zero_page());
-                        }
-                    }
-                }
-            }
+        }
+        for index in 0..operation.transfers.len() {
+            self.transfer(&mut operation, index, &covered);
         }
         self.depth[port] -= 1;
         self.completed[port].push_back(operation);
     }
 
-    fn read(&mut self, operation: &mut Operation) {
+    /// Does one transfer of an operation, or what is done of one that fails.
+    fn transfer(&mut self, operation: &mut Operation, index: usize, covered: &[u64]) {
+        let all_fail = operation.result.is_err() && operation.failures.is_empty();
+        let named = operation
+            .failures
+            .iter()
+            .find(|(failed, _)| *failed as usize == index);
+        let failed = all_fail || named.is_some();
+        if matches!(named, Some((_, DeviceError::Gone))) {
+            return;
+        }
+        let transfer = operation.transfers[index];
+        let device = usize::from(transfer.device.0);
+        match operation.kind {
+            OperationKind::Read if !failed => self.read(operation, index),
+            OperationKind::Write => self.write(operation, index, failed),
+            OperationKind::Flush if !failed => self.disks[device].flush(covered[index]),
+            OperationKind::Read | OperationKind::Flush => {}
+            OperationKind::Discard => {
+                let first = transfer.offset_bytes / BLOCK_BYTES as u64;
+                let count = transfer.length_bytes / BLOCK_BYTES as u64;
+                for block in first..first + count {
+                    // Advice that a device may follow, or not.
+                    if self.random.percent(50) {
+                        self.disks[device].write(block, disk::zero_page());
+                    }
+                }
+            }
+        }
+    }
+
+    fn read(&mut self, operation: &mut Operation, index: usize) {
         let Operation {
             transfers,
             segments,
             buffers,
             ..
         } = operation;
-        for transfer in transfers {
-            let disk = &self.disks[usize::from(transfer.device.0)];
-            let mut block = transfer.offset_bytes / BLOCK_BYTES as u64;
-            let first = transfer.first_segment as usize;
-            for segment in &segments[first..first + transfer.segment_count as usize] {
-                let start = segment.offset_bytes as usize;
-                let bytes = &mut buffers[segment.buffer as usize].bytes_mut()
-                    [start..start + segment.length_bytes as usize];
-                for chunk in bytes.chunks_exact_mut(BLOCK_BYTES) {
-                    disk.read(block, chunk);
-                    block += 1;
-                }
+        let transfer = &transfers[index];
+        let disk = &self.disks[usize::from(transfer.device.0)];
+        let mut block = transfer.offset_bytes / BLOCK_BYTES as u64;
+        let first = transfer.first_segment as usize;
+        for segment in &segments[first..first + transfer.segment_count as usize] {
+            let start = segment.offset_bytes as usize;
+            let bytes = &mut buffers[segment.buffer as usize].bytes_mut()
+                [start..start + segment.length_bytes as usize];
+            for chunk in bytes.chunks_exact_mut(BLOCK_BYTES) {
+                disk.read(block, chunk);
+                block += 1;
             }
         }
     }
 
-    fn write(&mut self, operation: &Operation, failed: bool) {
+    fn write(&mut self, operation: &Operation, index: usize, failed: bool) {
         let Self { disks, random, .. } = self;
-        each_page(operation, |device, block, page| {
+        each_page_of(operation, index, |device, block, page| {
             // A failed write may have done some of its work.
             if !failed || random.percent(30) {
                 disks[device].write(block, page);
@@ -390,12 +476,19 @@ impl BlockDevice for Port {
                 .collect(),
             _ => Vec::new(),
         };
-        let due_ns = room.now_ns + room.random.latency_ns(shortest_ns);
+        let presences = operation
+            .transfers
+            .iter()
+            .map(|transfer| room.presence[usize::from(transfer.device.0)]);
+        let lives = presences.clone().map(|presence| presence.life).collect();
+        let hang_ns = presences.filter_map(|presence| presence.lost).max().unwrap_or(0);
+        let due_ns = room.now_ns + room.random.latency_ns(shortest_ns) + hang_ns;
         room.next_number += 1;
         room.depth[self.index] += 1;
         let entry = InFlight {
             operation,
             port: self.index,
+            lives,
             covered,
         };
         room.in_flight.insert((due_ns, room.next_number), entry);

@@ -5,6 +5,7 @@
 //! random moments and now and then not for a long while.
 
 mod hosts;
+mod sides;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,8 +16,8 @@ use stillpoint_export::nbd::Conversations;
 use stillpoint_processor::command::EventKind;
 use stillpoint_processor::outbox::Outbox;
 use stillpoint_processor::{
-    Backlog, Now, Processor, Shard, ShardAnswer, ShardCommand, ShardEvent, ShardIndex, ShardRequest,
-    SnapshotId, Ticket,
+    Backlog, MirrorNotice, Mirrors, Now, Processor, Shard, ShardAnswer, ShardCommand, ShardEvent, ShardIndex,
+    ShardRequest, SnapshotId, Ticket,
 };
 
 use crate::device::{Devices, Port};
@@ -25,6 +26,7 @@ use crate::network::{Ended, Heard, ServerEnd};
 use crate::random::Random;
 pub use hosts::DIRECT;
 use hosts::Hosts;
+pub use sides::{Below, Sides, SidesOrder};
 
 /// Nanoseconds between the Unix epoch and the start of simulated time.
 pub const WALL_START_NS: u64 = 1_700_000_000_000_000_000;
@@ -62,6 +64,10 @@ pub enum News {
     Heard(u64, Heard),
     /// The appliance has forgotten a connection: nothing of what came through it goes on.
     Gone(u64),
+    /// The mirrors of a processor have something to say.
+    Mirror(usize, MirrorNotice),
+    /// A processor has done this with its mirrors.
+    MirrorDid(usize, SidesOrder),
     /// A processor shows this table of exports and nothing that is not in it.
     Published(u64),
 }
@@ -78,12 +84,14 @@ enum Mail {
     /// A table of exports, by number, for a processor.
     Exports(usize, u64, Arc<ExportTable>),
     Command(ShardIndex, Ticket, ShardCommand),
+    /// For the mirrors of a processor.
+    Mirror(usize, SidesOrder),
     ForCoordinator(ShardEvent),
     News(News),
 }
 
 struct Seat {
-    processor: Processor<Port, SimulatedTail>,
+    processor: Processor<Mirrors<Port>, SimulatedTail>,
     pool: SimulatedPool,
     /// When it gets its next turn.
     turn_ns: Option<u64>,
@@ -115,6 +123,9 @@ pub struct Machine {
     /// Per shard: when the last command, and the last event, arrive.
     command_line_ns: Vec<u64>,
     event_line_ns: Vec<u64>,
+    /// Per processor: when the last order for its mirrors arrives, and the last of what they say.
+    mirror_line_ns: Vec<u64>,
+    mirror_news_line_ns: Vec<u64>,
     outbox: Outbox,
     turns: u64,
     hosts: Hosts,
@@ -131,7 +142,7 @@ impl Machine {
         shards: Vec<Shard<SimulatedTail>>,
         processors: usize,
         pool_bytes: usize,
-        devices: &Devices,
+        below: Below<'_>,
         pace: Pace,
         now_ns: u64,
         random: Random,
@@ -144,7 +155,7 @@ impl Machine {
         let seats = (0..)
             .zip(owned)
             .map(|(index, shards)| Seat {
-                processor: Processor::new(devices.port(), shards),
+                processor: Processor::new(below.port(&shards), shards),
                 pool: SimulatedPool::new(pool_bytes),
                 turn_ns: Some(now_ns),
                 arrived: Vec::new(),
@@ -158,7 +169,7 @@ impl Machine {
             now_ns,
             pace,
             random,
-            devices: devices.clone(),
+            devices: below.devices.clone(),
             seats,
             owner: (0..shard_count).map(|shard| shard % processors).collect(),
             coordinator: Some(Coordinator::new()),
@@ -167,6 +178,8 @@ impl Machine {
             mail_count: 0,
             command_line_ns: vec![0; shard_count],
             event_line_ns: vec![0; shard_count],
+            mirror_line_ns: vec![0; processors],
+            mirror_news_line_ns: vec![0; processors],
             outbox: Outbox::default(),
             turns: 0,
             hosts: Hosts::new(processors),
@@ -281,10 +294,9 @@ impl Machine {
         self.mail
             .values()
             .all(|mail| matches!(mail, Mail::News(News::Alarm(_))))
-            && self
-                .seats
-                .iter()
-                .all(|seat| seat.processor.is_quiet() && seat.is_quiet())
+            && self.seats.iter().all(|seat| {
+                seat.processor.is_quiet() && seat.processor.device().is_quiet() && seat.is_quiet()
+            })
             && self.coordinator.as_ref().is_none_or(Coordinator::is_idle)
     }
 
@@ -323,6 +335,12 @@ impl Machine {
                 self.seats[seat].processor.command(shard, ticket, command, now);
                 self.wake(seat);
             }
+            Mail::Mirror(seat, order) => {
+                order.carry_out(self.seats[seat].processor.device_mut());
+                self.wake(seat);
+                self.post_notices(seat);
+                self.post_of_mirror(seat, News::MirrorDid(seat, order));
+            }
             Mail::ForCoordinator(event) => {
                 if let Some(coordinator) = &mut self.coordinator {
                     let mut actions = Vec::new();
@@ -355,17 +373,20 @@ impl Machine {
         let mut did = seat.take_in(now);
         did |= self.take_requests(index);
         let seat = &mut self.seats[index];
+        did |= seat.processor.device_mut().turn(now, &mut seat.pool);
         did |= seat.processor.poll(now, &mut seat.pool, &mut self.outbox);
+        self.post_notices(index);
         self.post_outbox(index);
         did |= self.take_requests(index);
         did |= self.look_after_hosts(index);
         let seat = &mut self.seats[index];
-        did |= seat.processor.has_ready_work();
+        did |= seat.processor.has_ready_work() || seat.processor.device().has_ready_work();
         let deadline_ns = seat.processor.next_deadline_ns();
         if deadline_ns.is_some_and(|deadline_ns| deadline_ns <= self.now_ns) {
             return Err(Stuck::Hold { seat: index });
         }
-        let again_ns = [deadline_ns, seat.look_again_ns(self.now_ns)];
+        let mirrors_ns = seat.processor.device().next_deadline_ns();
+        let again_ns = [deadline_ns, mirrors_ns, seat.look_again_ns(self.now_ns)];
         if did {
             self.wake(index);
         } else if let Some(again_ns) = again_ns.into_iter().flatten().min() {

@@ -48,6 +48,9 @@ struct Arguments {
     /// Runs histories of reads, writes and snapshots: every block must be a register, every snapshot a prefix
     #[arg(long)]
     histories: bool,
+    /// Gives every pool mirrored devices, not only every fourth
+    #[arg(long, conflicts_with = "histories")]
+    mirrors: bool,
     /// Goes on after a failure
     #[arg(long)]
     keep_going: bool,
@@ -63,6 +66,8 @@ impl Arguments {
     fn kind(&self) -> Kind {
         if self.histories {
             Kind::History
+        } else if self.mirrors {
+            Kind::Mirrors
         } else {
             Kind::Appliance
         }
@@ -176,7 +181,7 @@ impl<'a> Runs<'a> {
         };
         let (answered, compared) = match self.arguments.kind() {
             Kind::History => ("history: operations", "history: snapshots that are prefixes"),
-            Kind::Appliance => ("operations", "snapshots compared"),
+            Kind::Appliance | Kind::Mirrors => ("operations", "snapshots compared"),
         };
         let so_far = self.so_far.lock().expect("nobody panics with it");
         so_far.0.count(answered) >= operations && so_far.0.count(compared) >= self.arguments.snapshots

@@ -16,11 +16,13 @@ const CRASHES: [&str; 4] = [
     "power cuts",
 ];
 /// Which counts are faults of devices and connections.
-const FAULTS: [&str; 6] = [
+const FAULTS: [&str; 8] = [
     "blocks dropped in recovery",
     "damage noticed",
     "damaged pools refused",
     "device operations that were made to fail",
+    "mirrors: blocks that rotted on one side",
+    "mirrors: sides that were lost",
     "nbd connections cut",
     "shards stopped by device errors",
 ];

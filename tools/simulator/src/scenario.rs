@@ -67,6 +67,53 @@ pub struct Plan {
     pub change_logs: bool,
     /// The load through NBD sessions, beside the direct one.
     pub nbd: NbdPlan,
+    /// Every device has two sides.
+    pub mirrors: Option<MirrorPlan>,
+}
+
+/// What happens to the sides of mirrored devices.
+#[derive(Clone, Debug)]
+pub struct MirrorPlan {
+    /// Sides are lost and come back.
+    pub losses: bool,
+    /// One side of each device rots, always the same: everything has to be answered all the same.
+    pub rot: bool,
+    /// The longest time between two of these.
+    pub peace_ns: u64,
+    /// So much longer operations take to fail on a lost side.
+    pub hang_ns: u64,
+    /// Out of a hundred sides that come back, how many are blank devices.
+    pub replaced_percent: u64,
+    /// The longest time that a label takes.
+    pub label_ns: u64,
+    /// Bytes per second that a processor copies at most; 0: no limit.
+    pub rate_bytes_per_s: u64,
+}
+
+impl MirrorPlan {
+    /// For every fourth seed, or for all. It has random numbers of its own, so that other seeds stay as they are.
+    fn of(seed: u64, plan: &mut Plan, all: bool) -> Option<Self> {
+        let mut random = Random::new(seed ^ 0x5EED_0F51_DE50_0000);
+        if !random.percent(25) && !all {
+            return None;
+        }
+        let kind = random.below(10);
+        // Errors of both sides are those of any device: requests may fail.
+        plan.device_errors = if kind == 9 {
+            *random.pick(&[20, 100, 300])
+        } else {
+            0
+        };
+        Some(Self {
+            losses: kind < 6,
+            rot: (6..9).contains(&kind),
+            peace_ns: *random.pick(&[50_000, 300_000, 2_000_000]),
+            hang_ns: *random.pick(&[0, 0, 200_000, 3_000_000]),
+            replaced_percent: *random.pick(&[0, 0, 20]),
+            label_ns: *random.pick(&[1_000, 50_000, 1_000_000]),
+            rate_bytes_per_s: *random.pick(&[0, 0, 2_000_000_000, 100_000_000]),
+        })
+    }
 }
 
 /// The clients of NBD.
@@ -156,6 +203,7 @@ impl Plan {
             corruption: false,
             registers: false,
             nbd: NbdPlan::new(random),
+            mirrors: None,
             step_limit_ns: *random.pick(&[LONG_NS, LONG_NS, LONG_NS, LONG_NS, LONG_NS, 500_000]),
             change_logs: random.percent(50),
             flushes_percent: 100,
@@ -188,6 +236,10 @@ impl Plan {
         self.registers = true;
         self.tail = true;
         self.device_errors = 0;
+        self.mirrors = self
+            .mirrors
+            .take()
+            .filter(|mirrors| mirrors.losses || mirrors.rot);
         self.volumes = self.volumes.min(2);
         self.volume_bytes_max = self.volume_bytes_max.max(1_500_000);
         let room_blocks = u64::from(self.shards) * 3000;
@@ -208,6 +260,8 @@ pub enum Kind {
     Appliance,
     /// A history of reads, writes and snapshots of whole blocks, see [`crate::history`].
     History,
+    /// Everything, and every device has two sides.
+    Mirrors,
 }
 
 impl Kind {
@@ -217,13 +271,15 @@ impl Kind {
         match self {
             Self::Appliance => "",
             Self::History => "--histories ",
+            Self::Mirrors => "--mirrors ",
         }
     }
 
-    fn change(self, plan: &mut Plan) {
+    pub(crate) fn change(self, seed: u64, plan: &mut Plan) {
         match self {
             Self::Appliance => {}
             Self::History => plan.make_history(),
+            Self::Mirrors => plan.mirrors = MirrorPlan::of(seed, plan, true),
         }
     }
 }
@@ -232,7 +288,8 @@ impl Kind {
 #[must_use]
 pub fn plan_of(kind: Kind, seed: u64) -> Plan {
     let mut plan = Plan::new(&mut Random::new(seed));
-    kind.change(&mut plan);
+    plan.mirrors = MirrorPlan::of(seed, &mut plan, false);
+    kind.change(seed, &mut plan);
     plan
 }
 
@@ -241,7 +298,7 @@ pub fn plan_of(kind: Kind, seed: u64) -> Plan {
 /// # Errors
 /// The first law that is broken.
 pub fn run_kind(kind: Kind, seed: u64, trace: bool) -> Result<Coverage, Broken> {
-    run_with(seed, trace, |plan| kind.change(plan))
+    run_with(seed, trace, |plan| kind.change(seed, plan))
 }
 
 /// The branches of the shipping code that runs count when they reach them.
@@ -267,6 +324,7 @@ pub fn run_with(seed: u64, trace: bool, change: impl FnOnce(&mut Plan)) -> Resul
     let _ = marks::take();
     let mut random = Random::new(seed);
     let mut plan = Plan::new(&mut random);
+    plan.mirrors = MirrorPlan::of(seed, &mut plan, false);
     change(&mut plan);
     if trace {
         eprintln!("{plan:#?}");
@@ -294,6 +352,7 @@ pub fn run_with(seed: u64, trace: bool, change: impl FnOnce(&mut Plan)) -> Resul
             world.crash_and_recover(crash)?;
         }
     }
+    world.make_whole()?;
     world.compare_everything()?;
     if registers {
         world.check_history()?;

@@ -14,6 +14,7 @@
 //! | `nbd.rs` | their requests, and the checks of the replies |
 //! | `recorder.rs` | the history of a run of reads, writes and snapshots |
 //! | `audit.rs` | the devices, read without the code that wrote them |
+//! | `sides.rs` | the sides of mirrored devices: lost, back, rotten; the labels |
 //! | `recovery.rs` | crash, open, reconcile with the catalog, compare |
 //! | `workload.rs` | what the clients and the operator happen to want next |
 
@@ -31,6 +32,7 @@ mod operations;
 mod promotion;
 mod recorder;
 mod recovery;
+mod sides;
 mod workload;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,6 +58,7 @@ use hosts::Hosts;
 use jobs::Job;
 use operations::Operation;
 use recorder::Recorder;
+use sides::Pairs;
 
 /// Turns of one life at most, for each of its operations: beyond it something runs in circles. (A processor whose
 /// device queue is full takes turns until there is room.)
@@ -199,6 +202,8 @@ pub struct World {
     open_calls: u64,
     exports: Exports,
     hosts: Hosts,
+    /// The sides of the devices, if they have two.
+    pairs: Option<Box<Pairs>>,
     recorder: Option<Box<Recorder>>,
     /// What happened.
     pub coverage: Coverage,
@@ -277,6 +282,12 @@ impl World {
             Ok(Some(News::Answer(answer))) => self.answered(answer),
             Ok(Some(News::Event(event))) => self.event(event),
             Ok(Some(News::Snapshot { snapshot, result })) => self.snapshot_ended(snapshot, result),
+            Ok(Some(News::Mirror(seat, notice))) => self.mirror_noticed(seat, notice),
+            Ok(Some(News::MirrorDid(seat, order))) => {
+                self.mirror_did(seat, order);
+                Ok(())
+            }
+            Ok(Some(News::Alarm(mark))) if sides::is_for_sides(mark) => self.sides_alarmed(mark),
             Ok(Some(News::Alarm(mark))) => {
                 self.alarmed(mark);
                 Ok(())

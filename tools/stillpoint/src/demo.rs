@@ -151,6 +151,7 @@ fn prepare(
             devices: vec![directory.join("disk").display().to_string()],
             size_bytes: Some(POOL_BYTES),
             shards: None,
+            mirror: false,
             force: false,
             force_devices: Vec::new(),
         },

@@ -130,7 +130,7 @@ fn write_everything(appliance: &Appliance, byte: u8) -> Vec<bool> {
 fn writes_fail_exactly_at_the_limit_and_all_else_goes_on() {
     let appliance = started("fail-writes", &[]);
     assert_eq!(used(&appliance), 0, "nothing counts without a snapshot");
-    appliance.run(&["snapshot", "create", "v@s"]);
+    appliance.run(&["snapshot", "create", "v@s", "--hold-limit", "2s"]);
     appliance.run(&["export", "create", "v@s"]);
     let stop = AtomicBool::new(false);
     let taken = thread::scope(|scope| {
@@ -202,12 +202,12 @@ fn the_oldest_snapshots_go_while_writes_wait_and_none_fails() {
         let (appliance, stop) = (&appliance, &stop);
         let reader = scope.spawn(move || keep_reading(appliance, "v", &[1, 2, 3], stop));
         for round in 2..=3 {
-            appliance.run(&["snapshot", "create", &format!("v@a{round}")]);
+            appliance.run(&["snapshot", "create", &format!("v@a{round}"), "--hold-limit", "2s"]);
             let mut connection = appliance.connect("v");
             for block in 0..100 {
                 write(&mut connection, block, round).expect("room");
             }
-            appliance.run(&["snapshot", "create", &format!("v@b{round}")]);
+            appliance.run(&["snapshot", "create", &format!("v@b{round}"), "--hold-limit", "2s"]);
             let taken = write_everything(appliance, round);
             assert!(taken.iter().all(|taken| *taken), "round {round}: a write failed");
         }
@@ -228,9 +228,9 @@ fn the_oldest_snapshots_go_while_writes_wait_and_none_fails() {
 #[test]
 fn what_is_locked_stays_and_writes_fail_when_nothing_else_is_left() {
     let appliance = started("drop-oldest", &[]);
-    appliance.run(&["snapshot", "create", "v@kept"]);
+    appliance.run(&["snapshot", "create", "v@kept", "--hold-limit", "2s"]);
     appliance.run(&["snapshot", "lock", "v@kept", "--until", "30d"]);
-    appliance.run(&["snapshot", "create", "v@goes"]);
+    appliance.run(&["snapshot", "create", "v@goes", "--hold-limit", "2s"]);
     let taken = write_everything(&appliance, 2);
     assert_eq!(taken.iter().filter(|taken| **taken).count(), LOG_BLOCKS);
     assert_eq!(events(&appliance, "snapshot_dropped"), ["v@goes"]);
@@ -252,7 +252,7 @@ fn what_is_locked_stays_and_writes_fail_when_nothing_else_is_left() {
 #[test]
 fn changes_are_placed_on_the_devices_that_were_named() {
     let appliance = started("fail-writes", &["p-1"]);
-    appliance.run(&["snapshot", "create", "v@s"]);
+    appliance.run(&["snapshot", "create", "v@s", "--hold-limit", "2s"]);
     let allocated = |device: &str| {
         let file = std::fs::metadata(appliance.path(device)).expect("a device");
         file.blocks() * 512
@@ -286,7 +286,7 @@ fn it_is_set_later_taken_away_and_kept_over_a_rollback_and_restarts() {
         *member(&appliance.run(&["volume", "show", "v"]), "/change_log"),
         Value::Null
     );
-    appliance.run(&["snapshot", "create", "v@s"]);
+    appliance.run(&["snapshot", "create", "v@s", "--hold-limit", "2s"]);
     let mut connection = appliance.connect("v");
     for block in 0..LOG_BLOCKS {
         write(&mut connection, block, 2).expect("no limit");

@@ -17,11 +17,11 @@ class InGuest:
     def __init__(self, guest):
         self.guest = guest
 
-    def start(self, options=""):
-        """Starts the daemon and waits until it answers; it opens the pools that were open before."""
+    def start(self, options="", before=""):
+        """Starts the daemon (by the command `before`) and waits until it answers; it opens the pools that were open before."""
         self.guest.must(
             f"""
-            stillpoint serve --processors 2 --buffer-memory 16MiB --nbd-tcp 0.0.0.0:{NBD_PORT} {options} \\
+            {before} stillpoint serve --processors 2 --buffer-memory 16MiB --nbd-tcp 0.0.0.0:{NBD_PORT} {options} \\
                 >>/run/daemon.log 2>&1 &
             echo $! >/run/daemon.pid
             turns=0

@@ -20,7 +20,7 @@ TOOLS = ("busybox", "nvme", "kmod", "nbd-client", "mkfs.ext4", "e2fsck")
 # Started by other names; kmod looks at the name it was started by.
 OTHER_NAMES = {"kmod": ("modprobe", "insmod", "rmmod", "lsmod", "modinfo")}
 MODULES = (
-    "nvme nbd ext4 crc32c_generic crc32c-intel virtio_pci virtio_net virtio_blk dm-mod dm-flakey dm-log-writes ublk_drv"
+    "nvme nbd ext4 xfs crc32c_generic crc32c-intel virtio_pci virtio_net virtio_blk dm-mod dm-flakey dm-log-writes ublk_drv"
 ).split()
 
 

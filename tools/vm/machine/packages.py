@@ -29,6 +29,8 @@ PACKAGE_OF = {
     "nbd-client": "nbd-client",
     "mkfs.ext4": "e2fsprogs",
     "e2fsck": "e2fsprogs",
+    "mkfs.xfs": "xfsprogs",
+    "xfs_repair": "xfsprogs",
     "zstd": "zstd",
 }
 BIN_DIRECTORIES = ("usr/bin", "usr/sbin", "bin", "sbin", "usr/libexec")

@@ -110,6 +110,9 @@ def flushes_fail(context, guest, appliance, client, ledger, faults):
     assert refused(lambda: client.write(0, content(0, ledger.sent[0]))), "a write was answered after a failed flush"
     ledger.alive(client)
     assert appliance.events("shard_stopped") and appliance.stopped("tank"), "nothing is said of it"
+    # The device is there, so nobody opens the pool again by himself.
+    (info,) = [info for info in appliance.json("pool list") if info["name"] == "tank"]
+    assert info["state"] == "stopped" and "flush" in info["error"], f"told of it: {info}"
     client.close()
     guest.must("stillpoint pool close tank && stillpoint pool open /dev/bay/A1 >/dev/null")
     client = appliance.client("data")
@@ -121,19 +124,36 @@ def flushes_fail(context, guest, appliance, client, ledger, faults):
     context.say("a failed flush: errors and an event, reads go on; closed and opened, everything acknowledged is there")
 
 
+def nothing_is_wiped(context, guest, faults):
+    """A pool on two devices, of which the second takes no writes, is not made, and the first keeps what it held."""
+    guest.must("stillpoint pool create old /dev/bay/B1 >/dev/null && stillpoint pool close old")
+    faults.inject("write")
+    status, output = guest.run("stillpoint pool create new /dev/bay/B1 /dev/bay/A1 --force /dev/bay/B1")
+    faults.heal()
+    assert status != 0 and b"A1 cannot be written" in output, f"a pool on a device that fails writes: {status}, {output}"
+    guest.must("stillpoint pool open /dev/bay/B1 >/dev/null && stillpoint pool close old")
+    context.say("a pool on two devices, the second of which fails writes: refused, and what the first held is there")
+
+
 def injected_errors(context):
     with tempfile.TemporaryDirectory(prefix="stillpoint-vm.") as name:
-        image = Path(name) / "A1.img"
+        image, other = Path(name) / "A1.img", Path(name) / "B1.img"
         devices.make_image(image, 256 << 20)
+        devices.make_image(other, 256 << 20)
         # A layer that does nothing, and under which another one can be put.
         namespace = devices.Namespace(1, image, layers=[{"driver": "raw"}])
-        controllers = [devices.Controller("A", [namespace], subsystem=False)]
+        controllers = [
+            devices.Controller("A", [namespace], subsystem=False),
+            devices.Controller("B", [devices.Namespace(1, other)], subsystem=False),
+        ]
         # Without this the kernel asks five times before it believes an error.
         with context.guest(controllers=controllers, kernel_arguments="nvme_core.max_retries=0") as guest:
             appliance = InGuest(guest)
             appliance.start()
+            faults = Faults(guest, "A1")
+            nothing_is_wiped(context, guest, faults)
             appliance.make("tank", "/dev/bay/A1", "data", f"{BLOCKS * BLOCK_BYTES}")
-            client, ledger, faults = appliance.client("data"), Ledger(BLOCKS), Faults(guest, "A1")
+            client, ledger = appliance.client("data"), Ledger(BLOCKS)
             Load(client, ledger, context.random(1)).run(600)
             reads_fail(context, client, ledger, faults)
             one_sector_fails(context, image, client, ledger, faults)

@@ -15,6 +15,12 @@ def served(appliance, pool, kind, polled):
     assert found == {(kind, polled)}, f"served as {found}: {devices}"
 
 
+def kernel_polls(guest):
+    """Whether the kernel may be asked to poll for commands: Linux 6.5 or newer."""
+    major, minor = guest.release.split(".")[:2]
+    return (int(major), int(minor)) >= (6, 5)
+
+
 def load(context, appliance, salt, ledger):
     """A load on `data`; everything is there."""
     client = appliance.client("data")
@@ -40,6 +46,7 @@ def long_requests(context, guest):
 def passthrough(context, polled):
     arguments = f"nvme.poll_queues={1 if polled else 0}"
     with context.guest(kernel_arguments=arguments) as guest:
+        polled = polled and kernel_polls(guest)
         appliance = InGuest(guest)
         appliance.start()
         # 512 and 4096-byte LBAs and the small MDTS in one pool; a namespace may be named by either of its devices.
@@ -73,6 +80,7 @@ def idle(context, guest):
 
 
 def passthrough_polled(context):
+    # An old kernel has the queues, but must not be asked to poll.
     passthrough(context, True)
 
 

@@ -1,6 +1,7 @@
 //! Rows g and h: NBD through a unix socket and through TCP on loopback, with qemu-nbd and nbdkit on raw files beside it.
 //! Every server has one core, the client another.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -323,7 +324,10 @@ fn is_in_memory(path: &Path) -> bool {
 /// The core on which the appliance puts its only processor, for all servers, and another one for the client.
 fn cores() -> Option<(Core, Core)> {
     let allowed = allowed_cores();
-    let server = place_processors(&allowed, 1).first().copied().flatten()?;
+    let server = place_processors(&allowed, 1, &BTreeMap::new())
+        .first()
+        .copied()
+        .flatten()?;
     let client = allowed.into_iter().find(|core| *core != server)?;
     Some((server, client))
 }

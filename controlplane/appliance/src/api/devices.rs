@@ -8,7 +8,8 @@ use axum::extract::{Path as Part, State};
 use super::handlers::Shared;
 use crate::appliance::Appliance;
 use crate::devices::{self, model::BlockDevice};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::patience;
 
 pub(super) async fn list(State(appliance): Shared) -> Result<Json<Vec<BlockDevice>>> {
     look(&appliance, || Ok(devices::list())).await.map(Json)
@@ -33,7 +34,7 @@ async fn look(
         (pool.name().to_owned(), paths)
     });
     let pools: Vec<(String, Vec<PathBuf>)> = paths.collect();
-    let found = tokio::task::spawn_blocking(move || {
+    patience::beside(move || {
         let mut found = find()?;
         let pools = pools.iter().map(|(name, paths)| {
             let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
@@ -41,8 +42,6 @@ async fn look(
         });
         devices::add_pools(&mut found, pools);
         Ok(found)
-    });
-    found
-        .await
-        .map_err(|error| Error::failure(format!("looking at the devices: {error}")))?
+    })
+    .await
 }

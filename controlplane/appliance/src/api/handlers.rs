@@ -11,13 +11,14 @@ use axum::http::StatusCode;
 
 use super::extract::{Body, Query};
 use super::model;
-use crate::appliance::Appliance;
+use crate::appliance::{Appliance, Degraded};
 use crate::doctor;
 use crate::error::{Error, Result};
 use crate::events;
 use crate::mailbox::ToProcessor;
 use crate::name::ViewName;
-use crate::pool::Pool;
+use crate::patience;
+use crate::pool::{Pool, ShardFigures};
 
 pub(super) type Shared = State<Arc<Appliance>>;
 pub(super) type Created<T> = (StatusCode, Json<T>);
@@ -43,12 +44,33 @@ pub(super) async fn list_pools(State(appliance): Shared) -> Result<Json<Vec<mode
 }
 
 async fn all_pools(appliance: &Appliance) -> Result<Vec<model::PoolInfo>> {
+    // Both at the same moment: a pool may be opened while another is asked.
+    let (open, failed) = (appliance.pools(), appliance.failed_pools());
     let mut infos = Vec::new();
-    for pool in appliance.pools() {
-        infos.push(pool_info(&pool).await?);
+    for pool in open {
+        match figures(appliance, &pool).await? {
+            Some(figures) => infos.push(pool.info(&figures)),
+            None => infos.extend(failed_since(appliance, &pool)),
+        }
     }
-    infos.extend(appliance.failed_pools().iter().map(Appliance::failed_info));
+    infos.extend(failed.iter().map(Appliance::failed_info));
     Ok(infos)
+}
+
+/// The figures of a pool; `None` if it was closed while it was asked.
+async fn figures(appliance: &Appliance, pool: &Arc<Pool>) -> Result<Option<ShardFigures>> {
+    match pool.figures().await {
+        Ok(figures) => Ok(Some(figures)),
+        Err(error) if appliance.pools().iter().any(|open| Arc::ptr_eq(open, pool)) => Err(error),
+        Err(_) => Ok(None),
+    }
+}
+
+/// What a pool that was closed meanwhile is now, if it is still known and not open.
+fn failed_since(appliance: &Appliance, pool: &Pool) -> Option<model::PoolInfo> {
+    let failed = appliance.failed_pools();
+    let found = failed.iter().find(|failed| failed.known.name == pool.name());
+    found.map(Appliance::failed_info)
 }
 
 pub(super) async fn create_pool(
@@ -68,7 +90,11 @@ pub(super) async fn open_pool(
 ) -> Result<Json<model::PoolInfo>> {
     let opened = finish(async move {
         let paths: Vec<PathBuf> = request.devices.iter().map(PathBuf::from).collect();
-        let pool = appliance.open_pool(&paths).await?;
+        let degraded = match request.degraded {
+            true => Degraded::Allowed,
+            false => Degraded::Refused,
+        };
+        let pool = appliance.open_pool(&paths, degraded).await?;
         pool_info(&pool).await
     });
     Ok(Json(opened.await?))
@@ -93,6 +119,32 @@ pub(super) async fn close_pool(State(appliance): Shared, Path(name): Path<String
     Ok(StatusCode::NO_CONTENT)
 }
 
+pub(super) async fn replace_device(
+    State(appliance): Shared,
+    Path(name): Path<String>,
+    Body(request): Body<model::ReplaceDevice>,
+) -> Result<Json<model::PoolInfo>> {
+    let replaced = finish(async move {
+        let pool = appliance.replace_device(&name, &request).await?;
+        pool_info(&pool).await
+    });
+    Ok(Json(replaced.await?))
+}
+
+pub(super) async fn resync_pool(
+    State(appliance): Shared,
+    Path(name): Path<String>,
+    Body(request): Body<model::ResyncPool>,
+) -> Result<Json<model::PoolInfo>> {
+    let begun = finish(async move {
+        let pool = appliance.pool(&name)?;
+        pool.resync(request.rate_bytes_per_s, appliance.takes_nvme_commands())
+            .await?;
+        pool_info(&pool).await
+    });
+    Ok(Json(begun.await?))
+}
+
 pub(super) async fn scrub_pool(
     State(appliance): Shared,
     Path(name): Path<String>,
@@ -104,6 +156,31 @@ pub(super) async fn scrub_pool(
         pool_info(&pool).await
     });
     Ok(Json(begun.await?))
+}
+
+pub(super) async fn pause_scrub(
+    State(appliance): Shared,
+    Path(name): Path<String>,
+) -> Result<Json<model::PoolInfo>> {
+    let paused = finish(async move {
+        let pool = appliance.pool(&name)?;
+        pool.pause_scrub().await?;
+        pool_info(&pool).await
+    });
+    Ok(Json(paused.await?))
+}
+
+pub(super) async fn resume_scrub(
+    State(appliance): Shared,
+    Path(name): Path<String>,
+    Body(request): Body<model::ResumeScrub>,
+) -> Result<Json<model::PoolInfo>> {
+    let resumed = finish(async move {
+        let pool = appliance.pool(&name)?;
+        pool.resume_scrub(&request).await?;
+        pool_info(&pool).await
+    });
+    Ok(Json(resumed.await?))
 }
 
 pub(super) async fn stop_scrub(State(appliance): Shared, Path(name): Path<String>) -> Result<StatusCode> {
@@ -413,15 +490,19 @@ pub(super) async fn status_info(appliance: &Appliance) -> Result<model::StatusIn
             shards: Vec::new(),
         });
     }
+    let (open, failed) = (appliance.pools(), appliance.failed_pools());
     let mut pools = Vec::new();
-    for pool in appliance.pools() {
-        let figures = pool.figures().await?;
+    for pool in open {
+        let Some(figures) = figures(appliance, &pool).await? else {
+            pools.extend(failed_since(appliance, &pool));
+            continue;
+        };
         pools.push(pool.info(&figures));
         for (owner, shard) in pool.shard_infos(figures) {
             processors[usize::from(owner)].shards.push(shard);
         }
     }
-    pools.extend(appliance.failed_pools().iter().map(Appliance::failed_info));
+    pools.extend(failed.iter().map(Appliance::failed_info));
     Ok(model::StatusInfo {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
@@ -477,7 +558,14 @@ pub(super) async fn events(
 }
 
 pub(super) async fn doctor(State(appliance): Shared) -> Result<Json<model::DoctorInfo>> {
-    let mut findings = doctor::machine(appliance.mailboxes().len(), appliance.buffer_bytes());
+    let (processors, buffer_bytes) = (appliance.mailboxes().len(), appliance.buffer_bytes());
+    let mut pinned = Vec::new();
+    for mailbox in appliance.mailboxes() {
+        let status = mailbox.ask(|reply| ToProcessor::Status { reply }).await?;
+        pinned.extend(status.core);
+    }
+    let machine = patience::beside(move || Ok(doctor::machine(processors, buffer_bytes, Some(&pinned))));
+    let mut findings = machine.await?;
     findings.extend(doctor::pools(&all_pools(&appliance).await?));
     Ok(Json(model::DoctorInfo { findings }))
 }

@@ -17,6 +17,9 @@ pub struct CreatePool {
     /// Number of shards, for ever; default: the number of processors, at least 2.
     #[serde(default)]
     pub shards: Option<u16>,
+    /// The devices are pairs: the first and the second hold the same, the third and the fourth, and so on.
+    #[serde(default)]
+    pub mirror: bool,
     /// Overwrite what is on all of the devices.
     #[serde(default)]
     pub force: bool,
@@ -31,6 +34,57 @@ pub struct CreatePool {
 pub struct OpenPool {
     /// Paths of all its devices, in any order.
     pub devices: Vec<String>,
+    /// Open it even if sides of mirrors are missing that were in sync when it was closed.
+    #[serde(default)]
+    pub degraded: bool,
+}
+
+/// POST `/v1/pools/{name}/replace`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReplaceDevice {
+    /// The side whose place is taken: its path, or `DEVICE.SIDE` (`0.1` is the second side of device 0).
+    pub device: String,
+    /// Path of the device that takes it; a file that does not exist is made.
+    pub with: String,
+    /// Overwrite what is on it.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// POST `/v1/pools/{name}/resync`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResyncPool {
+    /// Bytes a second that are copied at most, over all processors; 0: as many as the devices can.
+    #[serde(default)]
+    pub rate_bytes_per_s: Option<u64>,
+}
+
+/// One side of a mirrored device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MirrorSideInfo {
+    /// The mirrored device, from 0.
+    pub device: u16,
+    /// Which side of it, 0 or 1.
+    pub side: u16,
+    /// Its path, if it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// `in_sync`, `out`, or `resync`: what it lacks is being copied to it.
+    pub state: String,
+    /// Why it is not in sync.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// Since when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since_ns: Option<u64>,
+    /// What it may lack.
+    pub left_bytes: u64,
+    /// Copied to it since the pool was opened.
+    pub copied_bytes: u64,
+    /// Reads that it failed and the other side answered, since the pool was opened.
+    pub repaired_reads: u64,
 }
 
 /// POST `/v1/volumes`
@@ -428,9 +482,11 @@ pub struct ChangesEnd {
 pub struct PoolInfo {
     /// Its name.
     pub name: String,
-    /// `open`, or `failed`: it is remembered and could not be opened.
+    /// `open`; `device_lost`: open, but a device is gone and what lies on it fails; `stopped`: open, but a shard stopped writing though all
+    /// devices are there; `failed`: it is remembered and could not be opened; `opening`: its devices
+    /// are back, and it is being opened again.
     pub state: String,
-    /// Why it could not be opened.
+    /// What is wrong, unless it is `open`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// Its identity, 32 hexadecimal digits.
@@ -451,9 +507,12 @@ pub struct PoolInfo {
     pub snapshots: u64,
     /// How long it took to open: recovery of the slowest shard.
     pub recovery_ns: u64,
+    /// The sides of its devices, in a pool with mirrors.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sides: Vec<MirrorSideInfo>,
     /// What an operator should know about how it was opened.
     pub remarks: Vec<String>,
-    /// The scrub that is going on, or the last since the pool was opened.
+    /// The scrub that is going on, or the last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scrub: Option<ScrubInfo>,
 }
@@ -467,23 +526,57 @@ pub struct ScrubPool {
     pub rate_bytes_per_s: Option<u64>,
 }
 
+/// POST `/v1/pools/{name}/scrub/resume`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResumeScrub {
+    /// Bytes a second that are read at most from now on, over all shards; default: as before.
+    #[serde(default)]
+    pub rate_bytes_per_s: Option<u64>,
+}
+
 /// A scrub: every block in use is read and compared with its checksum.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScrubInfo {
-    /// `running`, `done` or `stopped`.
+    /// `running`, `paused`, `done` or `stopped`.
     pub state: String,
-    /// Read and compared so far.
+    /// Read and compared so far; of a mirror, once for both sides.
     pub checked_bytes: u64,
     /// In use now: about what there is to read.
     pub used_bytes: u64,
-    /// Blocks and map pages that are damaged.
+    /// Blocks and map pages that are damaged, on every side that there is.
     pub damaged_blocks: u64,
     /// The first of these: which volume, snapshot and offset.
     pub damage: Vec<String>,
     /// When it began.
     pub started_ns: u64,
-    /// When the last shard ended; 0 if it is running.
+    /// When the last shard ended; 0 if it is running or paused.
     pub ended_ns: u64,
+    /// How long it was running, without pauses and the time in which the pool was closed.
+    #[serde(default)]
+    pub running_ns: u64,
+    /// Bytes a second that are read at most.
+    #[serde(default)]
+    pub rate_bytes_per_s: u64,
+    /// Bytes a second that were checked while it was running.
+    #[serde(default)]
+    pub checked_bytes_per_s: u64,
+    /// What it came to on each side of the pool's mirrors; empty if both were never read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sides: Vec<ScrubSideInfo>,
+}
+
+/// What a scrub came to on one side of the mirrors.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubSideInfo {
+    /// `first side` or `second side`.
+    pub side: String,
+    /// Read from it and compared, while the other side was in sync.
+    pub read_bytes: u64,
+    /// Blocks and map pages that were damaged on it and were written again from the other.
+    pub repaired_blocks: u64,
+    /// Those that stay damaged: on the other side too, or they could not be written.
+    pub unrepaired_blocks: u64,
 }
 
 /// A device of a pool.
@@ -503,6 +596,9 @@ pub struct DeviceInfo {
     /// Why an NVMe namespace is served as a block device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub passthrough_refused: Option<String>,
+    /// Since when it is gone, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost_since_ns: Option<u64>,
 }
 
 /// A volume.
@@ -824,8 +920,14 @@ pub struct ShardInfo {
     pub map_misses: u64,
     /// Map pages in memory.
     pub map_pages_cached: u64,
-    /// Checksum mismatches seen.
+    /// Checksum mismatches seen; of a mirror, on both sides.
     pub corrupt_blocks: u64,
+    /// Blocks that one side of a mirror had damaged and that were written to it again from the other.
+    #[serde(default)]
+    pub repaired_blocks: u64,
+    /// Those that could not be written to it again, or not this time.
+    #[serde(default)]
+    pub repair_failures: u64,
     /// Device errors seen.
     pub device_errors: u64,
     /// Whether it stopped writing after a device error.

@@ -61,6 +61,7 @@ pub(super) async fn metrics(State(appliance): Shared) -> Result<impl IntoRespons
     let mut text = String::new();
     processors(&mut text, &status);
     shards(&mut text, &status);
+    pools(&mut text, &status);
     histograms(&mut text, &ask_all(&appliance).await?);
     Ok(([(CONTENT_TYPE, TEXT)], text))
 }
@@ -128,7 +129,7 @@ fn shards(text: &mut String, status: &model::StatusInfo) {
         &'static str,
         fn(&model::ShardInfo) -> u64,
     );
-    let figures: [Figure; 19] = [
+    let figures: [Figure; 21] = [
         ("reads_total", "counter", "Parts of reads.", |s| s.reads),
         ("writes_total", "counter", "Parts of writes.", |s| s.writes),
         ("discards_total", "counter", "Parts of discards.", |s| s.discards),
@@ -181,8 +182,20 @@ fn shards(text: &mut String, status: &model::StatusInfo) {
         (
             "corrupt_blocks_total",
             "counter",
-            "Checksum mismatches seen.",
+            "Checksum mismatches seen, of a mirror on both sides.",
             |s| s.corrupt_blocks,
+        ),
+        (
+            "repaired_blocks_total",
+            "counter",
+            "Blocks damaged on one side of a mirror and written again from the other.",
+            |s| s.repaired_blocks,
+        ),
+        (
+            "repair_failures_total",
+            "counter",
+            "Blocks damaged on one side of a mirror that could not be written again.",
+            |s| s.repair_failures,
         ),
         ("device_errors_total", "counter", "Device errors seen.", |s| {
             s.device_errors
@@ -212,6 +225,46 @@ fn shards(text: &mut String, status: &model::StatusInfo) {
                 info.pool,
                 info.shard,
                 value(info)
+            );
+        }
+    }
+}
+
+fn pools(text: &mut String, status: &model::StatusInfo) {
+    type Figure = (&'static str, &'static str, fn(&model::PoolInfo) -> u64);
+    let figures: [Figure; 4] = [
+        ("lost_devices", "Devices that are gone.", |pool| {
+            let lost = pool
+                .devices
+                .iter()
+                .filter(|device| device.lost_since_ns.is_some());
+            lost.count() as u64
+        }),
+        (
+            "failed",
+            "1 if it is remembered and could not be opened.",
+            |pool| u64::from(pool.state == "failed"),
+        ),
+        (
+            "sides_not_in_sync",
+            "Sides of mirrors that lack something.",
+            |pool| {
+                let behind = pool.sides.iter().filter(|side| side.state != "in_sync");
+                behind.count() as u64
+            },
+        ),
+        ("resync_left_bytes", "What sides of mirrors may lack.", |pool| {
+            pool.sides.iter().map(|side| side.left_bytes).sum()
+        }),
+    ];
+    for (name, help, value) in figures {
+        head(text, &format!("stillpoint_pool_{name}"), "gauge", help);
+        for pool in &status.pools {
+            let _ = writeln!(
+                text,
+                "stillpoint_pool_{name}{{pool=\"{}\"}} {}",
+                pool.name,
+                value(pool)
             );
         }
     }
@@ -259,6 +312,74 @@ fn seconds(ns: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::appliance::FailedPool;
+    use crate::error::Error;
+    use crate::state::KnownPool;
+
+    #[test]
+    fn pools_say_what_they_have_lost() {
+        let failed = FailedPool {
+            known: KnownPool {
+                name: "away".to_owned(),
+                id: String::new(),
+                devices: Vec::new(),
+            },
+            error: Error::failure("missing"),
+            opening: false,
+        };
+        let away = Appliance::failed_info(&failed);
+        let device = |lost_since_ns| model::DeviceInfo {
+            path: "/dev/sda".to_owned(),
+            kind: "block".to_owned(),
+            size_bytes: 1 << 30,
+            direct: true,
+            polled: false,
+            passthrough_refused: None,
+            lost_since_ns,
+        };
+        let side = |state: &str, left_bytes| model::MirrorSideInfo {
+            device: 0,
+            side: 0,
+            path: None,
+            state: state.to_owned(),
+            why: None,
+            since_ns: None,
+            left_bytes,
+            copied_bytes: 0,
+            repaired_reads: 0,
+        };
+        let half = model::PoolInfo {
+            name: "half".to_owned(),
+            state: "device_lost".to_owned(),
+            devices: vec![device(None), device(Some(7))],
+            sides: vec![side("in_sync", 0), side("resync", 7), side("out", 5)],
+            ..away.clone()
+        };
+        let status = model::StatusInfo {
+            version: String::new(),
+            pid: 1,
+            uptime_ns: 0,
+            listeners: Vec::new(),
+            connections: 0,
+            connection_limit: 0,
+            connections_refused: 0,
+            processors: Vec::new(),
+            pools: vec![away, half],
+        };
+        let mut text = String::new();
+        pools(&mut text, &status);
+        for line in [
+            "stillpoint_pool_lost_devices{pool=\"away\"} 0\n",
+            "stillpoint_pool_lost_devices{pool=\"half\"} 1\n",
+            "stillpoint_pool_failed{pool=\"away\"} 1\n",
+            "stillpoint_pool_failed{pool=\"half\"} 0\n",
+            "stillpoint_pool_sides_not_in_sync{pool=\"away\"} 0\n",
+            "stillpoint_pool_sides_not_in_sync{pool=\"half\"} 2\n",
+            "stillpoint_pool_resync_left_bytes{pool=\"half\"} 12\n",
+        ] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
+    }
 
     #[test]
     fn buckets_of_a_histogram_count_all_below_their_bound() {

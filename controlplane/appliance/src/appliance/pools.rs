@@ -9,26 +9,39 @@ use super::{Appliance, FailedPool};
 use crate::api::model::{CreatePool, PoolInfo};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::EventKind;
-use crate::label::{self, PoolDevices};
+use crate::label::{self, MirrorLabel, PoolDevices};
 use crate::mailbox::{MailboxError, PoolIndex, PoolPart, ProcessorIndex, RecoveredShard, ToProcessor};
 use crate::make;
 use crate::name;
 use crate::patience;
 use crate::pool::{OpenedPool, Pool};
 use crate::state::KnownPool;
-use stillpoint_hw::device::{DeviceFileError, PoolFiles, Problem};
-use stillpoint_processor::ShardIndex;
+use stillpoint_hw::device::{DeviceFile, DeviceFileError, PoolFiles, Problem};
+use stillpoint_processor::mirror::{SideAt, SideFailed};
+use stillpoint_processor::{DeviceIndex, ShardIndex};
+
+/// What may be copied to a side of a mirror that lacks something, in bytes a second.
+const RESYNC_BYTES_PER_S_DEFAULT: u64 = 256 << 20;
+
+/// Whether a pool may be opened without sides of mirrors that were in sync when it was closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Degraded {
+    /// No.
+    Refused,
+    /// Yes, whatever the labels are.
+    Allowed,
+    /// Yes, if the labels are not older than the newest that was seen: else what was written last lies on what is missing.
+    AsNew,
+}
 
 impl Appliance {
     /// Opens the pools that were open when the appliance stopped. One that cannot be opened is logged, listed as
-    /// failed and tried again at the next start; it does not stop the others.
+    /// failed and tried again when its devices are there, or at the next start; it does not stop the others.
     pub async fn open_known_pools(&self) {
         for known in self.state.pools() {
-            let opened = self.open_pool(&known.devices).await;
+            let opened = self.open_pool(&known.devices, Degraded::AsNew).await;
             if let Err(error) = opened {
-                self.events
-                    .tell(EventKind::PoolNotOpened, &known.name, "", error.to_string());
-                self.lock().failed.push(FailedPool { known, error });
+                self.not_opened(known, error);
             }
         }
     }
@@ -43,8 +56,10 @@ impl Appliance {
         if self.knows(|known| known.name == request.name) {
             return Err(Error::conflict(format!("pool {} exists already", request.name)));
         }
-        let (devices, files) = make::make_pool(request, self.mailboxes.len())?;
-        let pool = self.open(devices, self.as_served(files)).await?;
+        let (request, processors) = (request.clone(), self.mailboxes.len());
+        let made = patience::beside(move || make::make_pool(&request, processors));
+        let (devices, files) = made.await?;
+        let pool = self.open(devices, self.as_served(files).await?).await?;
         drop(structure);
         self.pools_changed().await?;
         Ok(pool)
@@ -54,9 +69,18 @@ impl Appliance {
     ///
     /// # Errors
     /// Conflict if it is open already or a device is in use; failure if it cannot be read.
-    pub async fn open_pool(&self, paths: &[PathBuf]) -> Result<Arc<Pool>> {
+    pub async fn open_pool(&self, paths: &[PathBuf], degraded: Degraded) -> Result<Arc<Pool>> {
         let structure = self.structure.lock().await;
-        let devices = label::read(&label::absolute(paths)?)?;
+        let pool = self.open_in_structure(paths, degraded).await?;
+        drop(structure);
+        self.pools_changed().await?;
+        Ok(pool)
+    }
+
+    /// The same for who has the structure, and tells of the change.
+    pub(super) async fn open_in_structure(&self, paths: &[PathBuf], degraded: Degraded) -> Result<Arc<Pool>> {
+        let paths = paths.to_vec();
+        let mut devices = patience::beside(move || label::read(&label::absolute(paths)?)).await?;
         let taken =
             |pool: &Arc<Pool>| pool.name() == devices.name || pool.devices.layout.pool == devices.layout.pool;
         if let Some(pool) = self.pools().iter().find(|pool| taken(pool)) {
@@ -67,24 +91,35 @@ impl Appliance {
                     .hint("close that one first: stillpoint pool close NAME")
             });
         }
-        let claim = || PoolFiles::open(&devices.paths).map_err(|error| device_error(&error));
+        let claim = || {
+            let devices = devices.clone();
+            patience::beside(move || {
+                devices
+                    .claim(DeviceFile::open)
+                    .map_err(|error| device_error(&error))
+            })
+        };
         let files = patience::unless_in_use(claim).await?;
         label::check_sizes(&devices, &files)?;
-        let pool = self.open(devices, self.as_served(files)).await?;
+        let lacking = devices.lacking();
+        self.check_degraded(&devices, &lacking, degraded)?;
+        if !lacking.is_empty() {
+            let (changed, _) = put_out(devices, Arc::clone(&files), lacking).await?;
+            devices = changed;
+        }
+        let pool = self.open(devices, self.as_served(files).await?).await?;
         self.lock()
             .failed
             .retain(|failed| failed.known.id != pool.devices.id_text());
-        drop(structure);
-        self.pools_changed().await?;
         Ok(pool)
     }
 
-    fn as_served(&self, files: Arc<PoolFiles>) -> Arc<PoolFiles> {
+    async fn as_served(&self, files: Arc<PoolFiles>) -> Result<Arc<PoolFiles>> {
         if !self.options.nvme_passthrough {
-            return files;
+            return Ok(files);
         }
-        let files = files.with_passthrough();
-        for file in files.all() {
+        let files = patience::beside(move || Ok(files.with_passthrough())).await?;
+        for (_, file) in files.present() {
             let path = file.path().display();
             match (file.passthrough(), file.refused()) {
                 (Some(namespace), _) => tracing::info!(
@@ -97,53 +132,115 @@ impl Appliance {
                 (None, None) => {}
             }
         }
-        files
+        Ok(files)
     }
 
     /// Opens the shards on their processors, then the catalog.
     async fn open(&self, devices: PoolDevices, files: Arc<PoolFiles>) -> Result<Arc<Pool>> {
         let index = self.free_place();
+        self.lock().opening.insert(index, false);
+        let name = devices.name.clone();
+        let opened = self.open_in_place(index, devices, files).await;
+        if opened.is_err() {
+            self.close_shards(index).await;
+            self.lock().opening.remove(&index);
+        }
+        opened.map_err(|error| error.while_doing(format_args!("opening pool {name}")))
+    }
+
+    /// The same in this place. After an error some of its shards may be open.
+    async fn open_in_place(
+        &self,
+        index: PoolIndex,
+        mut devices: PoolDevices,
+        files: Arc<PoolFiles>,
+    ) -> Result<Arc<Pool>> {
         let processors = self.mailboxes.len() as u16;
         let owners: Vec<ProcessorIndex> = (0..devices.layout.shard_count)
             .map(|shard| ProcessorIndex(shard % processors))
             .collect();
-        let name = devices.name.clone();
-        let shards = match self.open_shards(index, &devices, &files, &owners).await {
-            Ok(shards) => shards,
-            Err(error) => {
-                self.close_shards(index).await;
-                return Err(error.while_doing(format_args!("opening pool {name}")));
-            }
+        let shards = loop {
+            let failure = match self.open_shards(index, &devices, &files, &owners).await {
+                Ok(shards) => break shards,
+                Err(failure) => failure,
+            };
+            let Some(failed) = failure.side else {
+                return Err(failure.error);
+            };
+            // The pool opens without it.
+            self.close_shards(index).await;
+            self.lock().opening.insert(index, false);
+            let (changed, file) = put_out(devices, Arc::clone(&files), vec![failed.at]).await?;
+            devices = changed;
+            let path = file.map_or_else(String::new, |file| file.path().display().to_string());
+            devices.remarks.push(format!("{path} is out: {}", failed.error));
         };
+        if let Some(label) = &devices.mirrors {
+            self.state
+                .sequences()
+                .note(&devices.id_text(), label.sequence())?;
+        }
         let opened = OpenedPool {
             index,
             devices,
             files,
             owners,
             shards,
+            resync_bytes_per_s: RESYNC_BYTES_PER_S_DEFAULT,
+            sequences: self.state.sequences().clone(),
         };
-        match Pool::start(opened, self.mailboxes.clone(), self.events.clone()).await {
-            Ok(pool) => {
-                let pool = Arc::new(pool);
-                for remark in &pool.remarks {
-                    pool.tell(EventKind::PoolRemark, "", remark);
-                }
-                let opened = format!("open, with {} shards", pool.shard_count());
-                pool.tell(EventKind::PoolOpened, "", opened);
-                let mut pools = self.lock();
-                let place = usize::from(index.0);
-                if pools.open.len() <= place {
-                    pools.open.resize_with(place + 1, || None);
-                }
-                pools.open[place] = Some(pool.clone());
-                pool.start_tasks();
-                Ok(pool)
-            }
-            Err(error) => {
-                self.close_shards(index).await;
-                Err(error.while_doing(format_args!("opening pool {name}")))
-            }
+        let pool = Pool::start(opened, self.mailboxes.clone(), self.events.clone()).await?;
+        let pool = Arc::new(pool);
+        self.put_in_place(&pool)?;
+        for remark in &pool.remarks {
+            pool.tell(EventKind::PoolRemark, "", remark);
         }
+        let opened = format!("open, with {} shards", pool.shard_count());
+        pool.tell(EventKind::PoolOpened, "", opened);
+        pool.start_tasks();
+        pool.set_resync_rate().await;
+        Ok(pool)
+    }
+
+    /// It is open from here on, unless it lost a side of which it was told that nothing can be promised any more.
+    fn put_in_place(&self, pool: &Arc<Pool>) -> Result<()> {
+        let mut pools = self.lock();
+        if pools.opening.remove(&pool.index) == Some(true) {
+            return Err(Error::failure("a side of a mirror failed meanwhile")
+                .hint("stillpoint pool open PATH... opens it without that side"));
+        }
+        let place = usize::from(pool.index.0);
+        if pools.open.len() <= place {
+            pools.open.resize_with(place + 1, || None);
+        }
+        pools.open[place] = Some(pool.clone());
+        Ok(())
+    }
+
+    /// Refuses to go on without sides that were in sync, and with sides that missed what was written last.
+    fn check_degraded(&self, devices: &PoolDevices, lacking: &[SideAt], degraded: Degraded) -> Result<()> {
+        let Some(label) = &devices.mirrors else {
+            return Ok(());
+        };
+        let (pool, id, sequence) = (&devices.name, devices.id_text(), label.sequence());
+        if degraded == Degraded::Allowed {
+            return self.state.sequences().begin_again(&id, sequence);
+        }
+        let missing = label.all().filter(|at| !devices.is_there(*at));
+        let missing = missing.map(|at| at.to_string()).collect::<Vec<_>>().join("; ");
+        if !missing.is_empty() && self.state.sequences().of(&id) > sequence {
+            return Err(Error::failure(format!(
+                "pool {pool} was used without the sides that are there now, and those that were used are missing: {missing}"
+            ))
+            .hint("bring these back; --degraded opens the pool as it was before, and gives up what was written since"));
+        }
+        if !lacking.is_empty() && degraded == Degraded::Refused {
+            return Err(Error::failure(format!(
+                "of pool {pool} are missing: {missing}, of which some were in sync when it was closed"
+            ))
+            .hint("name all devices of the pool; --degraded opens it without those that are missing"));
+        }
+        Ok(())
     }
 
     fn free_place(&self) -> PoolIndex {
@@ -162,7 +259,7 @@ impl Appliance {
         devices: &PoolDevices,
         files: &Arc<PoolFiles>,
         owners: &[ProcessorIndex],
-    ) -> Result<Vec<RecoveredShard>> {
+    ) -> std::result::Result<Vec<RecoveredShard>, NotOpened> {
         let mut answers = Vec::new();
         for (processor, mailbox) in self.mailboxes.iter().enumerate() {
             let owned = (0..devices.layout.shard_count)
@@ -172,31 +269,34 @@ impl Appliance {
                 name: devices.name.clone(),
                 layout: devices.layout.clone(),
                 files: files.clone(),
+                sides: devices.mirrors.as_ref().map(MirrorLabel::sides),
                 shards: owned.collect(),
                 owners: owners.to_vec(),
                 options: self.options.pool.clone(),
             });
             let (reply, answer) = oneshot::channel();
-            mailbox.send(ToProcessor::OpenPool {
-                pool: index,
-                part,
-                reply,
-            })?;
+            mailbox
+                .send(ToProcessor::OpenPool {
+                    pool: index,
+                    part,
+                    reply,
+                })
+                .map_err(Error::from)?;
             answers.push(answer);
         }
         let mut shards = Vec::new();
         let mut failure = None;
         for answer in answers {
-            match answer.await.map_err(|_| MailboxError::Ended)? {
+            match answer.await.map_err(|_| Error::from(MailboxError::Ended))? {
                 Ok(recovered) => shards.extend(recovered),
                 Err(error) => failure = failure.or(Some(error)),
             }
         }
         if let Some(error) = failure {
-            return Err(Error::failure(error.to_string()).hint(format!(
-                "stillpoint inspect --check {} says what is damaged",
-                devices.name
-            )));
+            let side = error.side;
+            let hint = format!("stillpoint inspect --check {} says what is damaged", devices.name);
+            let error = Error::failure(error.to_string()).hint(hint);
+            return Err(NotOpened { error, side });
         }
         shards.sort_by_key(|shard| shard.shard);
         let all = (0..devices.layout.shard_count).map(ShardIndex);
@@ -246,12 +346,21 @@ impl Appliance {
     }
 
     /// Ends the sessions of a pool, then closes it.
-    async fn shut(&self, pool: &Arc<Pool>) -> Result<()> {
+    pub(super) async fn shut(&self, pool: &Arc<Pool>) -> Result<()> {
         pool.end_tasks().await;
         let _quiet = pool.quiet().await;
-        self.lock().open[usize::from(pool.index.0)] = None;
-        self.publish().await?;
-        self.close_shards(pool.index).await;
+        pool.keep_scrubs_at_the_end().await;
+        {
+            let mut pools = self.lock();
+            pools.open[usize::from(pool.index.0)] = None;
+            pools.closing.push(pool.clone());
+        }
+        let published = self.publish().await;
+        if published.is_ok() {
+            self.close_shards(pool.index).await;
+        }
+        self.lock().closing.retain(|closing| closing.index != pool.index);
+        published?;
         pool.tell(EventKind::PoolClosed, "", "closed");
         Ok(())
     }
@@ -270,17 +379,13 @@ impl Appliance {
         self.known_pools().iter().any(is_it)
     }
 
-    fn known_pools(&self) -> Vec<KnownPool> {
-        let open = self.pools().into_iter().map(|pool| KnownPool {
-            name: pool.name().to_owned(),
-            id: pool.devices.id_text(),
-            devices: pool.devices.paths.clone(),
-        });
+    pub(super) fn known_pools(&self) -> Vec<KnownPool> {
+        let open = self.pools().into_iter().map(|pool| pool.known());
         open.chain(self.failed_pools().into_iter().map(|failed| failed.known))
             .collect()
     }
 
-    async fn pools_changed(&self) -> Result<()> {
+    pub(super) async fn pools_changed(&self) -> Result<()> {
         self.state.save(&self.known_pools())?;
         self.publish().await
     }
@@ -290,7 +395,7 @@ impl Appliance {
     pub fn failed_info(failed: &FailedPool) -> PoolInfo {
         PoolInfo {
             name: failed.known.name.clone(),
-            state: "failed".to_owned(),
+            state: if failed.opening { "opening" } else { "failed" }.to_owned(),
             error: Some(failed.error.to_string()),
             id: failed.known.id.clone(),
             shards: 0,
@@ -301,6 +406,7 @@ impl Appliance {
             volumes: 0,
             snapshots: 0,
             recovery_ns: 0,
+            sides: Vec::new(),
             remarks: failed
                 .known
                 .devices
@@ -310,6 +416,52 @@ impl Appliance {
             scrub: None,
         }
     }
+}
+
+/// Why the shards of a pool were not opened.
+struct NotOpened {
+    error: Error,
+    /// The side of a mirror that failed, if it was one.
+    side: Option<SideFailed>,
+}
+
+impl From<Error> for NotOpened {
+    fn from(error: Error) -> Self {
+        Self { error, side: None }
+    }
+}
+
+/// Has the labels say that these sides are out. Gives what they say then, and the device of the last one.
+async fn put_out(
+    mut devices: PoolDevices,
+    files: Arc<PoolFiles>,
+    sides: Vec<SideAt>,
+) -> Result<(PoolDevices, Option<Arc<DeviceFile>>)> {
+    patience::beside(move || {
+        let label = devices.mirrors.as_ref().expect("a pool with mirrors has one");
+        let only =
+            |device: DeviceIndex| Error::failure(format!("neither side of device {} can be used", device.0));
+        let label = label.with_out(&sides).map_err(only)?;
+        let mut file = None;
+        for at in &sides {
+            let place = usize::from(at.below().0);
+            file = files.take(place).or(file);
+            let path = std::mem::take(&mut devices.paths[place]);
+            if !path.as_os_str().is_empty() {
+                devices.unplaced.push(path);
+            }
+        }
+        devices.mirrors = Some(label.clone());
+        let written = label.write(&devices.layout, &files, devices.in_sync());
+        written.map_err(|failed| {
+            let texts = failed
+                .iter()
+                .map(|(at, error)| format!("writing the label of {at}: {error}"));
+            Error::failure(texts.collect::<Vec<_>>().join("; "))
+        })?;
+        Ok((devices, file))
+    })
+    .await
 }
 
 /// What the control plane says about a device that cannot be opened.

@@ -238,6 +238,18 @@ impl Catalog {
                     };
                     catalog.put_change_log(super::change_logs::from_row(id, &head, name));
                 }
+                Value::Scrubs(_, rows) => {
+                    let Key::Scrubs { first_shard } = key else {
+                        unreachable!("decoded by its key")
+                    };
+                    catalog.load_scrubs(first_shard, rows);
+                }
+                Value::ScrubDamage(_, rows) => {
+                    let Key::ScrubDamage(shard) = key else {
+                        unreachable!("decoded by its key")
+                    };
+                    catalog.load_scrub_damage(shard, rows);
+                }
                 Value::Marks(row) => {
                     let Key::Marks(id) = key else {
                         unreachable!("decoded by its key")

@@ -6,8 +6,12 @@ use super::*;
 use crate::mailbox::RecoveredShard;
 use stillpoint_coordinator::{Marks, SnapshotVolume, Written};
 use stillpoint_ondisk::catalog::{FIGURES_MAX, FiguresHead, HoldRow, Key, Value};
-use stillpoint_processor::command::{HoldFigures, IntermediateSnapshotStatus, VolumeShareStatus};
-use stillpoint_processor::{ShardCommand, TimeStamp};
+use stillpoint_processor::command::{
+    HoldFigures, IntermediateSnapshotStatus, ScrubDamage, ScrubPosition, ScrubSide, ScrubState,
+    VolumeShareStatus,
+};
+use stillpoint_processor::ports::DeviceError;
+use stillpoint_processor::{DeviceAddress, ShardCommand, ShareBlock, TimeStamp};
 
 const SHARDS: u16 = 2;
 
@@ -425,4 +429,91 @@ fn what_depends_on_a_volume_goes_with_it() {
         "the second time there is nothing left to do"
     );
     assert_eq!(again, catalog);
+}
+
+fn scrub(state: ScrubState, damage: &[ScrubDamage]) -> ScrubStatus {
+    ScrubStatus {
+        state,
+        rate_bytes_per_s: 1,
+        position: ScrubPosition {
+            volume: 2,
+            epoch: 3,
+            until: 4,
+            leaf: 5,
+            pages_read: true,
+            slot: 6,
+        },
+        checked_blocks: 7,
+        damaged_blocks: 8,
+        damage: damage.to_vec(),
+        sides: [9, 12].map(|from| ScrubSide {
+            read_blocks: from,
+            repaired_blocks: from + 1,
+            unrepaired_blocks: from + 2,
+        }),
+        started_ns: 15,
+        ended_ns: 16,
+        running_ns: 17,
+    }
+}
+
+/// A damaged block for every reason that there is.
+fn scrub_damages() -> Vec<ScrubDamage> {
+    let nvme = DeviceError::Nvme {
+        status: 0x281,
+        meaning: stillpoint_hw::device::nvme::status::meaning(0x281),
+    };
+    let errors = [DeviceError::Os(-5), DeviceError::Short, DeviceError::Gone, nvme];
+    let reasons = errors.into_iter().map(Some).chain([None]);
+    let damage = |(number, device_error): (u64, Option<DeviceError>)| ScrubDamage {
+        view: View {
+            volume: VolumeId(1),
+            snapshot: (number > 0).then_some(SnapshotId(number)),
+        },
+        map_level: (number > 1).then(|| number as u8 - 2),
+        first: ShareBlock(20 + number),
+        address: DeviceAddress(30 + number),
+        device_error,
+    };
+    (0..).zip(reasons).map(damage).collect()
+}
+
+#[test]
+fn a_scrub_comes_back_from_its_rows_as_it_was() {
+    let shards = 35;
+    let states = [
+        ScrubState::Running,
+        ScrubState::Paused,
+        ScrubState::Done,
+        ScrubState::Stopped,
+    ];
+    let mut scrubs: Vec<ScrubStatus> = (0..shards).map(|i| scrub(states[i % 4], &[])).collect();
+    scrubs[3] = ScrubStatus::default();
+    scrubs[34].damage = scrub_damages();
+    let mut rows = Rows::default();
+    let keep = |rows: &mut Rows, before: &[ScrubStatus], now: &[ScrubStatus]| {
+        let changes = Change::put_scrubs(before, now);
+        let count = changes.len();
+        changes.into_iter().for_each(|change| rows.apply(change));
+        let (catalog, left_over) = Catalog::load(&rows.0, shards as u16).expect("sound rows");
+        assert_eq!(left_over, []);
+        assert_eq!(catalog.scrubs(), now);
+        count
+    };
+    assert_eq!(
+        keep(&mut rows, &[], &scrubs),
+        4,
+        "three rows of 16 shards at most, and damage"
+    );
+    // Only what is different is written.
+    let before = scrubs.clone();
+    assert_eq!(keep(&mut rows, &before, &scrubs), 0);
+    scrubs[20].position.leaf += 1;
+    assert_eq!(keep(&mut rows, &before, &scrubs), 1);
+    let before = scrubs.clone();
+    scrubs[34].damage.clear();
+    scrubs[0].damage = scrub_damages();
+    assert_eq!(keep(&mut rows, &before, &scrubs), 2, "one row comes and one goes");
+    // A pool never scrubbed has no row, and no scrub.
+    assert!(Catalog::default().scrubs().is_empty());
 }

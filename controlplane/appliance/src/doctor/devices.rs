@@ -2,19 +2,31 @@
 
 use super::{note, ok, problem};
 use crate::api::model::Finding;
-use stillpoint_hw::discovery::{BlockDeviceInfo, Namespace, Pci};
+use stillpoint_hw::discovery::{BlockDeviceInfo, Machine, Namespace, Pci};
 use stillpoint_hw::topology::Core;
 
-/// Looks at the NVMe devices among these, for processors on these cores.
-pub fn look(devices: &[BlockDeviceInfo], processors: &[Core]) -> Vec<Finding> {
+/// Where processors are.
+#[derive(Clone, Copy, Debug)]
+pub struct Placement<'a> {
+    /// How many there are.
+    pub processors: usize,
+    /// The cores of those that are pinned.
+    pub placed: &'a [Core],
+    /// The cores that they could have.
+    pub allowed: &'a [Core],
+}
+
+/// Looks at the NVMe devices of a machine.
+pub fn look(machine: &Machine, placement: &Placement) -> Vec<Finding> {
+    let devices = machine.block_devices();
     let namespaces = devices
         .iter()
         .filter_map(|device| Some((device, device.nvme.as_ref()?)));
     namespaces
         .flat_map(|(device, nvme)| {
             let found = [
-                Some(queues(device, nvme, processors.len())),
-                node(device, processors),
+                Some(queues(device, nvme, placement.processors)),
+                node(machine, device, placement),
                 device.pci.as_ref().and_then(|pci| interrupts(device, pci)),
                 device.pci.as_ref().and_then(|pci| link(device, pci)),
                 health(device, nvme),
@@ -30,16 +42,18 @@ fn subject(device: &BlockDeviceInfo) -> String {
 
 fn queues(device: &BlockDeviceInfo, nvme: &Namespace, processors: usize) -> Finding {
     let queues = nvme.queues.unwrap_or(0);
-    if device.polled && nvme.poll_queues > 0 {
-        let polled = nvme.poll_queues;
-        return ok(
-            &subject(device),
-            format!("{queues} queues, {polled} of them polled"),
-        );
+    let polled = if device.polled { nvme.poll_queues } else { 0 };
+    let found = format!("{queues} queues, {polled} of them polled");
+    if polled > 0 && polled as usize >= processors {
+        return ok(&subject(device), found);
     }
+    let message = match polled {
+        0 => "no poll queues: each completion is an interrupt".to_owned(),
+        _ => format!("{found}: {processors} processors share them"),
+    };
     note(
         &subject(device),
-        "no poll queues: each completion is an interrupt".to_owned(),
+        message,
         &format!(
             "give the kernel nvme.poll_queues={0} (or `options nvme poll_queues={0}` in /etc/modprobe.d, if the driver is a \
              module) and boot",
@@ -48,15 +62,28 @@ fn queues(device: &BlockDeviceInfo, nvme: &Namespace, processors: usize) -> Find
     )
 }
 
-fn node(device: &BlockDeviceInfo, processors: &[Core]) -> Option<Finding> {
+/// What others have mounted is no concern of processors.
+fn node(machine: &Machine, device: &BlockDeviceInfo, placement: &Placement) -> Option<Finding> {
     let node = device.numa_node?;
-    if processors.is_empty() || processors.iter().any(|core| core.node == node) {
+    let is_near = |cores: &[Core]| cores.iter().any(|core| core.node == node);
+    let is_of_others = !device.usage.mounts.is_empty() || !device.usage.swaps.is_empty();
+    if is_of_others || placement.placed.is_empty() || is_near(placement.placed) {
         return None;
     }
+    let mend = match machine.cores_of_node(node) {
+        _ if is_near(placement.allowed) => format!(
+            "cores of node {node} are allowed: if a pool lies on it, start the daemon again, for it chooses by its pools when it \
+             starts; or give it more processors (--processors)"
+        ),
+        Some(cores) => format!(
+            "let the daemon have cores of node {node}, which are {cores} (taskset, AllowedCPUs= in its unit)"
+        ),
+        None => format!("node {node} has no cores: put the device into a slot of a node that has"),
+    };
     Some(note(
         &subject(device),
         format!("it is near NUMA node {node}, and no processor is: data takes a detour"),
-        &format!("let the daemon have cores of node {node} (taskset, AllowedCPUs= in its unit)"),
+        &mend,
     ))
 }
 
@@ -114,10 +141,10 @@ mod tests {
     use crate::api::model::FindingState;
     use std::fs;
     use std::path::Path;
-    use stillpoint_hw::discovery::Machine;
+    use tempfile::TempDir;
 
-    /// A machine of files with one namespace: near node 1, interrupts 40 to 42 on these cores.
-    fn machine(polled: bool, cores: [&str; 3]) -> Vec<BlockDeviceInfo> {
+    /// A machine of files with one namespace: near node 1, which has cores 8 to 15; interrupts 40 to 42 on these cores.
+    fn machine(polled: bool, cores: [&str; 3]) -> (TempDir, Machine) {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let root = directory.path();
         let file = |path: &str, content: &str| {
@@ -134,6 +161,7 @@ mod tests {
             if polled { "1" } else { "0" },
         );
         file("sys/module/nvme/parameters/poll_queues", "2");
+        file("sys/devices/system/node/node1/cpulist", "8-15\n");
         file(&format!("{pci}/numa_node"), "1");
         file(&format!("{pci}/current_link_width"), "2");
         file(&format!("{pci}/max_link_width"), "4");
@@ -149,7 +177,16 @@ mod tests {
         link("sys/class/nvme/nvme0", &root.join(&home));
         link("sys/block/nvme0n1", &root.join(&home).join("nvme0n1"));
         link(&format!("{home}/nvme0n1/device"), &root.join(&home));
-        Machine::at(root).block_devices()
+        let machine = Machine::at(root);
+        (directory, machine)
+    }
+
+    fn placement<'a>(processors: usize, placed: &'a [Core], allowed: &'a [Core]) -> Placement<'a> {
+        Placement {
+            processors,
+            placed,
+            allowed,
+        }
     }
 
     fn core(node: u32) -> Core {
@@ -163,11 +200,12 @@ mod tests {
 
     #[test]
     fn what_a_device_lacks_is_told_with_what_brings_it() {
-        let findings = look(&machine(false, ["0", "3", "3"]), &[core(0), core(0)]);
+        let (_directory, machine) = machine(false, ["0", "3", "3"]);
+        let findings = look(&machine, &placement(2, &[core(0), core(0)], &[core(0)]));
         let messages: Vec<&str> = findings.iter().map(|finding| finding.message.as_str()).collect();
         for (words, mend) in [
             ("no poll queues", "nvme.poll_queues=2"),
-            ("near NUMA node 1", "cores of node 1"),
+            ("near NUMA node 1", "cores of node 1, which are 8-15"),
             ("all 2 interrupts of its queues go to core 3", "smp_affinity_list"),
             ("its link runs at ? x2; it can do ? x4", "slot"),
         ] {
@@ -185,7 +223,8 @@ mod tests {
 
     #[test]
     fn what_is_in_order_is_told_once() {
-        let findings = look(&machine(true, ["0", "0", "1"]), &[core(1)]);
+        let (_directory, machine) = machine(true, ["0", "0", "1"]);
+        let findings = look(&machine, &placement(2, &[core(1)], &[core(1)]));
         let good: Vec<_> = findings
             .iter()
             .filter(|finding| finding.state == FindingState::Ok)
@@ -193,6 +232,49 @@ mod tests {
         assert_eq!(good[0].message, "4 queues, 2 of them polled");
         // The link stays what it is.
         assert_eq!((good.len(), findings.len()), (1, 2));
-        assert!(look(&[], &[core(0)]).is_empty());
+        let nothing = Machine::at(Path::new("/nowhere"));
+        assert!(look(&nothing, &placement(1, &[core(0)], &[core(0)])).is_empty());
+    }
+
+    #[test]
+    fn a_device_without_a_processor_near_it_is_told_with_what_can_be_done() {
+        let (directory, machine) = machine(true, ["0", "0", "1"]);
+        let mend = |placed: &[Core], allowed: &[Core]| {
+            let findings = look(&machine, &placement(1, placed, allowed));
+            let found = findings
+                .into_iter()
+                .find(|finding| finding.message.contains("NUMA"));
+            found.map(|finding| finding.mend.expect("a note says what to do"))
+        };
+        let told = mend(&[core(0)], &[core(0), core(1)]).expect("told");
+        assert!(told.contains("start the daemon again"), "{told}");
+        let told = mend(&[core(0)], &[core(0)]).expect("told");
+        assert!(told.contains("node 1, which are 8-15"), "{told}");
+        // Near it, or pinned nowhere.
+        assert_eq!(mend(&[core(0), core(1)], &[core(0), core(1)]), None);
+        assert_eq!(mend(&[], &[core(0)]), None);
+        let root = directory.path();
+        fs::write(root.join("sys/devices/system/node/node1/cpulist"), "\n").expect("written");
+        let told = mend(&[core(0)], &[core(0)]).expect("told");
+        assert!(told.contains("has no cores"), "{told}");
+        // What others have mounted is theirs.
+        let mounts = "30 22 259:1 / /srv rw - xfs /dev/nvme0n1 rw\n";
+        fs::create_dir_all(root.join("proc/self")).expect("made");
+        fs::write(root.join("proc/self/mountinfo"), mounts).expect("written");
+        assert_eq!(mend(&[core(0)], &[core(0)]), None);
+    }
+
+    #[test]
+    fn poll_queues_that_do_not_suffice_are_told() {
+        let (_directory, machine) = machine(true, ["0", "0", "1"]);
+        let findings = look(&machine, &placement(3, &[core(1)], &[core(1)]));
+        let found = findings.iter().find(|finding| finding.message.contains("share"));
+        let found = found.unwrap_or_else(|| panic!("{findings:?}"));
+        assert_eq!(
+            found.message,
+            "4 queues, 2 of them polled: 3 processors share them"
+        );
+        let mend = found.mend.as_ref().expect("a note says what to do");
+        assert!(mend.contains("nvme.poll_queues=3"), "{mend}");
     }
 }

@@ -15,9 +15,10 @@ use stillpoint_processor::shard::check::{Mend, PageWrite};
 /// A label that is damaged, or older than the other, is written from the other.
 pub(super) fn check(devices: &PoolDevices, files: &Arc<PoolFiles>, checked: &mut CheckedPool) {
     let mut opener = Opener::new(files.clone());
-    for (number, path) in devices.paths.iter().enumerate() {
+    let there = devices.paths.iter().enumerate();
+    for (number, path) in there.filter(|(_, path)| !path.as_os_str().is_empty()) {
         let device = DeviceIndex(number as u8);
-        let blocks = [0, devices.layout.label_copy_block(number)];
+        let blocks = [0, devices.layout.label_copy_block(devices.device_of(number))];
         let labels = blocks.map(|block| read(&mut opener, device, block));
         let newest = labels
             .iter()

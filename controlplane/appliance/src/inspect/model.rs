@@ -1,13 +1,14 @@
 //! What `stillpoint inspect` tells, as JSON: bytes, nanoseconds, integers, as in the API.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::shards::CheckedPool;
 use crate::catalog::Catalog;
 use crate::label::PoolDevices;
-use stillpoint_hw::device::{DeviceKind, PoolFiles};
+use stillpoint_hw::device::{DeviceFile, DeviceKind, PoolFiles};
 use stillpoint_processor::host_view::Placement;
 use stillpoint_processor::ids::ShareBlock;
 use stillpoint_processor::shard::check::{CheckedShard, Depth, FoundShard, Names, Numbers};
@@ -190,8 +191,8 @@ pub(super) fn describe(
     depth: Depth,
 ) -> InspectInfo {
     let layout = &devices.layout;
-    let info_of_device = |(file, sizes): (&stillpoint_hw::device::DeviceFile, _)| {
-        let sizes: &stillpoint_ondisk::layout::DeviceLayout = sizes;
+    let info_of_device = |(device, file): (usize, Arc<DeviceFile>)| {
+        let sizes = &layout.devices[devices.device_of(device)];
         InspectedDevice {
             path: file.path().display().to_string(),
             kind: match file.kind() {
@@ -213,12 +214,7 @@ pub(super) fn describe(
         created_ns: devices.created_ns,
         format: stillpoint_ondisk::page::VERSION,
         log_bytes: u64::from(layout.log_pages) * BLOCK,
-        devices: files
-            .all()
-            .iter()
-            .zip(&layout.devices)
-            .map(info_of_device)
-            .collect(),
+        devices: files.present().map(info_of_device).collect(),
         shards: shards
             .map(|(shard, checked)| describe_shard(shard, layout.home(shard), checked))
             .collect(),

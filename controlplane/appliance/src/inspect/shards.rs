@@ -13,7 +13,8 @@ use crate::label::PoolDevices;
 use stillpoint_hw::clock::Clock;
 use stillpoint_hw::device::{Opener, PoolFiles};
 use stillpoint_hw::tail;
-use stillpoint_processor::ports::{LogTail, MemoryTail};
+use stillpoint_processor::mirror::MirroredOpener;
+use stillpoint_processor::ports::{LogTail, MemoryTail, Side};
 use stillpoint_processor::shard::check::{CheckedShard, Depth, Mend, check_shard};
 use stillpoint_processor::{ShardIndex, SnapshotId, VolumeId};
 
@@ -93,21 +94,25 @@ pub(super) fn check(
     std::thread::scope(|scope| {
         for _ in 0..threads.min(usize::from(count)) {
             scope.spawn(|| {
-                let mut opener = Opener::new(files.clone());
+                let opener = Opener::new(files.clone());
                 loop {
                     let shard = next.fetch_add(1, Ordering::Relaxed);
                     if shard >= count {
                         return;
                     }
                     let mut tail = MemoryOrNone(found_tails[usize::from(shard)].clone());
-                    let checked = check_shard(
-                        &devices.layout,
-                        ShardIndex(shard),
-                        &mut opener,
-                        &mut tail,
-                        depth,
-                        Clock::new().now(),
-                    );
+                    let (layout, shard_index) = (&devices.layout, ShardIndex(shard));
+                    let now = Clock::new().now();
+                    let mut opener = opener.clone();
+                    let checked = match &devices.mirrors {
+                        None => check_shard(layout, shard_index, &mut opener, &mut tail, depth, now),
+                        Some(label) => {
+                            // Nothing is written: what is not the same on both sides stays so.
+                            let mut both =
+                                MirroredOpener::new(opener, layout, shard_index, label.sides(), Side::First);
+                            check_shard(layout, shard_index, &mut both, &mut tail, depth, now)
+                        }
+                    };
                     let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
                     done.insert(shard, checked);
                 }

@@ -5,15 +5,17 @@ use std::sync::Arc;
 
 use stillpoint_export::ExportTable;
 use stillpoint_hw::buffers::PageKind;
-use stillpoint_hw::device::Devices;
+use stillpoint_hw::device::{Devices, PoolFiles};
 use stillpoint_processor::command::EventKind;
+use stillpoint_processor::mirror::{Mirrors, SideAt, SideState, Sides};
+use stillpoint_processor::ports::Side;
 use stillpoint_processor::stages::Stages;
-use stillpoint_processor::{Processor, RequestError, ShardCommand, Ticket};
+use stillpoint_processor::{DeviceIndex, Processor, RequestError, ShardCommand, Ticket};
 
 use super::connections::LISTENER_KEY;
 use super::looping::Loop;
 use super::pools::{Closing, OpenPool, Opened, open_in_the_background};
-use crate::mailbox::{Listener, PoolIndex, ProcessorStatus, ToProcessor};
+use crate::mailbox::{Listener, MirrorChange, PoolIndex, ProcessorStatus, ToProcessor};
 
 /// Messages taken per turn.
 const MESSAGES_PER_TURN: usize = 16;
@@ -82,6 +84,16 @@ impl Loop {
                 request.token = self.asked.wait(reply);
                 self.submit_own(pool, *request);
             }
+            ToProcessor::Mirror { pool, change, reply } => {
+                self.change_mirror(pool, change);
+                // The control plane may have given up waiting.
+                let _ = reply.send(());
+            }
+            ToProcessor::MirrorStatus { pool, reply } => {
+                let open = self.pool_mut(pool);
+                let status = open.map_or(Vec::new(), |open| open.processor.device().status());
+                drop(reply.send(status));
+            }
             ToProcessor::CreateSnapshot {
                 pool,
                 request,
@@ -111,6 +123,36 @@ impl Loop {
         }
     }
 
+    fn change_mirror(&mut self, pool: PoolIndex, change: MirrorChange) {
+        // What was said before is about what was before.
+        self.tell_of_mirrors(usize::from(pool.0));
+        let Some(open) = self.pools.get_mut(usize::from(pool.0)).and_then(Option::as_mut) else {
+            return;
+        };
+        if let MirrorChange::Attach { at, pass, .. } | MirrorChange::Again { at, pass } = change {
+            open.begin_pass(at, pass);
+        }
+        let mirrors = open.processor.device_mut();
+        match change {
+            MirrorChange::Out { at, episode } => {
+                mirrors
+                    .inner_mut()
+                    .detach(usize::from(at.below().0), &mut self.ring);
+                mirrors.out(at, episode);
+            }
+            MirrorChange::Lost { device, error } => mirrors.lost(device, error),
+            MirrorChange::Attach { at, everything, .. } => {
+                mirrors
+                    .inner_mut()
+                    .attach(usize::from(at.below().0), &mut self.ring);
+                mirrors.resync(at, everything);
+            }
+            MirrorChange::Again { at, .. } => mirrors.resync(at, false),
+            MirrorChange::Joined { at } => mirrors.joined(at),
+            MirrorChange::Rate { bytes_per_s } => mirrors.set_rate(bytes_per_s),
+        }
+    }
+
     fn pool_mut(&mut self, pool: PoolIndex) -> Option<&mut OpenPool> {
         self.pools.get_mut(usize::from(pool.0)).and_then(Option::as_mut)
     }
@@ -127,7 +169,7 @@ impl Loop {
             reply,
             result,
         } = opened;
-        let result = result.map(|(shards, recovered)| {
+        let result = result.map(|opened| {
             let place = usize::from(pool.0);
             if self.pools.len() <= place {
                 self.pools.resize_with(place + 1, || None);
@@ -142,11 +184,16 @@ impl Loop {
                 place as u8,
                 &mut self.ring,
             );
-            self.pools[place] = Some(OpenPool::new(
-                Processor::new(devices, shards),
-                part.owners.clone(),
-            ));
-            recovered
+            let mirrors = match &part.sides {
+                None => Mirrors::plain(devices),
+                Some(sides) => {
+                    let states = states(sides, &part.files);
+                    Mirrors::new(devices, &part.layout, &states, &part.shards, opened.stale)
+                }
+            };
+            let processor = Processor::new(mirrors, opened.shards);
+            self.pools[place] = Some(OpenPool::new(processor, part.owners.clone()));
+            opened.recovered
         });
         // Nobody waits any more if the daemon is on its way out; it closes the pool then.
         let _ = reply.send(result);
@@ -238,7 +285,7 @@ impl Loop {
         self.progress = true;
         let open = self.pools[place].take().expect("it is being closed");
         let (devices, shards) = open.processor.into_parts(&mut self.buffers);
-        devices.close(&mut self.ring);
+        devices.into_inner().close(&mut self.ring);
         for shard in shards {
             self.closed_stages.add(shard.stages());
             if shard.is_checkpointed()
@@ -287,4 +334,21 @@ impl Loop {
             },
         }
     }
+}
+
+/// What the sides of each device are to begin with: one that is out, and there, is given back what it lacks.
+fn states(sides: &[Sides], files: &PoolFiles) -> Vec<[SideState; 2]> {
+    let of_device = |(device, sides): (usize, &Sides)| {
+        let device = DeviceIndex(device as u8);
+        Side::BOTH.map(|side| match *sides {
+            Sides::Only { side: only, .. } if only != side => {
+                match files.get(usize::from(SideAt { device, side }.below().0)) {
+                    Some(_) => SideState::Resync,
+                    None => SideState::Out,
+                }
+            }
+            _ => SideState::InSync,
+        })
+    };
+    sides.iter().enumerate().map(of_device).collect()
 }

@@ -221,12 +221,12 @@ impl Loop {
                     let open = self.pools[usize::from(place)]
                         .as_mut()
                         .expect("closed when nothing is in flight");
-                    open.processor.device_mut().complete(completion);
+                    open.processor.device_mut().inner_mut().complete(completion);
                 }
                 Owner::Bell(place) => {
                     // It may ring once more for a pool that is gone.
                     if let Some(Some(open)) = self.pools.get_mut(usize::from(place)) {
-                        open.processor.device_mut().complete(completion);
+                        open.processor.device_mut().inner_mut().complete(completion);
                     }
                 }
                 Owner::Wake => self.sleeper.complete(completion),
@@ -355,7 +355,7 @@ impl Loop {
     /// Puts what this turn has for the kernel into the ring, and what it has for other loops into theirs.
     fn send_off(&mut self) {
         for open in self.pools.iter_mut().flatten() {
-            open.processor.device_mut().start(&mut self.ring);
+            open.processor.device_mut().inner_mut().start(&mut self.ring);
         }
         let (wakers, ring) = (&self.wakers, &mut self.ring);
         self.links.flush(|to| wakers[to].wake_through(ring));
@@ -381,7 +381,7 @@ impl Loop {
                 .pools
                 .iter()
                 .flatten()
-                .any(|open| open.processor.has_ready_work() || open.processor.device().must_be_polled())
+                .any(|open| open.has_ready_work() || open.processor.device().inner().must_be_polled())
     }
 
     /// Sleeps until something comes, unless something has come just now.
@@ -389,7 +389,7 @@ impl Loop {
         self.sleeper.prepare(&mut self.ring);
         let (ring, mut awake) = (&mut self.ring, false);
         for open in self.pools.iter_mut().flatten() {
-            awake |= !open.processor.device_mut().may_sleep(ring);
+            awake |= !open.processor.device_mut().inner_mut().may_sleep(ring);
         }
         let awaited = awake
             || self.links.has_incoming()

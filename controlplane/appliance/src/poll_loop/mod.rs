@@ -97,7 +97,7 @@ fn start_all(options: &PollLoopOptions, notices: NoticeSender) -> Result<PollLoo
         .map_err(StartError::Thread)?;
     let wakers: Vec<Waker> = bells.iter().map(|(_, waker)| waker.clone()).collect();
     let cores = if options.pin {
-        topology::place_processors(&topology::allowed_cores(), count)
+        topology::place_processors(&topology::allowed_cores(), count, &options.near)
     } else {
         vec![None; count]
     };

@@ -11,8 +11,12 @@ use stillpoint_hw::device::{Devices, Opener};
 use stillpoint_hw::tail::{self, FileTail};
 use stillpoint_hw::wake::Waker;
 use stillpoint_processor::command::EventKind;
+use stillpoint_processor::mirror::{
+    MirrorNotice, MirroredOpener, Mirrors, SideAt, Sides, StaleAt, load_stale,
+};
+use stillpoint_processor::ports::{OpenDevice, Side};
 use stillpoint_processor::{
-    Backlog, Processor, RecoveryReport, Shard, ShardIndex, ShardOptions, SnapshotId, Ticket,
+    Backlog, DeviceIndex, Processor, RecoveryReport, Shard, ShardIndex, ShardOptions, SnapshotId, Ticket,
 };
 use tokio::sync::oneshot;
 
@@ -31,7 +35,11 @@ pub type OpenReply = oneshot::Sender<Result<Vec<RecoveredShard>, OpenPoolError>>
 /// A pool that is open.
 pub struct OpenPool {
     /// The shards of this loop.
-    pub processor: Processor<Devices, FileTail>,
+    pub processor: Processor<Mirrors<Devices>, FileTail>,
+    /// What its mirrors said, and the control plane had no room for.
+    pub untold: Option<MirrorNotice>,
+    /// The number with which each side was attached last; none for those that were there from the start.
+    pub passes: BTreeMap<SideAt, u64>,
     /// The owner of every shard.
     pub owners: Vec<ProcessorIndex>,
     /// Requests that found their shard working on as many as it may.
@@ -65,7 +73,18 @@ pub struct Opened {
     /// Who waits.
     pub reply: OpenReply,
     /// The shards and what they brought back.
-    pub result: Result<(Vec<Shard<FileTail>>, Vec<RecoveredShard>), OpenPoolError>,
+    pub result: Result<OpenedShards, OpenPoolError>,
+}
+
+/// Shards that are open.
+#[derive(Default)]
+pub struct OpenedShards {
+    /// The shards.
+    pub shards: Vec<Shard<FileTail>>,
+    /// What each brought back.
+    pub recovered: Vec<RecoveredShard>,
+    /// What the sides of mirrors that are not in sync lack of them.
+    pub stale: Vec<StaleAt>,
 }
 
 /// Opens the shards on a thread of their own, since recovery waits for devices; the loop goes on meanwhile.
@@ -96,9 +115,8 @@ pub fn open_in_the_background(
     }
 }
 
-fn open_shards(part: &PoolPart) -> Result<(Vec<Shard<FileTail>>, Vec<RecoveredShard>), OpenPoolError> {
-    let mut shards = Vec::with_capacity(part.shards.len());
-    let mut recovered = Vec::with_capacity(part.shards.len());
+fn open_shards(part: &PoolPart) -> Result<OpenedShards, OpenPoolError> {
+    let mut all = OpenedShards::default();
     for some in part.shards.chunks(SHARDS_AT_ONCE) {
         let opened: Vec<_> = std::thread::scope(|scope| {
             let open = |&shard| {
@@ -115,37 +133,85 @@ fn open_shards(part: &PoolPart) -> Result<(Vec<Shard<FileTail>>, Vec<RecoveredSh
             opened.collect()
         });
         for opened in opened {
-            let (shard, found) = opened?;
-            shards.push(shard);
-            recovered.push(found);
+            let (shard, found, stale) = opened?;
+            all.shards.push(shard);
+            all.recovered.push(found);
+            all.stale.extend(stale);
         }
     }
-    Ok((shards, recovered))
+    Ok(all)
 }
 
 fn open_shard(
     part: &PoolPart,
-    shard: ShardIndex,
-) -> Result<(Shard<FileTail>, RecoveredShard), OpenPoolError> {
+    index: ShardIndex,
+) -> Result<(Shard<FileTail>, RecoveredShard, Vec<StaleAt>), OpenPoolError> {
     let began = Instant::now();
+    let opener = Opener::new(Arc::clone(&part.files));
+    let (shard, report, stale) = match &part.sides {
+        None => {
+            let (shard, report) = open_over(part, index, &mut { opener })?;
+            (shard, report, Vec::new())
+        }
+        Some(sides) => open_mirrored(part, index, opener, sides)?,
+    };
+    let recovery_ns = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    let recovered = describe(&shard, &report, recovery_ns);
+    Ok((shard, recovered, stale))
+}
+
+fn open_over(
+    part: &PoolPart,
+    shard: ShardIndex,
+    devices: &mut impl OpenDevice,
+) -> Result<(Shard<FileTail>, RecoveryReport), OpenPoolError> {
     let failed = |message: String| OpenPoolError {
         shard: Some(shard),
         device: None,
+        side: None,
         message,
     };
     let tail = open_tail(part, shard).map_err(&failed)?;
-    let (shard, report) = Shard::open(
-        &part.layout,
-        shard,
-        &mut Opener::new(Arc::clone(&part.files)),
-        tail,
-        shard_options(part),
-        Clock::new().now(),
-    )
-    .map_err(|error| failed(error.to_string()))?;
-    let recovery_ns = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-    let recovered = describe(&shard, &report, recovery_ns);
-    Ok((shard, recovered))
+    let now = Clock::new().now();
+    Shard::open(&part.layout, shard, devices, tail, shard_options(part), now)
+        .map_err(|error| failed(error.to_string()))
+}
+
+/// The same over devices with two sides. What one side has damaged beyond what is mended page by page may be whole on the other.
+fn open_mirrored(
+    part: &PoolPart,
+    shard: ShardIndex,
+    opener: Opener,
+    sides: &[Sides],
+) -> Result<(Shard<FileTail>, RecoveryReport, Vec<StaleAt>), OpenPoolError> {
+    let mut failure = None;
+    for preferred in Side::BOTH {
+        let mut devices = MirroredOpener::new(opener.clone(), &part.layout, shard, sides.to_vec(), preferred);
+        let (opened, report) = match open_over(part, shard, &mut devices) {
+            Ok(opened) => opened,
+            Err(error) => {
+                failure = failure.or(Some(error));
+                continue;
+            }
+        };
+        let settled = devices.settle().map_err(|failed| OpenPoolError {
+            shard: Some(shard),
+            device: None,
+            side: Some(failed),
+            message: failed.to_string(),
+        });
+        let mut opener = settled?;
+        let mut stale = Vec::new();
+        for (device, sides) in sides.iter().enumerate() {
+            if let Sides::Only { side, episode } = *sides {
+                let device = DeviceIndex(device as u8);
+                let at = SideAt { device, side }.other();
+                stale.push(load_stale(&mut opener, &part.layout, shard, at, episode));
+            }
+        }
+        return Ok((opened, report, stale));
+    }
+    Err(failure.expect("it was tried"))
 }
 
 fn open_tail(part: &PoolPart, shard: ShardIndex) -> Result<FileTail, String> {
@@ -201,9 +267,11 @@ fn describe(shard: &Shard<FileTail>, report: &RecoveryReport, recovery_ns: u64) 
 
 impl OpenPool {
     /// A pool whose shards are open.
-    pub fn new(processor: Processor<Devices, FileTail>, owners: Vec<ProcessorIndex>) -> Self {
+    pub fn new(processor: Processor<Mirrors<Devices>, FileTail>, owners: Vec<ProcessorIndex>) -> Self {
         Self {
             processor,
+            untold: None,
+            passes: BTreeMap::new(),
             owners,
             backlog: Backlog::default(),
             coordinator: Coordinator::new(),
@@ -218,18 +286,32 @@ impl OpenPool {
         usize::from(self.owners[usize::from(shard.0)].0)
     }
 
+    /// What is copied to a side from now on is told with this number; what was said before, and not heard, is of no use any more.
+    pub fn begin_pass(&mut self, at: SideAt, pass: u64) {
+        self.passes.insert(at, pass);
+        self.untold
+            .take_if(|untold| *untold == MirrorNotice::Resynced { at });
+    }
+
     /// Whether nothing is under way.
     pub fn is_quiet(&self) -> bool {
         self.backlog.is_empty()
             && self.commands.is_empty()
             && self.coordinator.is_idle()
             && self.processor.is_quiet()
+            && self.processor.device().is_quiet()
+    }
+
+    /// Whether a turn would find something to do without waiting for a device.
+    pub fn has_ready_work(&self) -> bool {
+        self.processor.has_ready_work() || self.processor.device().has_ready_work()
     }
 
     /// The monotonic time at which the pool has to be polled even if nothing happens.
     pub fn next_deadline_ns(&self) -> Option<u64> {
         let shards = self.processor.next_deadline_ns();
         let coordinator = self.coordinator.next_deadline_ns();
-        shards.into_iter().chain(coordinator).min()
+        let mirrors = self.processor.device().next_deadline_ns();
+        shards.into_iter().chain(coordinator).chain(mirrors).min()
     }
 }

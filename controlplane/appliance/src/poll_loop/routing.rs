@@ -4,13 +4,14 @@
 use stillpoint_coordinator::{Action, Coordinator};
 use stillpoint_export::nbd::{is_without_session, processor_of};
 use stillpoint_processor::command::EventKind;
+use stillpoint_processor::mirror::MirrorNotice;
 use stillpoint_processor::{
     RequestError, ShardAnswer, ShardCommand, ShardEvent, ShardIndex, ShardRequest, Ticket,
 };
 
 use super::links::{MESSAGES_PER_TURN, Message};
 use super::looping::Loop;
-use crate::mailbox::{PoolIndex, ShardNotice};
+use crate::mailbox::{LoopNotice, PoolIndex, ProcessorIndex, ShardNotice};
 
 impl Loop {
     /// Takes in what other loops sent.
@@ -120,6 +121,7 @@ impl Loop {
                 continue;
             };
             let mut outbox = core::mem::take(&mut self.outbox);
+            self.progress |= open.processor.device_mut().turn(self.now, &mut self.buffers);
             self.progress |= open.processor.poll(self.now, &mut self.buffers, &mut outbox);
             for answer in outbox.answers.drain(..) {
                 self.deliver(answer);
@@ -128,6 +130,32 @@ impl Loop {
                 self.event(PoolIndex(pool as u16), event);
             }
             self.outbox = outbox;
+            self.tell_of_mirrors(pool);
+        }
+    }
+
+    /// Tells the control plane what the mirrors of a pool have to say. Answers wait for what it does about it, so nothing of this is dropped.
+    pub(super) fn tell_of_mirrors(&mut self, pool: usize) {
+        let Some(Some(open)) = self.pools.get_mut(pool) else {
+            return;
+        };
+        let devices = open.processor.device_mut();
+        while let Some(notice) = open.untold.take().or_else(|| devices.take_notice()) {
+            let at = match notice {
+                MirrorNotice::SideFailed { at, .. }
+                | MirrorNotice::Resynced { at }
+                | MirrorNotice::CannotCopy { at, .. } => at,
+            };
+            let told = LoopNotice::Mirror {
+                pool: PoolIndex(pool as u16),
+                processor: ProcessorIndex(self.index as u16),
+                pass: open.passes.get(&at).copied().unwrap_or(0),
+                notice,
+            };
+            if self.notices.try_send(told).is_err() {
+                open.untold = Some(notice);
+                break;
+            }
         }
     }
 
@@ -170,7 +198,7 @@ impl Loop {
                     shard: event.shard,
                     notice,
                 };
-                if self.notices.try_send(notice).is_err() {
+                if self.notices.try_send(LoopNotice::Shard(notice)).is_err() {
                     self.figures.notices_dropped += 1;
                 }
             }

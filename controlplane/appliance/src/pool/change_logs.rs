@@ -255,11 +255,8 @@ impl Pool {
     }
 
     fn devices_of_change_log(&self, paths: &[String]) -> Result<u64> {
-        let all: Vec<String> = self
-            .files
-            .all()
-            .iter()
-            .map(|file| file.path().display().to_string())
+        let all: Vec<String> = (self.devices.paths.iter())
+            .map(|path| path.display().to_string())
             .collect();
         let mut devices = 0;
         for path in paths {
@@ -459,7 +456,7 @@ impl Pool {
                 })
             })
             .collect();
-        let paths = self.files.all().iter().enumerate();
+        let paths = self.devices.paths.iter().enumerate();
         let named = paths.filter(|(device, _)| log.devices >> device & 1 == 1);
         ChangeLogVolumeInfo {
             name: log.name.clone(),
@@ -468,7 +465,7 @@ impl Pool {
             size_bytes: log.size_bytes,
             used_bytes: shards.iter().map(|shard| shard.used_bytes).sum(),
             when_full: word(log.when_full).to_owned(),
-            devices: named.map(|(_, file)| file.path().display().to_string()).collect(),
+            devices: named.map(|(_, path)| path.display().to_string()).collect(),
             volumes: catalog
                 .volumes_of_change_log(log.id)
                 .map(|volume| volume.name.clone())

@@ -78,6 +78,9 @@ impl Pool {
 
     /// Sees to it that the labels of all devices have this bit before anything is written that needs it.
     pub(super) async fn set_feature(&self, bit: u64) -> Result<()> {
+        if self.devices.layout.mirrored {
+            return self.set_feature_of_mirrors(bit).await;
+        }
         let (devices, files) = (self.devices.clone(), Arc::clone(&self.files));
         let written = tokio::task::spawn_blocking(move || label::set_incompatible(&devices, &files, bit));
         match written.await {

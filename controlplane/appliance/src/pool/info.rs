@@ -27,6 +27,7 @@ impl Pool {
     /// # Errors
     /// If a processor has ended.
     pub async fn figures(&self) -> Result<ShardFigures> {
+        self.refresh_sides().await;
         let events = self.ask_all(self.every_shard(|_| ShardCommand::Status)).await?;
         events
             .into_iter()
@@ -42,18 +43,19 @@ impl Pool {
     #[must_use]
     pub fn info(&self, figures: &ShardFigures) -> PoolInfo {
         let sum = |blocks: fn(&ShardStatus) -> u64| figures.iter().map(blocks).sum::<u64>() * BLOCK;
+        let (state, error) = self.condition();
+        let lost = self.lost_devices();
         let catalog = self.catalog();
         PoolInfo {
             name: self.name().to_owned(),
-            state: "open".to_owned(),
-            error: None,
+            state: state.to_owned(),
+            error,
             id: self.devices.id_text(),
             shards: self.shard_count(),
             devices: self
                 .files
-                .all()
-                .iter()
-                .map(|file| DeviceInfo {
+                .present()
+                .map(|(device, file)| DeviceInfo {
                     path: file.path().display().to_string(),
                     kind: match (file.kind(), file.passthrough()) {
                         (_, Some(_)) => "nvme".to_owned(),
@@ -64,6 +66,7 @@ impl Pool {
                     direct: file.is_direct(),
                     polled: file.passthrough().is_some_and(Passthrough::is_polled),
                     passthrough_refused: file.refused().map(str::to_owned),
+                    lost_since_ns: lost.get(&device).copied(),
                 })
                 .collect(),
             total_bytes: sum(|shard| shard.total_blocks),
@@ -72,6 +75,9 @@ impl Pool {
             volumes: catalog.volumes().count() as u64,
             snapshots: catalog.snapshots().count() as u64,
             recovery_ns: self.recovery_ns,
+            sides: (0..self.side_places())
+                .filter_map(|place| self.side_info(place))
+                .collect(),
             remarks: self.remarks.clone(),
             scrub: super::scrub::describe(&catalog, figures),
         }
@@ -311,6 +317,8 @@ fn shard_info(pool: &str, shard: u16, status: &ShardStatus) -> ShardInfo {
         map_misses: status.map_misses,
         map_pages_cached: status.map_pages_cached,
         corrupt_blocks: status.corrupt_blocks,
+        repaired_blocks: status.repaired_blocks,
+        repair_failures: status.repair_failures,
         device_errors: status.device_errors,
         stopped: status.stopped,
         in_flight: status.in_flight,

@@ -71,6 +71,10 @@ impl Pool {
         self.tasks.spawn(async move {
             pool.tasks.until_the_end(pool.keep_time()).await;
         });
+        let pool = self.clone();
+        self.tasks.spawn(async move {
+            pool.tasks.until_the_end(pool.watch_scrubs()).await;
+        });
         self.start_granting();
         let schedules: Vec<u64> = self.catalog().schedules().map(|schedule| schedule.id).collect();
         for id in schedules {

@@ -185,6 +185,7 @@ impl Bench {
             devices: vec![directory.path().join("disk").display().to_string()],
             size_bytes: Some(64 * MIB),
             shards: Some(SHARDS),
+            mirror: false,
             force: true,
             force_devices: Vec::new(),
         };
@@ -207,6 +208,8 @@ impl Bench {
             devices,
             files,
             owners: vec![ProcessorIndex(0); usize::from(SHARDS)],
+            resync_bytes_per_s: 0,
+            sequences: Arc::default(),
             shards: (0..SHARDS).map(recovered).collect(),
         };
         let events = Arc::new(Events::default());

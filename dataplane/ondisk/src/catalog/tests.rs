@@ -139,6 +139,14 @@ fn samples() -> Vec<(Key, Vec<u8>)> {
         (Key::Marks(6), Value::Marks(marks).encode()),
         (Key::ChangeLog(7), Value::ChangeLog(change_log(), "log").encode()),
         (
+            Key::Scrubs { first_shard: 16 },
+            Value::Scrubs(ScrubHead::default(), &[scrub(), scrub()]).encode(),
+        ),
+        (
+            Key::ScrubDamage(17),
+            Value::ScrubDamage(ScrubHead::default(), &[scrub_damage(), scrub_damage()]).encode(),
+        ),
+        (
             Key::Group(7),
             Value::Group(group_head, &[1.into(), 2.into()], "trio").encode(),
         ),
@@ -160,6 +168,56 @@ fn change_log() -> ChangeLogHead {
         created_ns: 9u64.into(),
         reserved_b: [0; 16],
     }
+}
+
+fn scrub() -> ScrubRow {
+    ScrubRow {
+        state: 2,
+        pages_read: 1,
+        leaf: 0x0102_0304_0506_0708.into(),
+        sides: [ScrubSideRow {
+            read_blocks: 1.into(),
+            repaired_blocks: 2.into(),
+            unrepaired_blocks: 3.into(),
+        }; 2],
+        ..ScrubRow::default()
+    }
+}
+
+fn scrub_damage() -> ScrubDamageRow {
+    ScrubDamageRow {
+        volume: 1.into(),
+        map_level: SCRUB_DATA,
+        error: 4,
+        snapshot: 2.into(),
+        first: 3.into(),
+        address: 4.into(),
+        code: 0x281.into(),
+        ..ScrubDamageRow::default()
+    }
+}
+
+#[test]
+fn a_scrub_that_cannot_be_is_refused() {
+    let decoded = |change: fn(&mut ScrubRow)| {
+        let mut row = scrub();
+        change(&mut row);
+        let bytes = Value::Scrubs(ScrubHead::default(), &[scrub(), row]).encode();
+        Value::decode(Key::Scrubs { first_shard: 0 }, &bytes).map(|_| ())
+    };
+    assert_eq!(decoded(|_| ()), Ok(()));
+    assert_eq!(decoded(|row| row.state = 5), Err(Damage::Field("state")));
+    assert_eq!(
+        decoded(|row| row.pages_read = 2),
+        Err(Damage::Field("pages_read"))
+    );
+    let damage = ScrubDamageRow {
+        error: 5,
+        ..scrub_damage()
+    };
+    let bytes = Value::ScrubDamage(ScrubHead::default(), &[damage]).encode();
+    let decoded = Value::decode(Key::ScrubDamage(0), &bytes);
+    assert_eq!(decoded, Err(Damage::Field("error")));
 }
 
 #[test]
@@ -217,6 +275,14 @@ fn these_bytes_are_version_1() {
         (
             "4c00000007",
             "0100030001000000060000000000000000200000000000000900000000000000000000000000000000000000000000006c6f67",
+        ),
+        (
+            "520010",
+            "010002000000000002010000000000000000000000000000000000000000000008070605040302010000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000100000000000000020000000000000003000000000000000100000000000000020000000000000003000000000000000201000000000000000000000000000000000000000000000807060504030201000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000010000000000000002000000000000000300000000000000010000000000000002000000000000000300000000000000",
+        ),
+        (
+            "440011",
+            "010002000000000001000000ff040000020000000000000003000000000000000400000000000000810200000000000001000000ff0400000200000000000000030000000000000004000000000000008102000000000000",
         ),
         (
             "4e0000000000000007",

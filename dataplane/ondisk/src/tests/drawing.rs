@@ -7,15 +7,17 @@ use std::collections::BTreeMap;
 use crate::bitmap::{BLOCKS_PER_PAGE, BitmapPage};
 use crate::catalog::{
     ChangeLogHead, CounterRow, ExportHead, FiguresHead, GroupHead, HighestTimeRow, HoldRow, MarksRow,
-    ScheduleHead, SnapshotHead, SnapshotVolumeRow, VolumeHead, VolumeMore,
+    ScheduleHead, ScrubDamageRow, ScrubHead, ScrubRow, ScrubSideRow, SnapshotHead, SnapshotVolumeRow,
+    VolumeHead, VolumeMore,
 };
 use crate::directory::{DirectoryPage, OriginRow, ROW_HEADER_BYTES, SnapshotRow, VolumeRow};
 use crate::header::ShardHeader;
-use crate::label::{DeviceRow, FeatureFlags, PoolLabel};
+use crate::label::{DeviceRow, FeatureFlags, MIRRORS_MAX, MirrorRow, PoolLabel};
 use crate::log::LogPage;
 use crate::map_page::{MapEntry, MapPage};
 use crate::page::{PageHeader, PageKind, VERSION};
 use crate::record::{CloneBody, CutBody, DiscardBody, RecordHeader, VolumeBody, WriteBody};
+use crate::stale::{STALE_REGION_BLOCKS_MIN, STALE_REGIONS_MAX, StalePage};
 use crate::tail::{FILE_BYTES, SEGMENT_BYTES, SegmentHeader, TailHeader};
 use crate::{layout, tests::samples};
 
@@ -58,10 +60,11 @@ fn structures() -> Vec<(&'static str, usize, Vec<Field>)> {
             device_count,
             device_index,
             shard_count,
-            reserved_a,
+            side,
             log_pages,
             reserved_b,
             devices,
+            mirrors,
             reserved,
         }),
         structure!(FeatureFlags {
@@ -73,6 +76,17 @@ fn structures() -> Vec<(&'static str, usize, Vec<Field>)> {
             uuid,
             size_blocks,
             slice_blocks
+        }),
+        structure!(MirrorRow { uuid, out_since }),
+        structure!(StalePage {
+            header,
+            episode,
+            region_blocks,
+            shard,
+            device,
+            reserved,
+            words,
+            reserved_b,
         }),
         structure!(ShardHeader {
             header,
@@ -302,6 +316,44 @@ fn structures() -> Vec<(&'static str, usize, Vec<Field>)> {
             locked_until_ns,
             reserved_b
         }),
+        structure!(ScrubHead {
+            version,
+            count,
+            reserved
+        }),
+        structure!(ScrubRow {
+            state,
+            pages_read,
+            reserved,
+            volume,
+            epoch,
+            until,
+            slot,
+            leaf,
+            rate_bytes_per_s,
+            started_ns,
+            ended_ns,
+            running_ns,
+            checked_blocks,
+            damaged_blocks,
+            sides
+        }),
+        structure!(ScrubSideRow {
+            read_blocks,
+            repaired_blocks,
+            unrepaired_blocks
+        }),
+        structure!(ScrubDamageRow {
+            volume,
+            map_level,
+            error,
+            reserved_a,
+            snapshot,
+            first,
+            address,
+            code,
+            reserved_b
+        }),
         structure!(ExportHead {
             version,
             name_bytes,
@@ -424,6 +476,7 @@ fn the_document_numbers_the_kinds_as_the_code_does() {
         (PageKind::Map, "MapPage"),
         (PageKind::Directory, "DirectoryPage"),
         (PageKind::TailHeader, "TailHeader"),
+        (PageKind::Stale, "StalePage"),
     ] {
         has(format!("| {} | `{name}` |", kind as u16));
     }
@@ -445,6 +498,11 @@ fn the_document_gives_the_constants_of_the_code() {
         ("DEVICES_MAX", crate::DEVICES_MAX as u64),
         ("SHARDS_MAX", u64::from(crate::SHARDS_MAX)),
         ("FIRST_SLICE_BLOCK", layout::FIRST_SLICE_BLOCK),
+        ("MIRRORS_MAX", MIRRORS_MAX as u64),
+        ("MIRRORED_SHARDS_MAX", u64::from(layout::MIRRORED_SHARDS_MAX)),
+        ("FIRST_STALE_BLOCK", layout::FIRST_STALE_BLOCK),
+        ("STALE_REGIONS_MAX", STALE_REGIONS_MAX as u64),
+        ("STALE_REGION_BLOCKS_MIN", STALE_REGION_BLOCKS_MIN),
         ("SLICE_BLOCKS_MIN", layout::SLICE_BLOCKS_MIN),
         ("LOG_PAGES_MIN", u64::from(layout::LOG_PAGES_MIN)),
         ("LOG_PAGES_MAX", u64::from(layout::LOG_PAGES_MAX)),

@@ -24,12 +24,14 @@ fn todays_code_writes_exactly_the_golden_bytes() {
     let pages = samples::pages()
         .into_iter()
         .chain(samples::pages_of_clones())
+        .chain(samples::pages_of_mirrors())
         .map(|sample| (sample.name, sample.bytes));
     let segment = ("segment", samples::segment_header().as_bytes().to_vec());
     let catalogs = [
         ("catalog", samples::catalog_rows()),
         ("catalog-clones", samples::catalog_rows_of_clones()),
         ("catalog-change-logs", samples::catalog_rows_of_change_logs()),
+        ("catalog-scrubs", samples::catalog_rows_of_scrubs()),
     ];
     for (name, bytes) in pages.chain([segment]).chain(catalogs) {
         if std::env::var_os("STILLPOINT_WRITE_GOLDEN").is_some() {
@@ -48,7 +50,10 @@ fn todays_code_writes_exactly_the_golden_bytes() {
 
 #[test]
 fn todays_code_reads_the_golden_bytes() {
-    for sample in samples::pages().into_iter().chain(samples::pages_of_clones()) {
+    let newer = samples::pages_of_clones()
+        .into_iter()
+        .chain(samples::pages_of_mirrors());
+    for sample in samples::pages().into_iter().chain(newer) {
         assert_eq!(
             (sample.parse)(&golden(sample.name)),
             Ok(()),
@@ -118,6 +123,7 @@ fn the_golden_catalogs_hold_every_kind_of_row() {
     assert_eq!(kinds_in("catalog"), *b"CEFSVHMGN");
     assert_eq!(kinds_in("catalog-clones"), *b"SV");
     assert_eq!(kinds_in("catalog-change-logs"), *b"L");
+    assert_eq!(kinds_in("catalog-scrubs"), *b"RD");
 }
 
 fn kinds_in(name: &str) -> Vec<u8> {

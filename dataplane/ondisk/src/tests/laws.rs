@@ -11,6 +11,7 @@ use crate::directory::{self, DirectoryPage, Row, RowKind};
 use crate::label::PoolLabel;
 use crate::page::{self, Damage, PAGE_BYTES, PageHeader};
 use crate::record::{CATALOG_KEY_BYTES_MAX, CATALOG_VALUE_BYTES_MAX, Record, WRITE_BLOCKS_MAX};
+use crate::stale::{self, StalePage};
 use crate::tail::SegmentHeader;
 
 /// A record that owns what [`Record`] borrows.
@@ -330,6 +331,80 @@ fn a_label_names_the_field_that_cannot_be() {
         parse(|l| l.devices[0].slice_blocks = u64::MAX.into()),
         Err(Damage::Field("slice_blocks"))
     );
+}
+
+#[test]
+fn a_label_of_mirrors_names_the_field_that_cannot_be() {
+    let parse = |change: fn(&mut PoolLabel)| {
+        let mut label = samples::label_of_mirrors();
+        change(&mut label);
+        page::seal(label.as_mut_bytes());
+        PoolLabel::parse(label.as_bytes()).map(drop)
+    };
+    assert_eq!(parse(|_| {}), Ok(()));
+    assert_eq!(parse(|l| l.side = 2.into()), Err(Damage::Field("side")));
+    let no_side_left = |l: &mut PoolLabel| l.mirrors[1].out_since[1] = 9.into();
+    assert_eq!(parse(no_side_left), Err(Damage::Field("out_since")));
+    let of_the_future = |l: &mut PoolLabel| l.mirrors[0].out_since[0] = 12.into();
+    assert_eq!(parse(of_the_future), Err(Damage::Field("out_since")));
+    // Of devices that the pool does not have.
+    assert_eq!(parse(|l| l.mirrors[2].out_since = [9.into(); 2]), Ok(()));
+    let many = |l: &mut PoolLabel| {
+        l.devices = [l.devices[0]; crate::DEVICES_MAX];
+        l.device_count = 33.into();
+    };
+    assert_eq!(parse(many), Err(Damage::Field("device_count")));
+    assert_eq!(
+        parse(|l| {
+            l.shard_count = 256.into();
+            for row in &mut l.devices {
+                row.size_blocks = (1u64 << 30).into();
+                row.slice_blocks = (1u64 << 20).into();
+            }
+        }),
+        Err(Damage::Field("shard_count"))
+    );
+}
+
+#[test]
+fn a_stale_page_of_another_place_or_time_says_nothing() {
+    let bytes = samples::stale();
+    let parse = |episode, shard, device, slice_blocks| {
+        StalePage::parse(
+            bytes.as_bytes(),
+            samples::POOL,
+            episode,
+            shard,
+            device,
+            slice_blocks,
+        )
+        .map(drop)
+    };
+    let blocks = samples::STALE_SLICE_BLOCKS;
+    assert_eq!(parse(10, samples::SHARD, 1, blocks), Ok(()));
+    assert_eq!(parse(11, samples::SHARD, 1, blocks), Err(Damage::Place));
+    assert_eq!(parse(10, samples::SHARD + 1, 1, blocks), Err(Damage::Place));
+    assert_eq!(parse(10, samples::SHARD, 0, blocks), Err(Damage::Place));
+    let larger = stale::STALE_REGIONS_MAX as u64 * stale::STALE_REGION_BLOCKS_MIN;
+    assert_eq!(parse(10, samples::SHARD, 1, larger), Ok(()));
+    assert_eq!(
+        parse(10, samples::SHARD, 1, larger + 1),
+        Err(Damage::Field("region_blocks"))
+    );
+    // Its last region is the 33rd.
+    assert_eq!(
+        parse(10, samples::SHARD, 1, blocks - 1),
+        Err(Damage::Field("words"))
+    );
+}
+
+proptest! {
+    #[test]
+    fn regions_cover_a_slice_and_fit_a_page(slice_blocks in 1u64..1 << 40) {
+        let (blocks, count) = (stale::region_blocks(slice_blocks), stale::region_count(slice_blocks));
+        prop_assert!(count <= stale::STALE_REGIONS_MAX);
+        prop_assert!(blocks * count as u64 >= slice_blocks && blocks * (count as u64 - 1) < slice_blocks);
+    }
 }
 
 #[test]

@@ -6,15 +6,17 @@ use zerocopy::little_endian::U32;
 use crate::bitmap::{BLOCKS_PER_PAGE, BitmapPage, WORDS_PER_PAGE};
 use crate::catalog::{
     self, ChangeLogHead, CounterRow, ExportHead, FiguresHead, GroupHead, HighestTimeRow, HoldRow, Key,
-    MarksRow, ScheduleHead, SnapshotHead, SnapshotVolumeRow, Value, VolumeHead, VolumeMore,
+    MarksRow, SCRUB_DATA, ScheduleHead, ScrubDamageRow, ScrubHead, ScrubRow, ScrubSideRow, SnapshotHead,
+    SnapshotVolumeRow, Value, VolumeHead, VolumeMore,
 };
 use crate::directory::{self, DirectoryPage, OriginRow, Row, RowKind, SnapshotRow, VolumeRow};
 use crate::header::{DIRECTORY_INDEX_MAX, ShardHeader};
-use crate::label::{DeviceRow, FeatureFlags, PoolLabel};
+use crate::label::{DeviceRow, FEATURE_MIRRORS, FeatureFlags, MIRRORS_MAX, MirrorRow, PoolLabel};
 use crate::log::{self, LogPage};
 use crate::map_page::{ENTRIES, MapEntry, MapPage, MapPageIdentity};
 use crate::page::{self, Damage, PageHeader, PageKind};
 use crate::record::Record;
+use crate::stale::StalePage;
 use crate::tail::{SEGMENT_BYTES, SegmentHeader, TailHeader};
 use crate::{DEVICES_MAX, PAGE_BYTES};
 
@@ -50,6 +52,13 @@ pub fn pages_of_clones() -> Vec<Sample> {
     ]
 }
 
+/// Pages with what came with mirrors.
+pub fn pages_of_mirrors() -> Vec<Sample> {
+    vec![sample("label-mirrors", label_of_mirrors().as_bytes(), |b| {
+        PoolLabel::parse(b).map(drop)
+    })]
+}
+
 /// Every kind of sealed page.
 pub fn pages() -> Vec<Sample> {
     vec![
@@ -73,6 +82,9 @@ pub fn pages() -> Vec<Sample> {
         }),
         sample("tail", TailHeader::new(POOL, BOOT, SHARD).as_bytes(), |b| {
             TailHeader::check(b, POOL, BOOT, SHARD)
+        }),
+        sample("stale", stale().as_bytes(), |b| {
+            StalePage::parse(b, POOL, 10, SHARD, 1, STALE_SLICE_BLOCKS).map(drop)
         }),
     ]
 }
@@ -244,6 +256,63 @@ pub fn catalog_rows_of_change_logs() -> Vec<u8> {
     encoded([(Key::ChangeLog(14), Value::ChangeLog(head, "log"))])
 }
 
+/// Catalog rows with how a scrub stands and what it found, as in [`catalog_rows`].
+pub fn catalog_rows_of_scrubs() -> Vec<u8> {
+    let side = |from: u64| ScrubSideRow {
+        read_blocks: from.into(),
+        repaired_blocks: (from + 1).into(),
+        unrepaired_blocks: (from + 2).into(),
+    };
+    let running = ScrubRow {
+        state: 1,
+        pages_read: 1,
+        reserved: [0; 6],
+        volume: 9.into(),
+        epoch: 41.into(),
+        until: 42.into(),
+        slot: 43.into(),
+        leaf: 44.into(),
+        rate_bytes_per_s: (64 << 20).into(),
+        started_ns: 45.into(),
+        ended_ns: 46.into(),
+        running_ns: 47.into(),
+        checked_blocks: 48.into(),
+        damaged_blocks: 2.into(),
+        sides: [side(50), side(60)],
+    };
+    let done = ScrubRow {
+        state: 3,
+        pages_read: 0,
+        ..running
+    };
+    let data = ScrubDamageRow {
+        volume: 9.into(),
+        map_level: SCRUB_DATA,
+        error: 0,
+        reserved_a: [0; 2],
+        snapshot: 50.into(),
+        first: 71.into(),
+        address: ((1 << 40) | 72).into(),
+        code: 0.into(),
+        reserved_b: [0; 4],
+    };
+    let page = ScrubDamageRow {
+        map_level: 1,
+        error: 1,
+        snapshot: 0.into(),
+        code: 5.into(),
+        ..data
+    };
+    let head = ScrubHead::default();
+    encoded([
+        (
+            Key::Scrubs { first_shard: 16 },
+            Value::Scrubs(head, &[running, done]),
+        ),
+        (Key::ScrubDamage(17), Value::ScrubDamage(head, &[data, page])),
+    ])
+}
+
 fn encoded<'a>(rows: impl IntoIterator<Item = (Key, Value<'a>)>) -> Vec<u8> {
     rows.into_iter()
         .flat_map(|(key, value)| [key.encode(), value.encode()])
@@ -282,12 +351,43 @@ pub fn label() -> PoolLabel {
         device_count: 2.into(),
         device_index: 1.into(),
         shard_count: 4.into(),
-        reserved_a: 0.into(),
+        side: 0.into(),
         log_pages: 255.into(),
         reserved_b: 0.into(),
         devices,
-        reserved: [0; 1896],
+        mirrors: [MirrorRow {
+            uuid: [0; 16],
+            out_since: [0.into(); 2],
+        }; MIRRORS_MAX],
+        reserved: [0; 872],
     }
+}
+
+/// The label of the second side of a mirror whose first side is out, and of a whole mirror beside it.
+pub fn label_of_mirrors() -> PoolLabel {
+    let mut label = label();
+    label.features.incompatible = FEATURE_MIRRORS.into();
+    label.side = 1.into();
+    label.mirrors[0] = MirrorRow {
+        uuid: [0xA1; 16],
+        out_since: [0.into(), 0.into()],
+    };
+    label.mirrors[1] = MirrorRow {
+        uuid: [0xA2; 16],
+        out_since: [10.into(), 0.into()],
+    };
+    page::seal(label.as_mut_bytes());
+    label
+}
+
+/// Blocks of the slice that [`stale`] tells of: 33 regions of 64 blocks, the last one short.
+pub const STALE_SLICE_BLOCKS: u64 = 32 * 64 + 1;
+
+pub fn stale() -> StalePage {
+    let mut stale = *StalePage::new(POOL, 10, SHARD, 1, STALE_SLICE_BLOCKS);
+    stale.words[0] = 0x1_8000_0001.into();
+    page::seal(stale.as_mut_bytes());
+    stale
 }
 
 pub fn header() -> ShardHeader {

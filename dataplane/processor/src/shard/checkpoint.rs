@@ -361,11 +361,11 @@ impl<T: LogTail> Shard<T> {
         });
         self.checkpoint.stage = Stage::Promoting;
         assert_eq!(
-            self.reads_in_flight[1 - self.read_side],
+            self.reads_in_flight[1 - self.read_half],
             0,
             "the last promotion waited for these"
         );
-        self.read_side = 1 - self.read_side;
+        self.read_half = 1 - self.read_half;
         for ticket in core::mem::take(&mut self.checkpoint.running) {
             self.event(Some(ticket), EventKind::Done);
         }
@@ -374,7 +374,7 @@ impl<T: LogTail> Shard<T> {
 
     /// Space that the durable checkpoint no longer refers to comes free, once no read of it can be in flight (I5).
     fn promote(&mut self) {
-        let wait = self.reads_in_flight[1 - self.read_side] > 0;
+        let wait = self.reads_in_flight[1 - self.read_half] > 0;
         #[cfg(feature = "planted-bugs")]
         let wait = wait && !self.planted(crate::PlantedBug::FreedSpaceReusedWhileRead);
         if wait {

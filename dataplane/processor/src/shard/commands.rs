@@ -53,6 +53,18 @@ impl<T: LogTail> Shard<T> {
                 self.stop_scrub();
                 self.event(Some(ticket), EventKind::Done);
             }
+            ShardCommand::PauseScrub => {
+                self.pause_scrub();
+                self.event(Some(ticket), EventKind::Done);
+            }
+            ShardCommand::ResumeScrub { rate_bytes_per_s } => {
+                self.resume_scrub(*rate_bytes_per_s);
+                self.event(Some(ticket), EventKind::Done);
+            }
+            ShardCommand::RestoreScrub(status) => {
+                self.restore_scrub(status.as_ref().clone());
+                self.event(Some(ticket), EventKind::Done);
+            }
             ShardCommand::Status => {
                 let status = Box::new(self.status());
                 self.event(Some(ticket), EventKind::Status(status));

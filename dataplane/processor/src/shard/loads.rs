@@ -4,12 +4,14 @@ use crate::marks::{Mark, mark};
 use std::collections::{BTreeMap, VecDeque};
 
 use super::read::push_transfer;
-use super::{Shard, SlotId, Tag, only_buffer};
+use super::repair::{Judged, Look, Place};
+use super::{Shard, SlotId, Tag, give_all};
 use crate::BLOCK_BYTES;
 use crate::ids::DeviceAddress;
 use crate::map::PageRef;
 use crate::ports::{BufferPool, LogTail, Operation, OperationKind};
 use crate::request::RequestError;
+use stillpoint_ondisk::map_page::MapPage;
 
 /// Page loads in flight at most.
 const LOADS_MAX: usize = 64;
@@ -104,29 +106,59 @@ impl<T: LogTail> Shard<T> {
     pub(super) fn load_done(
         &mut self,
         address: DeviceAddress,
+        look: Look,
         operation: &mut Operation,
         buffers: &mut impl BufferPool,
     ) {
-        let buffer = only_buffer(operation);
+        let page = self.loads.loads[&address].page;
+        let is_plain = look.asked().is_none() && operation.result.is_ok() && operation.failures.is_empty();
+        if is_plain && self.insert(&page, operation) {
+            give_all(operation, buffers);
+            return self.load_ended(address, Ok(()));
+        }
+        let pool = self.layout.pool;
+        let is_sound =
+            |place: Place, came: &Operation| MapPage::parse(place.bytes(came), pool, &page.identity).is_ok();
+        let all = || {
+            core::iter::once(Place {
+                address,
+                buffer: 0,
+                offset_bytes: 0,
+            })
+        };
+        let loaded = match self.judge(Tag::LoadPage(address), look, operation, buffers, all, is_sound) {
+            Judged::Again(again) => {
+                mark(Mark::MapPageDamaged);
+                return self.issue(again);
+            }
+            Judged::Sound => {
+                assert!(self.insert(&page, operation), "a page that was found sound");
+                Ok(())
+            }
+            Judged::Unreadable => Err(RequestError::Io),
+            Judged::Damaged(_) => Err(RequestError::Corrupt),
+        };
+        give_all(operation, buffers);
+        self.load_ended(address, loaded);
+    }
+
+    fn insert(&mut self, page: &PageRef, came: &Operation) -> bool {
+        let bytes = &came.buffers[0].bytes()[..BLOCK_BYTES];
+        self.cache.insert(page, bytes).is_ok()
+    }
+
+    /// The page is in the cache, or cannot be had: those who wait for it are told.
+    fn load_ended(&mut self, address: DeviceAddress, loaded: Result<(), RequestError>) {
         let load = self
             .loads
             .loads
             .remove(&address)
             .expect("the load was waited for");
         self.loads.in_flight -= 1;
-        let loaded = match operation.result {
-            Err(_) => Err(RequestError::Io),
-            Ok(()) => match self.cache.insert(&load.page, &buffer.bytes()[..BLOCK_BYTES]) {
-                Ok(()) => Ok(()),
-                Err(_) if load.waiters.is_empty() => Ok(()),
-                Err(_) => {
-                    mark(Mark::MapPageDamaged);
-                    self.corrupt(address);
-                    Err(RequestError::Corrupt)
-                }
-            },
-        };
-        buffers.give(buffer);
+        if loaded == Err(RequestError::Corrupt) && !load.waiters.is_empty() {
+            mark(Mark::MapPageDamaged);
+            self.corrupt(address);
+        }
         for waiter in load.waiters {
             match (waiter, loaded) {
                 (Waiter::Slot(id), Ok(())) => self.ready.push_back(id),

@@ -32,6 +32,7 @@ mod loads;
 mod read;
 mod reclaim;
 mod recovery;
+mod repair;
 mod scrub;
 mod slots;
 #[cfg(test)]
@@ -61,6 +62,7 @@ use checkpoint::Checkpoint;
 use durability::Durability;
 use loads::Loads;
 pub use recovery::{OpenError, RecoveryReport};
+use repair::Look;
 pub use scrub::REMEMBERED_MAX as SCRUB_REMEMBERED_MAX;
 use slots::{Slot, SlotId, Slots, Step};
 use write::Batches;
@@ -121,10 +123,12 @@ enum Tag {
     HeaderWrite,
     HeaderFlush,
     Scrub,
+    Repair,
+    ScrubRepair,
 }
 
 impl Tag {
-    fn pack(self, read_side: usize) -> u64 {
+    fn pack(self, look: Look) -> u64 {
         let (kind, value) = match self {
             Self::Read(slot) => (0, u64::from(slot)),
             Self::Merge(slot) => (1, u64::from(slot)),
@@ -137,11 +141,13 @@ impl Tag {
             Self::HeaderWrite => (8, 0),
             Self::HeaderFlush => (9, 0),
             Self::Scrub => (10, 0),
+            Self::Repair => (11, 0),
+            Self::ScrubRepair => (12, 0),
         };
-        kind << 56 | (read_side as u64) << 48 | value
+        kind << 56 | look.bits() << 48 | value
     }
 
-    fn unpack(tag: u64) -> (Self, usize) {
+    fn unpack(tag: u64) -> (Self, Look) {
         let value = tag & ((1 << 48) - 1);
         let kind = match tag >> 56 {
             0 => Self::Read(value as SlotId),
@@ -155,15 +161,23 @@ impl Tag {
             8 => Self::HeaderWrite,
             9 => Self::HeaderFlush,
             10 => Self::Scrub,
+            11 => Self::Repair,
+            12 => Self::ScrubRepair,
             other => panic!("an operation came back with the unknown tag {other}"),
         };
-        (kind, (tag >> 48 & 1) as usize)
+        (kind, Look::of_bits(tag >> 48 & 0xff))
     }
 
-    fn is_read(self) -> bool {
+    /// Whether the places that it is about are not used again before it has come back (I5).
+    fn keeps_places(self) -> bool {
         matches!(
             self,
-            Self::Read(_) | Self::Merge(_) | Self::LoadPage(_) | Self::Scrub
+            Self::Read(_)
+                | Self::Merge(_)
+                | Self::LoadPage(_)
+                | Self::Scrub
+                | Self::Repair
+                | Self::ScrubRepair
         )
     }
 }
@@ -223,9 +237,10 @@ pub struct Shard<T> {
     no_space_since: Option<u64>,
     outgoing: VecDeque<Box<Operation>>,
     spare_operations: Vec<Box<Operation>>,
-    /// Reads in flight that began before (`[1 - side]`) and after (`[side]`) the last durable checkpoint (I5).
+    /// Reads in flight that began before (`[1 - half]`) and after (`[half]`) the last durable checkpoint (I5).
     reads_in_flight: [u64; 2],
-    read_side: usize,
+    read_half: usize,
+    repairs: repair::Repairs,
     operations_in_flight: u64,
     stalls: Stalls,
     held_answers: usize,
@@ -357,12 +372,15 @@ impl<T: LogTail> Shard<T> {
         self.now = now;
         self.progress = true;
         self.operations_in_flight -= 1;
-        let (tag, side) = Tag::unpack(operation.tag);
-        if tag.is_read() {
-            self.reads_in_flight[side] -= 1;
+        let (tag, look) = Tag::unpack(operation.tag);
+        if tag.keeps_places() {
+            self.reads_in_flight[look.half()] -= 1;
         }
         if operation.result.is_err() {
             self.status.device_errors += 1;
+        } else if operation.kind == OperationKind::Read {
+            // Of one side: the other one answered.
+            self.status.device_errors += operation.failures.len() as u64;
         } else if operation.kind == OperationKind::Write {
             self.durability.wrote(&operation);
         }
@@ -370,13 +388,15 @@ impl<T: LogTail> Shard<T> {
             self.notice(Notice::DeviceStalled(stall));
         }
         match tag {
-            Tag::Read(slot) => self.read_done(slot, &mut operation),
-            Tag::Merge(slot) => self.merge_done(slot, &mut operation, buffers),
+            Tag::Read(slot) => self.read_done(slot, look, &mut operation, buffers),
+            Tag::Merge(slot) => self.merge_done(slot, look, &mut operation, buffers),
             Tag::WriteBatch(batch) => self.batch_done(batch, &mut operation),
-            Tag::LoadPage(address) => self.load_done(address, &mut operation, buffers),
+            Tag::LoadPage(address) => self.load_done(address, look, &mut operation, buffers),
             Tag::LogWrite => self.log_write_done(&mut operation, buffers),
             Tag::HostFlush => self.host_flush_done(&operation),
-            Tag::Scrub => self.scrub_read_done(&mut operation, buffers),
+            Tag::Scrub => self.scrub_read_done(look, &mut operation, buffers),
+            Tag::Repair => self.repair_done(look, &mut operation, buffers),
+            Tag::ScrubRepair => self.scrub_repair_done(look, &mut operation, buffers),
             Tag::CheckpointWrite | Tag::CheckpointFlush | Tag::HeaderWrite | Tag::HeaderFlush => {
                 self.checkpoint_operation_done(tag, &mut operation, buffers);
             }
@@ -460,7 +480,7 @@ impl<T: LogTail> Shard<T> {
             || !self.outgoing.is_empty()
             || self.short_of_buffers
             || self.can_load()
-            || (self.checkpoint.is_promoting() && self.reads_in_flight[1 - self.read_side] == 0)
+            || (self.checkpoint.is_promoting() && self.reads_in_flight[1 - self.read_half] == 0)
             || self.reclaim_is_ready()
             || self.discards_are_ready()
             || self.scrub.is_ready(self.now.monotonic_ns)
@@ -654,10 +674,14 @@ impl<T: LogTail> Shard<T> {
     }
 
     fn operation(&mut self, kind: OperationKind, tag: Tag) -> Box<Operation> {
+        self.operation_of(kind, tag, Look::first(self.read_half))
+    }
+
+    fn operation_of(&mut self, kind: OperationKind, tag: Tag, look: Look) -> Box<Operation> {
         let mut operation = self.spare_operations.pop().unwrap_or_else(Operation::new);
         operation.shard = self.shard;
         operation.kind = kind;
-        operation.tag = tag.pack(self.read_side);
+        operation.tag = tag.pack(look);
         operation
     }
 
@@ -670,9 +694,9 @@ impl<T: LogTail> Shard<T> {
 
     fn issue(&mut self, mut operation: Box<Operation>) {
         operation.issued_ns = self.now.monotonic_ns;
-        let (tag, side) = Tag::unpack(operation.tag);
-        if tag.is_read() {
-            self.reads_in_flight[side] += 1;
+        let (tag, look) = Tag::unpack(operation.tag);
+        if tag.keeps_places() {
+            self.reads_in_flight[look.half()] += 1;
         }
         self.operations_in_flight += 1;
         self.outgoing.push_back(operation);
@@ -706,7 +730,7 @@ impl<T: LogTail> Shard<T> {
             in_flight: (self.slots.in_use() + self.held_answers) as u64,
             stopped: self.stopped.is_some(),
             volumes: self.volumes.values().map(VirtualVolume::status).collect(),
-            scrub: self.scrub.status(),
+            scrub: self.scrub.status(self.now.monotonic_ns),
             change_logs: self.change_logs.statuses(),
             ..self.status.clone()
         }

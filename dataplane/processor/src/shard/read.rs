@@ -1,12 +1,13 @@
 //! Reading: one lookup, one device operation, one CRC per block.
 
+use super::repair::{Judged, Look, Place};
 use super::{Outcome, Shard, SlotId, Tag, only_buffer};
 use crate::BLOCK_BYTES;
 use crate::change_log::ChangeLog;
 use crate::ids::{DeviceAddress, Epoch};
 use crate::map::Entry;
 use crate::marks::{Mark, mark};
-use crate::ports::{Buffer, LogTail, Operation, OperationKind, Segment, Transfer};
+use crate::ports::{Buffer, BufferPool, LogTail, Operation, OperationKind, Segment, Transfer};
 use crate::request::RequestError;
 use crate::stages::Stage;
 use stillpoint_ondisk::crc32c;
@@ -67,31 +68,61 @@ impl<T: LogTail> Shard<T> {
         Outcome::Parked
     }
 
-    pub(super) fn read_done(&mut self, id: SlotId, operation: &mut Operation) {
-        let slot = &mut self.slots[id];
-        slot.buffer = Some(only_buffer(operation));
-        if operation.result.is_err() {
-            return self.answer(id, Err(RequestError::Io));
-        }
+    pub(super) fn read_done(
+        &mut self,
+        id: SlotId,
+        look: Look,
+        operation: &mut Operation,
+        buffers: &mut impl BufferPool,
+    ) {
         #[cfg(feature = "planted-bugs")]
-        if self.planted(crate::PlantedBug::DataCrcNotChecked) {
+        if self.planted(crate::PlantedBug::DataCrcNotChecked) && operation.result.is_ok() {
+            self.slots[id].buffer = Some(only_buffer(operation));
             return self.answer(id, Ok(()));
         }
-        let slot = &self.slots[id];
-        let damaged = (0..slot.blocks).find_map(|block| {
-            let entry = slot.entries[block as usize];
-            (!entry.address.is_none() && crc32c(slot.block_bytes(block)) != entry.crc32c)
-                .then_some(entry.address)
-        });
-        match damaged {
-            None => self.answer(id, Ok(())),
-            Some(address) => {
+        let entries = core::mem::take(&mut self.slots[id].entries);
+        let is_sound = |place: Place, came: &Operation| {
+            let entry = &entries[place.offset_bytes as usize / BLOCK_BYTES];
+            crc32c(place.bytes(came)) == entry.crc32c
+        };
+        let judged = self.judge(
+            Tag::Read(id),
+            look,
+            operation,
+            buffers,
+            || places(&entries),
+            is_sound,
+        );
+        self.slots[id].entries = entries;
+        let result = match judged {
+            Judged::Again(again) => {
+                mark(Mark::ReadWrongCrc);
+                self.status.device_reads += again.transfers.len() as u64;
+                return self.issue(again);
+            }
+            Judged::Sound => Ok(()),
+            Judged::Unreadable => Err(RequestError::Io),
+            Judged::Damaged(address) => {
                 mark(Mark::ReadWrongCrc);
                 self.corrupt(address);
-                self.answer(id, Err(RequestError::Corrupt));
+                Err(RequestError::Corrupt)
             }
-        }
+        };
+        self.slots[id].buffer = Some(only_buffer(operation));
+        self.answer(id, result);
     }
+}
+
+/// The blocks of a read that lie somewhere, in its only buffer.
+fn places(entries: &[Entry]) -> impl Iterator<Item = Place> {
+    let blocks = (0u32..).zip(entries);
+    blocks
+        .filter(|(_, entry)| !entry.address.is_none())
+        .map(|(block, entry)| Place {
+            address: entry.address,
+            buffer: 0,
+            offset_bytes: block * BLOCK_BYTES as u32,
+        })
 }
 
 /// The newest epoch among entries, holes included: a hole made after a cut is a change too.

@@ -201,12 +201,6 @@ impl Slot {
             since_ns: 0,
         }
     }
-
-    /// The data of block `block` of the request's buffer.
-    pub(super) fn block_bytes(&self, block: u32) -> &[u8] {
-        let start = block as usize * BLOCK_BYTES;
-        &self.buffer.as_ref().expect("the request has its buffer").bytes()[start..start + BLOCK_BYTES]
-    }
 }
 
 impl Index<SlotId> for Slots {

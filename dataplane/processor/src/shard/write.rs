@@ -2,6 +2,7 @@
 //! make it the volume's in one step per run: map entry and log record.
 
 use super::read::push_transfer;
+use super::repair::{Judged, Look, Place};
 use super::slots::{Edge, Step};
 use super::{Outcome, Shard, SlotId, Tag, give_all};
 use crate::ids::{DeviceAddress, ShareBlock};
@@ -98,29 +99,37 @@ impl<T: LogTail> Shard<T> {
     pub(super) fn merge_done(
         &mut self,
         id: SlotId,
+        look: Look,
         operation: &mut Operation,
         buffers: &mut impl BufferPool,
     ) {
-        let mut result = operation.result.map_err(|_| RequestError::Io);
-        let slot = &mut self.slots[id];
-        let mapped = slot
-            .edges
-            .into_iter()
-            .flatten()
-            .filter(|edge| !edge.entry.address.is_none());
-        let mut damaged = None;
-        for (edge, old) in mapped.zip(&operation.buffers) {
-            let old = &old.bytes()[..BLOCK_BYTES];
-            if result.is_ok() && crc32c(old) != edge.entry.crc32c {
-                damaged = Some(edge.entry.address);
-                result = Err(RequestError::Corrupt);
+        let old = self.slots[id].old_blocks();
+        let is_sound = |place: Place, operation: &Operation| {
+            let edge = old[place.buffer as usize].expect("one buffer for each block");
+            crc32c(place.bytes(operation)) == edge.entry.crc32c
+        };
+        let all = || {
+            let places = (0..).zip(old.iter().flatten());
+            places.map(|(buffer, edge)| Place {
+                address: edge.entry.address,
+                buffer,
+                offset_bytes: 0,
+            })
+        };
+        let result = match self.judge(Tag::Merge(id), look, operation, buffers, all, is_sound) {
+            Judged::Again(again) => return self.issue(again),
+            Judged::Sound => Ok(()),
+            Judged::Unreadable => Err(RequestError::Io),
+            Judged::Damaged(address) => {
+                self.corrupt(address);
+                Err(RequestError::Corrupt)
             }
-            slot.fill_around(edge.block, Some(old));
+        };
+        let slot = &mut self.slots[id];
+        for (edge, old) in old.iter().flatten().zip(&operation.buffers) {
+            slot.fill_around(edge.block, Some(&old.bytes()[..BLOCK_BYTES]));
         }
         give_all(operation, buffers);
-        if let Some(address) = damaged {
-            self.corrupt(address);
-        }
         match result {
             Ok(()) => self.ready.push_back(id),
             Err(error) => self.answer(id, Err(error)),
@@ -391,6 +400,13 @@ impl super::Slot {
         let tail_partial = end != self.blocks as usize * BLOCK_BYTES;
         let head = (self.skip_bytes != 0 || (last == 0 && tail_partial)).then_some(0);
         [head, (tail_partial && last != 0).then_some(last)]
+    }
+
+    /// The partial blocks that are merged with what is on the device, in the order of the buffers of that read.
+    fn old_blocks(&self) -> [Option<Edge>; 2] {
+        let mut mapped = self.edges.into_iter().flatten();
+        let mut next = || mapped.find(|edge| !edge.entry.address.is_none());
+        [next(), next()]
     }
 
     /// Fills what the request does not write of one of its blocks, from the old block or with zeros.

@@ -28,7 +28,10 @@ pub struct IdentifyController {
     pub controller: U16,
     /// Version (VER): major, minor, tertiary from the top.
     pub version: U32,
-    skipped_84: [u8; 172],
+    skipped_84: [u8; 44],
+    /// Command retry delay times (CRDT1 to CRDT3), in units of 100 ms; 0: none.
+    pub retry_delays: [U16; 3],
+    skipped_134: [u8; 122],
     /// Optional admin commands (OACS).
     pub admin_commands: U16,
     skipped_258: [u8; 8],
@@ -247,6 +250,7 @@ mod tests {
             (77, &[5]),
             (78, &[7, 0]),
             (80, &[0, 4, 1, 0]),
+            (128, &[1, 0, 2, 0, 0, 3]),
             (266, &[0x57, 1]),
             (268, &[0x61, 1]),
             (280, &[0, 0, 0, 0, 1]),
@@ -265,6 +269,7 @@ mod tests {
         assert_eq!(controller.transfer_bytes_max(), Some(128 << 10));
         assert_eq!(controller.controller, 7);
         assert_eq!(controller.version_text(), "1.4.0");
+        assert_eq!(controller.retry_delays.map(U16::get), [1, 2, 0x300]);
         assert_eq!(
             (controller.warning_kelvin.get(), controller.critical_kelvin.get()),
             (0x157, 0x161)

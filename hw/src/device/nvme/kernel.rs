@@ -1,4 +1,4 @@
-//! Kernels whose answers to commands of ours cannot be trusted.
+//! Kernels whose answers to commands of ours cannot be trusted, and those that must not poll for them.
 
 use std::path::Path;
 
@@ -14,11 +14,27 @@ const HIDING: [(Version, Version); 4] = [
     ((6, 8, 0), (6, 11, 7)),
 ];
 
+/// The first kernel that looks for the end of a polled command by its request. Those before do it by a word of the command that
+/// holds an address of code as soon as the device has failed it: a ring with another one in flight makes them panic.
+const POLLING: Version = (6, 5, 0);
+
 /// Why commands of our own are not for the kernel that runs; `None` if they are.
 pub(super) fn refusal() -> Option<String> {
+    refusal_of(running())
+}
+
+/// Whether the kernel that runs may be asked to poll for commands.
+pub(super) fn may_poll() -> bool {
+    may_poll_on(running())
+}
+
+fn may_poll_on(version: Option<Version>) -> bool {
+    version.is_some_and(|version| version >= POLLING)
+}
+
+fn running() -> Option<Version> {
     let read = |path: &str| std::fs::read_to_string(Path::new("/proc").join(path)).unwrap_or_default();
-    let version = version(&read("version_signature"), &read("version"));
-    refusal_of(version)
+    version(&read("version_signature"), &read("version"))
 }
 
 fn refusal_of(version: Option<Version>) -> Option<String> {
@@ -84,6 +100,16 @@ mod tests {
         ] {
             assert_eq!(version("", unknown), None, "{unknown}");
             assert!(refusal_of(version("", unknown)).is_some());
+        }
+    }
+
+    #[test]
+    fn kernels_that_panic_over_polled_commands_are_not_asked_to_poll() {
+        for panicking in [None, Some((6, 1, 159)), Some((6, 4, 16))] {
+            assert!(!may_poll_on(panicking), "{panicking:?}");
+        }
+        for sound in [(6, 5, 12), (6, 12, 0), (7, 0, 0)] {
+            assert!(may_poll_on(Some(sound)), "{sound:?}");
         }
     }
 

@@ -11,7 +11,9 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use stillpoint_processor::BLOCK_BYTES;
+use zerocopy::little_endian::U16;
 
 /// Pieces of memory of one command at most, as for files.
 const VECTORS_MAX: usize = 1024;
@@ -25,7 +27,26 @@ pub struct Passthrough {
     pub(crate) block_power: u32,
     pub(crate) limits: Limits,
     pub(crate) discards: bool,
+    /// What was written may be lost with the power before a flush.
+    pub(crate) caches: bool,
+    pub(crate) retry_delays: RetryDelays,
     polled: bool,
+}
+
+/// How long a controller wants commands to wait before they are tried again: CRDT1 to CRDT3, in units of 100 ms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct RetryDelays([u16; 3]);
+
+impl RetryDelays {
+    pub fn new(units: [u16; 3]) -> Self {
+        Self(units)
+    }
+
+    /// The delay that goes with a status, if it says one.
+    pub fn of(self, status: u16) -> Option<Duration> {
+        let units = self.0[status::retry_delay(status)?];
+        (units > 0).then(|| Duration::from_millis(100) * u32::from(units))
+    }
 }
 
 impl Passthrough {
@@ -83,12 +104,16 @@ impl Passthrough {
             block_power: block_bytes.ilog2(),
             limits: limits(info, identified.controller.transfer_bytes_max()),
             discards: identified.controller.deallocates(),
+            caches: identified.controller.has_volatile_write_cache(),
+            retry_delays: RetryDelays::new(identified.controller.retry_delays.map(U16::get)),
             polled: false,
         };
         found.try_out(block, false)?;
-        found.try_flush()?;
+        if found.caches {
+            found.try_flush()?;
+        }
         // A driver without poll queues would take such a ring, and complete by interrupt what nobody then looks at.
-        found.polled = info.polled && found.try_out(block, true).is_ok();
+        found.polled = info.polled && kernel::may_poll() && found.try_out(block, true).is_ok();
         Ok(found)
     }
 

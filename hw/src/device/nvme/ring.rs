@@ -18,6 +18,8 @@ const NVME_URING_CMD_IO_VEC: u32 = 0xc048_4e81;
 
 /// Entries of a ring.
 const ENTRIES: u32 = 256;
+/// Devices that a ring can have a claim of: more than there are in a pool, as those that leave count too.
+const CLAIMS_MAX: usize = 256;
 
 /// How the data of a command is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,28 +183,65 @@ const NOBODY: u64 = u64::MAX;
 pub(crate) struct CommandRings {
     interrupt: CommandRing,
     polled: Option<CommandRing>,
+    /// The files that the rings have, by number; -1: none.
+    claims: Vec<RawFd>,
     /// The processor's own ring will tell when a command has ended.
     armed: bool,
 }
 
 impl CommandRings {
-    /// One, or two with `polled`, for the calling thread. They have the files of `claims` until nothing is under way in them,
-    /// even after the process.
+    /// One for the calling thread.
     ///
     /// # Errors
     /// What the kernel said.
-    pub fn new(polled: bool, arenas: &Arenas, claims: &[RawFd]) -> io::Result<Self> {
-        let make = |polled: bool| {
-            let mut ring = CommandRing::new(polled)?;
-            ring.uring.submitter().register_files(claims)?;
-            ring.register_arenas(arenas);
-            io::Result::Ok(ring)
-        };
+    pub fn new(arenas: &Arenas) -> io::Result<Self> {
+        let claims = vec![-1; CLAIMS_MAX];
         Ok(Self {
-            interrupt: make(false)?,
-            polled: if polled { Some(make(true)?) } else { None },
+            interrupt: Self::ring(false, arenas, &claims)?,
+            polled: None,
+            claims,
             armed: false,
         })
+    }
+
+    /// A second one that is polled, unless there is one.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn poll_too(&mut self, arenas: &Arenas) -> io::Result<()> {
+        if self.polled.is_none() {
+            self.polled = Some(Self::ring(true, arenas, &self.claims)?);
+        }
+        Ok(())
+    }
+
+    fn ring(polled: bool, arenas: &Arenas, claims: &[RawFd]) -> io::Result<CommandRing> {
+        let mut ring = CommandRing::new(polled)?;
+        ring.uring.submitter().register_files(claims)?;
+        ring.register_arenas(arenas);
+        Ok(ring)
+    }
+
+    /// Has the rings keep the file of a claim, by a number of its own, until nothing is under way in them, even after the process.
+    ///
+    /// # Errors
+    /// What the kernel said; or there are too many.
+    pub fn claim(&mut self, number: usize, file: RawFd) -> io::Result<()> {
+        let claim = self.claims.get_mut(number).ok_or(io::ErrorKind::StorageFull)?;
+        *claim = file;
+        for ring in core::iter::once(&self.interrupt).chain(&self.polled) {
+            let submitter = ring.uring.submitter();
+            submitter.register_files_update(number as u32, &[file])?;
+        }
+        Ok(())
+    }
+
+    /// The rings need not keep it any more.
+    pub fn forget_claim(&mut self, number: usize) {
+        if self.claims.get(number).is_some_and(|&file| file >= 0) {
+            // An old kernel goes on to have it for a while; a claim ends without it too.
+            let _ = self.claim(number, -1);
+        }
     }
 
     /// The ring for reads and writes of a device that is polled, or is not.
@@ -252,13 +291,63 @@ impl CommandRings {
         self.armed = false;
     }
 
-    /// Nothing is in flight, and the rings go: what still waits to be told is told, so that nothing of them is held.
-    pub fn close(mut self) {
+    /// Nothing is in flight, and the rings go: what still waits to be told is told, so that nothing of them is held. What
+    /// `ring` was asked to do with them it is told first: it knows them by a number that may be another file's afterwards.
+    pub fn close(mut self, ring: &mut Ring) {
         if self.armed {
+            ring.submit_all();
             let entry = opcode::Nop::new().build().user_data(NOBODY);
             // SAFETY: the entry points to no memory.
             unsafe { self.interrupt.push_entry(&entry.into()) };
             self.interrupt.submit();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buffers::CHUNK_BYTES;
+    use crate::ring::RingOptions;
+    use std::io::Write;
+
+    #[test]
+    fn what_waits_for_a_ring_does_not_meet_another_file_of_its_number() {
+        let arenas = Arenas::map(1, CHUNK_BYTES).expect("memory");
+        let mut ring = Ring::new(RingOptions::default()).expect("io_uring");
+        let mut rings = CommandRings::new(&arenas).expect("io_uring with large entries");
+        // A command that ends when it is told to.
+        let (reader, mut writer) = io::pipe().expect("a pipe");
+        let entry = opcode::PollAdd::new(types::Fd(reader.as_raw_fd()), libc::POLLIN as u32).build();
+        // SAFETY: the entry points to no memory.
+        unsafe { rings.interrupt.push_entry(&entry.user_data(1).into()) };
+        assert!(rings.may_sleep(0, &mut ring), "it will ring");
+        writer.write_all(b"!").expect("written");
+        let mut ended = Vec::new();
+        rings.interrupt.finish(&mut ended).expect("it ends");
+        assert_eq!(ended.len(), 1);
+        rings.close(&mut ring);
+        let mut completions = Vec::new();
+        while completions.is_empty() {
+            ring.wait(None).expect("it is told");
+            ring.reap(&mut completions);
+        }
+        assert_eq!(completions[0].owner(), Owner::Bell(0));
+        assert!(completions[0].result() > 0, "{:?}", completions[0]);
+    }
+
+    #[test]
+    fn claims_are_kept_by_rings_made_later_and_forgotten_by_all() {
+        let arenas = Arenas::map(1, CHUNK_BYTES).expect("memory");
+        let mut rings = CommandRings::new(&arenas).expect("io_uring with large entries");
+        let file = tempfile::tempfile().expect("a file");
+        rings.claim(7, file.as_raw_fd()).expect("there is room");
+        rings.poll_too(&arenas).expect("a second ring");
+        rings.forget_claim(7);
+        assert!(rings.claims.iter().all(|&file| file == -1));
+        assert!(
+            rings.claim(CLAIMS_MAX, file.as_raw_fd()).is_err(),
+            "there is an end"
+        );
     }
 }

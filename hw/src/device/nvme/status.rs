@@ -7,6 +7,8 @@ use stillpoint_processor::ports::DeviceError;
 const WHAT: u16 = 0x7ff;
 /// Do not retry (DNR): the same command would fail again.
 const DO_NOT_RETRY: u16 = 1 << 14;
+/// Command retry delay (CRD): which of the controller's delays is to pass before a retry; 0: none.
+const RETRY_DELAY: u16 = 3 << 11;
 
 /// What a status means: Base Specification 2.0, section 3.3.3.2.1, and NVM Command Set Specification 1.0, section 3.1.2.3.
 #[must_use]
@@ -39,6 +41,7 @@ pub fn meaning(status: u16) -> &'static str {
         0x285 => "compare failure",
         0x286 => "access denied",
         0x287 => "deallocated or unwritten block",
+        0x371 => "aborted by the host",
         0x300..=0x3ff => "path error",
         0x700..=0x7ff => "error of this vendor",
         _ => "see the NVMe specification",
@@ -64,6 +67,19 @@ pub fn error(status: u16) -> DeviceError {
 #[must_use]
 pub fn may_retry(status: u16) -> bool {
     status & DO_NOT_RETRY == 0
+}
+
+/// Whether the command was aborted before it was done, or never sent: on request, with its queue, by the kernel when it reset the
+/// controller.
+#[must_use]
+pub fn was_taken_back(status: u16) -> bool {
+    matches!(status & WHAT, 0x007 | 0x008 | 0x370 | 0x371)
+}
+
+/// Which of the controller's three delays is to pass before a retry (CRDT1 to CRDT3), counted from 0; `None`: it does not say.
+#[must_use]
+pub fn retry_delay(status: u16) -> Option<usize> {
+    usize::from((status & RETRY_DELAY) >> 11).checked_sub(1)
 }
 
 #[cfg(test)]

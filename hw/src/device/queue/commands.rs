@@ -1,28 +1,39 @@
 //! Operations on namespaces that take our own commands.
 
-use super::{Devices, Slot, Target};
+use super::{Devices, Slot};
+use crate::device::DeviceFile;
 use crate::device::nvme::command::{Command, DatasetRange};
-use crate::device::nvme::passthrough::Passthrough;
+use crate::device::nvme::passthrough::{Passthrough, RetryDelays};
 use crate::device::nvme::ring::{CommandRings, Data, Ended};
 use crate::device::nvme::status;
 use crate::device::parts::{Limits, Part};
-use crate::device::{DeviceFile, PoolFiles};
 use crate::ring::Ring;
+use io_uring::types::Timespec;
 use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
 use stillpoint_processor::ports::{DeviceError, OperationKind};
 
 /// How often a command is tried again that may do better.
 const TRIES_MAX: u8 = 5;
+/// The pause before the first of these tries, unless the device says how long. Each one is four times as long as the one before: a
+/// third of a second in all.
+const PAUSE: Duration = Duration::from_millis(1);
+/// The longest pause, whatever the device says.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Blocks of a range of Dataset Management at most; the command has room for four times as many.
 const DISCARD_BLOCKS_MAX: u64 = 1 << 30;
 
 /// What commands to a namespace need.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Namespace {
+pub(in crate::device) struct Namespace {
     file: RawFd,
     number: u32,
     block_power: u32,
     pub limits: Limits,
+    pub discards: bool,
+    /// It has a cache that loses what it holds with the power, so that flushes do something.
+    pub caches: bool,
+    retry_delays: RetryDelays,
     polled: bool,
 }
 
@@ -33,6 +44,9 @@ impl Namespace {
             number: passthrough.namespace,
             block_power: passthrough.block_power,
             limits: passthrough.limits,
+            discards: passthrough.discards,
+            caches: passthrough.caches,
+            retry_delays: passthrough.retry_delays,
             polled: passthrough.is_polled(),
         }
     }
@@ -54,16 +68,22 @@ impl Namespace {
     }
 }
 
-/// The rings for the namespaces among these devices; `None` if there are none. Without rings they are block devices.
-pub(super) fn rings(files: &PoolFiles, arenas: &crate::buffers::Arenas) -> Option<CommandRings> {
-    let mut namespaces = files.all().iter().filter_map(DeviceFile::passthrough).peekable();
-    namespaces.peek()?;
-    let polled = namespaces.any(Passthrough::is_polled);
-    let claims: Vec<RawFd> = files.all().iter().map(AsRawFd::as_raw_fd).collect();
-    CommandRings::new(polled, arenas, &claims).ok()
-}
-
 impl Devices {
+    /// What commands to a device need, if it takes them; the rings that they go through are made if need be. A device that cannot
+    /// have such a ring is served as a block device.
+    pub(super) fn namespace_of(&mut self, number: usize, file: &DeviceFile) -> Option<Namespace> {
+        let passthrough = file.passthrough()?;
+        if self.rings.is_none() {
+            self.rings = CommandRings::new(&self.arenas).ok();
+        }
+        let rings = self.rings.as_mut()?;
+        rings.claim(number, file.as_raw_fd()).ok()?;
+        if passthrough.is_polled() {
+            rings.poll_too(&self.arenas).ok()?;
+        }
+        Some(Namespace::of(passthrough))
+    }
+
     /// Queues the command of a part of a namespace.
     pub(super) fn push_command(&mut self, namespace: Namespace, slot: u32, part: u32) {
         let rings = self.rings.as_mut().expect("namespaces have rings");
@@ -140,52 +160,44 @@ impl Devices {
     }
 
     fn command_ended(&mut self, ended: Ended) {
-        self.in_kernel -= 1;
         let (slot, part) = ((ended.mark >> 32) as u32, ended.mark as u32);
+        self.came_back(slot, part);
         let state = &mut self.slots[slot as usize];
         let kind = state.kind();
         let piece = &mut state.parts[part as usize];
-        let result = outcome(ended.result);
+        let namespace = self.targets.at(piece.target).namespace;
+        let namespace = namespace.expect("a device keeps the way in which it is served");
         if ended.result == -libc::EINVAL && piece.registered {
             // Kernel 6.1 counts the pages of the whole arena as pieces of the command, which are more than a device takes.
-            let polled = self.targets[piece.device]
-                .namespace
-                .is_some_and(|namespace| namespace.polled);
             let rings = self.rings.as_mut().expect("namespaces have rings");
-            rings.for_data(polled).give_up_arenas();
-            return self.ready.push_back((slot, part));
+            rings.for_data(namespace.polled).give_up_arenas();
+            return self.again(slot, part);
         }
-        match (kind, result) {
-            (OperationKind::Read, Ok(())) => self.figures.read_bytes += piece.left_bytes,
-            (OperationKind::Write, Ok(())) => self.figures.written_bytes += piece.left_bytes,
-            (OperationKind::Read | OperationKind::Write, Err(failure)) => {
-                if failure.may_retry && piece.tries < TRIES_MAX {
-                    piece.tries += 1;
-                    self.figures.retries += 1;
-                    self.ready.push_back((slot, part));
-                    return;
-                }
-                self.figures.errors += 1;
-                state.fail(failure.error);
+        let failure = outcome(ended.result).err();
+        if let Some(failure) = failure
+            && failure.may_retry(kind)
+            && piece.tries < TRIES_MAX
+        {
+            let pause = pause(ended.result, piece.tries, namespace.retry_delays);
+            piece.pause = Some(Timespec::from(pause));
+            piece.tries += 1;
+            self.figures.retries += 1;
+            return self.again(slot, part);
+        }
+        let error = failure.map(|failure| failure.error);
+        match (kind, error) {
+            (OperationKind::Flush, error) => self.flushed(slot, part, error),
+            (OperationKind::Discard, error) => self.discarded(slot, part, error),
+            (_, Some(error)) => self.end_failed(slot, part, error),
+            (OperationKind::Read, None) => {
+                self.figures.read_bytes += piece.left_bytes;
+                self.end_part(slot);
             }
-            // It was not sent.
-            (OperationKind::Flush, Err(_)) if ended.result == -libc::EAGAIN && piece.tries < TRIES_MAX => {
-                piece.tries += 1;
-                self.figures.retries += 1;
-                self.ready.push_back((slot, part));
-                return;
-            }
-            // What the device had in its cache may be gone: a second try could succeed and mean nothing.
-            (OperationKind::Flush, result) => self.flushed(slot, result.err().map(|failure| failure.error)),
-            (OperationKind::Discard, result) => {
-                self.discards -= 1;
-                if let Err(failure) = result {
-                    let device = piece.device;
-                    self.discard_failed(slot, device, failure.error);
-                }
+            (OperationKind::Write, None) => {
+                self.figures.written_bytes += piece.left_bytes;
+                self.end_part(slot);
             }
         }
-        self.end_part(slot);
     }
 
     /// Whether somebody has to call [`stillpoint_processor::ports::BlockDevice::poll`] to learn of completions: nothing
@@ -208,43 +220,56 @@ impl Devices {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Failure {
     error: DeviceError,
-    may_retry: bool,
+    /// The same command may do better.
+    may_pass: bool,
+    /// The command was not carried out, for a reason that says nothing of the device and of what it holds.
+    was_taken_back: bool,
 }
 
-/// What the kernel's answer to a command means. 4 (EINTR) is a command that was taken back, by a time-out or a reset.
+impl Failure {
+    /// Whether a command of this kind is sent again. What a flush was to make durable may be gone when the device fails it: a second try
+    /// could succeed and mean nothing. One that was taken back leaves everything where it was, and the next one does all of its
+    /// work.
+    fn may_retry(self, kind: OperationKind) -> bool {
+        match kind {
+            OperationKind::Read | OperationKind::Write => self.may_pass,
+            OperationKind::Flush => self.may_pass && self.was_taken_back,
+            OperationKind::Discard => false,
+        }
+    }
+}
+
+/// What the kernel's answer to a command means. 4 (EINTR) is a command that the kernel took back: after a time-out, or to reset the
+/// controller. 11 (EAGAIN) was not sent.
 fn outcome(result: i32) -> Result<(), Failure> {
     match result {
         0 => Ok(()),
         1.. => Err(Failure {
             error: status::error(result as u16),
-            may_retry: status::may_retry(result as u16),
+            may_pass: status::may_retry(result as u16),
+            was_taken_back: status::was_taken_back(result as u16),
         }),
         ..0 => {
             let errno = -result;
             let gone = matches!(errno, libc::ENODEV | libc::ENXIO);
+            let not_done = matches!(errno, libc::EAGAIN | libc::EINTR);
             Err(Failure {
                 error: if gone {
                     DeviceError::Gone
                 } else {
                     DeviceError::Os(errno)
                 },
-                may_retry: matches!(errno, libc::EAGAIN | libc::EINTR),
+                may_pass: not_done,
+                was_taken_back: not_done,
             })
         }
     }
 }
 
-impl Target {
-    /// What one entry takes at most.
-    pub(super) fn limits(&self) -> Limits {
-        self.namespace.map_or(Limits::FILE, |namespace| namespace.limits)
-    }
-
-    /// The longest discard.
-    pub(super) fn discard_bytes_max(&self) -> u64 {
-        self.namespace
-            .map_or(u64::MAX, |namespace| namespace.discard_bytes_max())
-    }
+/// How long a command that ended so waits before it is sent again, after so many tries: as long as the device says, else longer each time.
+fn pause(result: i32, tries: u8, delays: RetryDelays) -> Duration {
+    let told = u16::try_from(result).ok().and_then(|status| delays.of(status));
+    told.unwrap_or(PAUSE * 4u32.pow(tries.into())).min(PAUSE_MAX)
 }
 
 impl Slot {
@@ -253,9 +278,30 @@ impl Slot {
         operation.expect("an entry in flight has its operation").kind
     }
 
-    pub(super) fn fail(&mut self, error: DeviceError) {
+    /// A part failed, and with it its transfer.
+    pub(super) fn fail(&mut self, part: u32, error: DeviceError) {
         let operation = self.operation.as_mut();
-        operation.expect("an entry in flight has its operation").result = Err(error);
+        let transfer = self.parts[part as usize].transfer;
+        operation
+            .expect("an entry in flight has its operation")
+            .fail(transfer, error);
+    }
+}
+
+#[cfg(test)]
+impl Namespace {
+    /// One to which nothing can be sent.
+    pub fn out_of_reach(caches: bool) -> Self {
+        Self {
+            file: -1,
+            number: 1,
+            block_power: 12,
+            limits: Limits::FILE,
+            discards: true,
+            caches,
+            retry_delays: RetryDelays::default(),
+            polled: false,
+        }
     }
 }
 
@@ -267,28 +313,59 @@ mod tests {
     fn answers_of_the_kernel_become_errors_of_devices() {
         assert_eq!(outcome(0), Ok(()));
         let failed = |result: i32| outcome(result).expect_err("a failure");
+        let read_again = |result| failed(result).may_retry(OperationKind::Read);
         // LBA out of range, do not retry.
         let out_of_range = failed(0x4080);
         assert_eq!(
             out_of_range.error.to_string(),
             "NVMe status 0x080: LBA out of range"
         );
-        assert!(!out_of_range.may_retry);
+        assert!(!read_again(0x4080));
         assert!(
-            failed(0x281).may_retry,
+            read_again(0x281),
             "an error of the media may be gone the second time"
         );
         for gone in [libc::ENODEV, libc::ENXIO] {
             assert_eq!(failed(-gone).error, DeviceError::Gone);
-            assert!(!failed(-gone).may_retry);
+            assert!(!read_again(-gone));
         }
-        assert!(failed(-libc::EINTR).may_retry && failed(-libc::EAGAIN).may_retry);
+        assert!(read_again(-libc::EINTR) && read_again(-libc::EAGAIN));
+        assert_eq!(failed(-libc::EINVAL).error, DeviceError::Os(libc::EINVAL));
+        assert!(!read_again(-libc::EINVAL));
+    }
+
+    #[test]
+    fn a_flush_is_sent_again_only_if_it_was_taken_back() {
+        let again = |result: i32| {
+            let failure = outcome(result).expect_err("a failure");
+            failure.may_retry(OperationKind::Flush)
+        };
+        // Taken back by the kernel, not sent; aborted on request, with its queue, by the host; not sent for want of a path.
+        for result in [-libc::EINTR, -libc::EAGAIN, 0x007, 0x008, 0x371, 0x370] {
+            assert!(again(result), "{result:#x}");
+        }
+        // The device could not; do not retry.
+        for result in [0x006, 0x280, 0x4007, 0x4371, -libc::EIO, -libc::ENODEV] {
+            assert!(!again(result), "{result:#x}");
+        }
+    }
+
+    #[test]
+    fn pauses_are_what_the_device_says_or_grow_and_have_an_end() {
+        let silent = RetryDelays::default();
+        let all: Vec<u128> = (0..TRIES_MAX)
+            .map(|tries| pause(0x021, tries, silent).as_millis())
+            .collect();
+        assert_eq!(all, [1, 4, 16, 64, 256]);
         assert_eq!(
-            failed(-libc::EINVAL),
-            Failure {
-                error: DeviceError::Os(libc::EINVAL),
-                may_retry: false
-            }
+            pause(-libc::EINTR, 1, silent).as_millis(),
+            4,
+            "no status, nothing said"
         );
+        let delays = RetryDelays::new([3, 0, u16::MAX]);
+        // Bits 12:11 choose one, counted from 1; units of 100 ms.
+        assert_eq!(pause(0x021 | 1 << 11, 0, delays).as_millis(), 300);
+        assert_eq!(pause(0x021 | 2 << 11, 0, delays).as_millis(), 1, "it has none");
+        assert_eq!(pause(0x021 | 3 << 11, 0, delays), PAUSE_MAX);
     }
 }

@@ -101,9 +101,9 @@ impl Inside {
         };
         let files = files.transpose().map_err(TargetError::File)?;
         let files = files.map(|file| PoolFiles::new(vec![file]));
-        let pool_bytes = files
-            .as_ref()
-            .map_or(size_of_pool(wanted_bytes), |files| files.all()[0].size_bytes());
+        let pool_bytes = files.as_ref().map_or(size_of_pool(wanted_bytes), |files| {
+            files.get(0).expect("it was opened").size_bytes()
+        });
         let volume_bytes = options.volume_bytes.unwrap_or(wanted_bytes.min(pool_bytes / 4));
         let part_bytes = volume_bytes / threads / PART_UNIT_BYTES * PART_UNIT_BYTES;
         if part_bytes == 0 || volume_bytes > pool_bytes / 2 {
@@ -169,9 +169,9 @@ impl Inside {
     /// The files behind, each with whether it is used past the page cache.
     #[must_use]
     pub fn devices(&self) -> Vec<(PathBuf, bool)> {
-        let files = self.files.iter().flat_map(|files| files.all());
+        let files = self.files.iter().flat_map(|files| files.present());
         files
-            .map(|file| (file.path().to_owned(), file.is_direct()))
+            .map(|(_, file)| (file.path().to_owned(), file.is_direct()))
             .collect()
     }
 
@@ -340,6 +340,7 @@ fn seats(
         shard_count: threads as u16,
         created_ns: Clock::new().now().wall_ns,
         devices: vec![(random()?, pool_bytes / BLOCK_BYTES as u64)],
+        second_sides: Vec::new(),
     };
     let mut noted = Noted::default();
     let made = match files {

@@ -6,8 +6,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use stillpoint_appliance::api::model::{
     CreateChangeLog, CreateExport, CreateGroup, CreatePool, CreateSchedule, CreateSnapshot, CreateVolume,
-    DeleteSnapshots, EventsQuery, LockSnapshot, OpenPool, Query, ResizeChangeLog, ResizeVolume, ScrubPool,
-    SetVolume,
+    DeleteSnapshots, EventsQuery, LockSnapshot, OpenPool, Query, ResizeChangeLog, ResizeVolume, ResumeScrub,
+    ScrubPool, SetVolume,
 };
 use stillpoint_appliance::name;
 
@@ -15,6 +15,7 @@ pub(super) fn bodies(data: &[u8]) {
     body::<OpenPool>(data);
     body::<ResizeVolume>(data);
     body::<ScrubPool>(data);
+    body::<ResumeScrub>(data);
     body::<Query>(data);
     body::<EventsQuery>(data);
     body::<DeleteSnapshots>(data);

@@ -59,6 +59,7 @@ pub(crate) fn spec_of(script: &Script, pool: [u8; 16]) -> PoolSpec {
             .zip(&script.devices)
             .map(|(index, &blocks)| ([index; 16], blocks))
             .collect(),
+        second_sides: Vec::new(),
     }
 }
 

@@ -122,6 +122,7 @@ impl Stage {
             shard_count: props.shards,
             created_ns: WALL_START_NS,
             devices: (0..props.devices).map(|i| ([i as u8; 16], blocks)).collect(),
+            second_sides: Vec::new(),
         };
         let layout = make_pool(&mut devices.open_port(None), &spec)
             .map_err(|error| Broken(format!("the pool cannot be made: {error}")))?;

@@ -182,17 +182,23 @@ fn survive(fate: CrashFate, before: &Option<Page>, page: Page, random: &mut Rand
 
 /// Calls `take` with device, block and content for each block of a write.
 pub(crate) fn each_page(operation: &Operation, mut take: impl FnMut(usize, u64, Page)) {
-    for transfer in &operation.transfers {
-        let mut block = transfer.offset_bytes / BLOCK_BYTES as u64;
-        let first = transfer.first_segment as usize;
-        for segment in &operation.segments[first..first + transfer.segment_count as usize] {
-            let start = segment.offset_bytes as usize;
-            let bytes = operation.buffers[segment.buffer as usize].bytes();
-            for chunk in bytes[start..start + segment.length_bytes as usize].chunks_exact(BLOCK_BYTES) {
-                let page: &[u8; BLOCK_BYTES] = chunk.try_into().expect("chunks of a block");
-                take(usize::from(transfer.device.0), block, Rc::new(*page));
-                block += 1;
-            }
+    for index in 0..operation.transfers.len() {
+        each_page_of(operation, index, &mut take);
+    }
+}
+
+/// The same for one of its transfers.
+pub(super) fn each_page_of(operation: &Operation, index: usize, mut take: impl FnMut(usize, u64, Page)) {
+    let transfer = &operation.transfers[index];
+    let mut block = transfer.offset_bytes / BLOCK_BYTES as u64;
+    let first = transfer.first_segment as usize;
+    for segment in &operation.segments[first..first + transfer.segment_count as usize] {
+        let start = segment.offset_bytes as usize;
+        let bytes = operation.buffers[segment.buffer as usize].bytes();
+        for chunk in bytes[start..start + segment.length_bytes as usize].chunks_exact(BLOCK_BYTES) {
+            let page: &[u8; BLOCK_BYTES] = chunk.try_into().expect("chunks of a block");
+            take(usize::from(transfer.device.0), block, Rc::new(*page));
+            block += 1;
         }
     }
 }

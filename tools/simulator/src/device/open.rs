@@ -28,6 +28,13 @@ impl OpenPort {
         self.calls
     }
 
+    fn is_there(&self, device: DeviceIndex) -> Result<(), DeviceError> {
+        if self.devices.is_lost(usize::from(device.0)) {
+            return Err(DeviceError::Gone);
+        }
+        Ok(())
+    }
+
     fn count(&mut self) -> Result<(), DeviceError> {
         self.calls += 1;
         match &mut self.calls_left {
@@ -44,7 +51,7 @@ impl OpenPort {
 impl OpenDevice for OpenPort {
     fn read_all(&mut self, reads: &mut [Transferred<'_>]) {
         for read in reads {
-            read.result = self.count();
+            read.result = self.count().and_then(|()| self.is_there(read.device));
             if read.result.is_err() {
                 continue;
             }
@@ -59,6 +66,7 @@ impl OpenDevice for OpenPort {
         assert_eq!(offset_bytes % BLOCK_BYTES as u64, 0, "writes are whole blocks");
         assert_eq!(bytes.len() % BLOCK_BYTES, 0, "writes are whole blocks");
         self.count()?;
+        self.is_there(device)?;
         self.devices.with_room(|room| {
             let first = offset_bytes / BLOCK_BYTES as u64;
             for (block, chunk) in (first..).zip(bytes.chunks_exact(BLOCK_BYTES)) {
@@ -71,6 +79,7 @@ impl OpenDevice for OpenPort {
 
     fn flush(&mut self, device: DeviceIndex) -> Result<(), DeviceError> {
         self.count()?;
+        self.is_there(device)?;
         self.devices.with_room(|room| {
             let disk = &mut room.disks[usize::from(device.0)];
             disk.flush(disk.writes());

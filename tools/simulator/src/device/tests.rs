@@ -278,3 +278,53 @@ fn damage_is_there_after_a_power_cut() {
     devices.crash(true, CrashFate::Lost);
     assert_eq!(peek(&devices, 4)[100], 0x10);
 }
+
+#[test]
+fn a_lost_device_does_nothing_more_and_what_it_was_asked_before_it_came_back_fails() {
+    let devices = devices(1);
+    let mut port = devices.port();
+    write(&devices, &mut port, 1, 7);
+    run(&devices, &mut port, operation(OperationKind::Flush, 0, 0, &[]));
+    write(&devices, &mut port, 1, 8);
+    // To both devices from the same memory, as mirrors do it.
+    let mut both = operation(OperationKind::Write, 0, 2, &[9; BLOCK_BYTES]);
+    let second = Transfer {
+        device: DeviceIndex(1),
+        ..both.transfers[0]
+    };
+    both.transfers.push(second);
+    port.submit(both).expect("room");
+    devices.lose(0, 1_000_000);
+    let mut buffer = [0; BLOCK_BYTES];
+    let mut reads = [Transferred {
+        device: DeviceIndex(0),
+        offset_bytes: 0,
+        bytes: &mut buffer,
+        result: Ok(()),
+    }];
+    devices.open_port(None).read_all(&mut reads);
+    assert_eq!(reads[0].result, Err(DeviceError::Gone));
+    devices.bring_back(0, Some(CrashFate::Lost));
+    assert_eq!(
+        peek(&devices, 1),
+        [7; BLOCK_BYTES],
+        "what it had not flushed is lost"
+    );
+    let due = devices.next_completion_ns().expect("in flight");
+    assert!(due > 1_000_000, "it hangs");
+    devices.advance(due);
+    let mut completed = Vec::new();
+    port.poll(&mut completed);
+    assert_eq!(completed[0].result, Err(DeviceError::Gone));
+    assert_eq!(completed[0].failures, [(0, DeviceError::Gone)]);
+    assert_eq!(peek(&devices, 2), [0; BLOCK_BYTES]);
+    let mut bytes = vec![0; BLOCK_BYTES];
+    devices.peek(1, 2, &mut bytes);
+    assert_eq!(bytes, [9; BLOCK_BYTES]);
+    write(&devices, &mut port, 2, 5);
+    assert_eq!(peek(&devices, 2), [5; BLOCK_BYTES]);
+    // Another device in its place is blank.
+    devices.lose(0, 0);
+    devices.bring_back(0, None);
+    assert_eq!(peek(&devices, 1), [0; BLOCK_BYTES]);
+}

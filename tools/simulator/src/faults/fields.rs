@@ -122,10 +122,11 @@ fn label(page: &[u8], fields: &mut Vec<Field>) {
             device_count,
             device_index,
             shard_count,
-            reserved_a,
+            side,
             log_pages,
             reserved_b,
             devices,
+            mirrors,
             reserved,
         }
     );

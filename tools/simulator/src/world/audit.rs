@@ -53,8 +53,7 @@ impl World {
         let newest = (0..HEADER_COPIES)
             .filter_map(|copy| {
                 let mut bytes = [0; PAGE_BYTES];
-                self.devices
-                    .peek(home, self.layout.header_block(shard.0, copy), &mut bytes);
+                self.peek(home, self.layout.header_block(shard.0, copy), &mut bytes);
                 ShardHeader::parse(&bytes, self.layout.pool, shard.0).ok()
             })
             .max_by_key(|header| header.generation.get());
@@ -111,13 +110,14 @@ impl Audit<'_> {
     }
 
     fn peek(&self, address: u64) -> Checked<Vec<u8>> {
-        let (address, sizes) = (DeviceAddress(address), self.world.devices.sizes_blocks());
+        let address = DeviceAddress(address);
         let device = usize::from(address.device().0);
-        if sizes.get(device).is_none_or(|size| address.block() >= *size) {
+        let of_device = self.world.layout.devices.get(device);
+        if of_device.is_none_or(|of_device| address.block() >= of_device.size_blocks) {
             return broken(format!("{address} is beyond the devices"));
         }
         let mut bytes = vec![0; PAGE_BYTES];
-        self.world.devices.peek(device, address.block(), &mut bytes);
+        self.world.peek(device, address.block(), &mut bytes);
         Ok(bytes)
     }
 
@@ -246,7 +246,7 @@ impl Audit<'_> {
             .filter_map(|slot| {
                 let mut bytes = [0; PAGE_BYTES];
                 let block = layout.bitmap_block(shard, device, page, slot);
-                self.world.devices.peek(home, block, &mut bytes);
+                self.world.peek(home, block, &mut bytes);
                 BitmapPage::parse(&bytes, layout.pool, shard, device as u16, page)
                     .ok()
                     .copied()

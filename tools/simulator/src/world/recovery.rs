@@ -10,9 +10,10 @@ use super::exports::Exports;
 use super::hosts::Hosts;
 use super::jobs::Purpose;
 use super::looks::Look;
+use super::sides::Pairs;
 use super::{Checked, Coverage, State, World, broken};
 use crate::device::{CrashFate, Devices};
-use crate::machine::{Machine, WALL_START_NS};
+use crate::machine::{Below, Machine, WALL_START_NS};
 use crate::memory::{SimulatedTail, TailShelf};
 use crate::model::{Broken, Crash, Range, Writes};
 use crate::random::Random;
@@ -27,7 +28,13 @@ impl World {
     /// # Errors
     /// If that is refused.
     pub fn new(plan: Plan, mut random: Random, trace: bool) -> Checked<Self> {
-        let devices = Devices::new(&plan.device_blocks, plan.habits, random.fork());
+        let sides = if plan.mirrors.is_some() { 2 } else { 1 };
+        let sizes_blocks: Vec<u64> = plan
+            .device_blocks
+            .iter()
+            .flat_map(|&blocks| vec![blocks; sides])
+            .collect();
+        let devices = Devices::new(&sizes_blocks, plan.habits, random.fork());
         let spec = PoolSpec {
             pool: *b"a simulated pool",
             name: "simulated".to_string(),
@@ -37,11 +44,25 @@ impl World {
                 .zip(&plan.device_blocks)
                 .map(|(i, &blocks)| ([i; 16], blocks))
                 .collect(),
+            second_sides: match &plan.mirrors {
+                Some(_) => (100..).map(|i| [i; 16]).take(plan.device_blocks.len()).collect(),
+                None => Vec::new(),
+            },
         };
         let layout = make_pool(&mut devices.open_port(None), &spec)
             .map_err(|error| Broken(format!("the pool cannot be made: {error}")))?;
         let tails: Vec<TailShelf> = (0..plan.shards).map(|_| TailShelf::default()).collect();
-        let machine = Machine::new(Vec::new(), 0, 0, &devices, plan.pace, 0, random.fork());
+        let machine = {
+            let below = Below {
+                devices: &devices,
+                sides: None,
+            };
+            Machine::new(Vec::new(), 0, 0, below, plan.pace, 0, random.fork())
+        };
+        let pairs = plan.mirrors.as_ref().map(|of_plan| {
+            devices.fail_in_parts();
+            Pairs::new(of_plan, plan.device_blocks.len(), random.fork())
+        });
         let mut world = Self {
             layout,
             devices,
@@ -70,6 +91,7 @@ impl World {
             idle_clients: Vec::new(),
             exports: Exports::default(),
             hosts: Hosts::new(&plan.nbd),
+            pairs,
             recorder: plan.registers.then(Box::default),
             coverage: Coverage::default(),
             random,
@@ -83,7 +105,8 @@ impl World {
         Ok(world)
     }
 
-    fn open_shards(&mut self, calls: Option<u64>) -> Result<Opened, OpenError> {
+    fn open_shards(&mut self, calls: Option<u64>) -> Result<Opened, String> {
+        self.label_what_is_missing();
         let options = self.plan.shard_options;
         let now_ns = self.machine.now().monotonic_ns;
         let now = Now {
@@ -94,7 +117,15 @@ impl World {
         let mut opened = Vec::new();
         for shard in self.shards() {
             let tail = self.tails[usize::from(shard.0)].take(self.plan.tail);
-            opened.push(Shard::open(&self.layout, shard, &mut port, tail, options, now)?);
+            let mut opener = self.opener(port, shard);
+            let shard = Shard::open(&self.layout, shard, &mut opener, tail, options, now);
+            let (shard, report) = shard.map_err(|error: OpenError| error.to_string())?;
+            self.coverage.add(
+                "mirrors: pages that were not the same on both sides",
+                opener.differences(),
+            );
+            port = opener.settle()?;
+            opened.push((shard, report));
         }
         self.open_calls = port.calls();
         Ok(opened)
@@ -113,19 +144,18 @@ impl World {
             self.has_dropped |= report.dropped_blocks > 0;
             shards.push(shard);
         }
+        let sides = self.begin_sides();
+        let devices = self.devices.clone();
+        let below = Below {
+            devices: &devices,
+            sides: sides.as_ref(),
+        };
         let processors = self.random.between(1, u64::from(self.plan.shards).min(3)) as usize;
         let now_ns = self.machine.now().monotonic_ns;
         let random = self.random.fork();
         let (pool_bytes, pace) = (self.plan.pool_bytes, self.plan.pace);
-        self.machine = Machine::new(
-            shards,
-            processors,
-            pool_bytes,
-            &self.devices,
-            pace,
-            now_ns,
-            random,
-        );
+        self.machine = Machine::new(shards, processors, pool_bytes, below, pace, now_ns, random);
+        self.next_mischief();
         #[cfg(feature = "planted-bugs")]
         if self.plan.nbd.flushes_replied_early {
             self.machine.plant_early_flush_replies();
@@ -135,6 +165,9 @@ impl World {
     /// Ends this life, opens the pool again and compares everything with the model.
     pub fn crash_and_recover(&mut self, crash: Crash) -> Checked {
         self.die(crash)?;
+        if crash == Crash::PowerCut {
+            self.find_the_other_sides();
+        }
         let mut worst = match crash {
             Crash::Kill if !self.plan.tail => Crash::KillWithoutTail,
             other => other,
@@ -180,7 +213,8 @@ impl World {
     /// Accounts for every block of a pool that was just opened: it is used once, or free.
     fn account(&mut self, opened: &mut Opened) -> Checked {
         for (shard, _) in opened {
-            let report = shard.check(&mut self.devices.open_port(None), false);
+            let mut opener = self.opener(self.devices.open_port(None), shard.index());
+            let report = shard.check(&mut opener, false);
             if !report.is_clean() {
                 return broken(format!(
                     "space of shard {} after a recovery: {:?}",
@@ -208,7 +242,8 @@ impl World {
             // Space is given out from the start.
             let block = self.random.between(start, (start + 200).min(end - 1));
             let (byte, bit) = (self.random.below(4096) as usize, self.random.below(8));
-            self.devices.corrupt(device, block, byte, 1 << bit);
+            self.devices
+                .corrupt(self.sound_side(device), block, byte, 1 << bit);
         }
         self.compare_everything()?;
         self.die(Crash::Kill)?;
@@ -257,7 +292,11 @@ impl World {
             self.machine.now().monotonic_ns,
         );
         // The processors go, and their log tails back to the shelves.
-        self.machine = Machine::new(Vec::new(), 0, 0, &devices, pace, now_ns, self.random.fork());
+        let below = Below {
+            devices: &devices,
+            sides: None,
+        };
+        self.machine = Machine::new(Vec::new(), 0, 0, below, pace, now_ns, self.random.fork());
         self.crash_devices(crash);
         Ok(())
     }

@@ -305,6 +305,7 @@ impl World {
             self.settle()?;
         }
         self.audit()?;
+        self.audit_other_sides()?;
         self.check_change_logs()
     }
 
@@ -339,7 +340,8 @@ impl World {
     }
 
     /// Lets device operations fail as often as planned, or not at all.
-    pub fn let_devices_fail(&self, fail: bool) {
+    pub fn let_devices_fail(&mut self, fail: bool) {
+        self.let_sides_fail(fail);
         let errors = if fail { self.plan.device_errors } else { 0 };
         self.devices.set_habits(DeviceHabits {
             read_errors: errors,

@@ -14,7 +14,8 @@ pub fn run(global: &Global) -> Result<(), Failure> {
     let info = match Client::new(global).get::<DoctorInfo>("/v1/doctor") {
         Ok(info) => info,
         Err(Failure::Unreachable(reason)) => {
-            let mut findings = doctor::machine(daemon::processors_default(), DaemonOptions::BUFFER_BYTES);
+            let mut findings =
+                doctor::machine(daemon::processors_default(), DaemonOptions::BUFFER_BYTES, None);
             findings.push(Finding {
                 subject: "daemon".to_owned(),
                 state: FindingState::Note,

@@ -8,7 +8,10 @@ use crate::exit::Failure;
 use crate::output::{self, pairs, table};
 use crate::size::{Duration, Size};
 use stillpoint_appliance::Error;
-use stillpoint_appliance::api::model::{CreatePool, OpenPool, PoolInfo, ScrubPool};
+use stillpoint_appliance::api::model::{
+    CreatePool, MirrorSideInfo, OpenPool, PoolInfo, ReplaceDevice, ResumeScrub, ResyncPool, ScrubInfo,
+    ScrubPool,
+};
 
 /// Does what is asked.
 pub fn run(command: PoolCommand, global: &Global) -> Result<(), Failure> {
@@ -19,6 +22,7 @@ pub fn run(command: PoolCommand, global: &Global) -> Result<(), Failure> {
             devices,
             size,
             shards,
+            mirror,
             force,
         } => {
             let size_bytes = size.map(|Size(bytes)| bytes);
@@ -27,18 +31,45 @@ pub fn run(command: PoolCommand, global: &Global) -> Result<(), Failure> {
                 devices: absolute(&devices)?,
                 size_bytes,
                 shards,
+                mirror,
                 force: false,
                 force_devices: absolute(&force)?,
             };
             let info: PoolInfo = client.post("/v1/pools", &request)?;
             output::print(global, &info, show)
         }
-        PoolCommand::Open { devices } => {
+        PoolCommand::Open { devices, degraded } => {
             let request = OpenPool {
                 devices: absolute(&devices)?,
+                degraded,
             };
             let info: PoolInfo = client.post("/v1/pools/open", &request)?;
             output::print(global, &info, show)
+        }
+        PoolCommand::Replace {
+            name,
+            device,
+            with,
+            force,
+            wait,
+        } => {
+            let request = ReplaceDevice {
+                device: match device.contains('/') {
+                    true => absolute(&[PathBuf::from(device)])?.remove(0),
+                    false => device,
+                },
+                with: absolute(&[with])?.remove(0),
+                force,
+            };
+            let info = client.post(&format!("/v1/pools/{}/replace", escape(&name)), &request)?;
+            resynced(&client, global, info, wait)
+        }
+        PoolCommand::Resync { name, rate, wait } => {
+            let request = ResyncPool {
+                rate_bytes_per_s: rate.map(|Size(bytes)| bytes),
+            };
+            let info = client.post(&format!("/v1/pools/{}/resync", escape(&name)), &request)?;
+            resynced(&client, global, info, wait)
         }
         PoolCommand::List => {
             let infos: Vec<PoolInfo> = client.get("/v1/pools")?;
@@ -52,8 +83,21 @@ pub fn run(command: PoolCommand, global: &Global) -> Result<(), Failure> {
             name,
             rate,
             wait,
+            pause,
+            resume,
             stop,
-        } => scrub(&client, global, &name, rate, wait, stop),
+            status,
+        } => {
+            let rate_bytes_per_s = rate.map(|Size(bytes)| bytes);
+            let wanted = match (pause, resume, stop, status) {
+                (true, ..) => Wanted::Pause,
+                (_, true, ..) => Wanted::Resume(ResumeScrub { rate_bytes_per_s }),
+                (_, _, true, _) => Wanted::Stop,
+                (_, _, _, true) => Wanted::Status,
+                _ => Wanted::Begin(ScrubPool { rate_bytes_per_s }),
+            };
+            scrub(&client, global, &name, &wanted, wait)
+        }
         PoolCommand::Close { name } => {
             client.post::<()>(&format!("/v1/pools/{}/close", escape(&name)), &())?;
             output::say(global, &format!("pool {name} is closed"))
@@ -64,28 +108,59 @@ pub fn run(command: PoolCommand, global: &Global) -> Result<(), Failure> {
 /// How often a scrub that is waited for is looked at.
 const GLANCE: std::time::Duration = std::time::Duration::from_millis(200);
 
-fn scrub(
-    client: &Client,
-    global: &Global,
-    name: &str,
-    rate: Option<Size>,
-    wait: bool,
-    stop: bool,
-) -> Result<(), Failure> {
-    let path = format!("/v1/pools/{}", escape(name));
-    if stop {
-        client.delete(&format!("{path}/scrub"))?;
-        return output::print(global, &client.get::<PoolInfo>(&path)?, show);
-    }
-    let request = ScrubPool {
-        rate_bytes_per_s: rate.map(|Size(bytes)| bytes),
-    };
-    let mut info: PoolInfo = client.post(&format!("{path}/scrub"), &request)?;
-    while wait && info.scrub.as_ref().is_some_and(|scrub| scrub.state == "running") {
+/// Shows a pool whose sides are given what they lack; waits for that if asked to.
+fn resynced(client: &Client, global: &Global, mut info: PoolInfo, wait: bool) -> Result<(), Failure> {
+    let path = format!("/v1/pools/{}", escape(&info.name));
+    while wait && info.sides.iter().any(|side| side.state == "resync") {
         std::thread::sleep(GLANCE);
         info = client.get(&path)?;
     }
     output::print(global, &info, show)?;
+    match info.sides.iter().find(|side| side.state == "out") {
+        Some(side) if wait => {
+            let why = side.why.as_deref().unwrap_or("?");
+            let message = format!(
+                "pool {}: side {}.{} is out: {why}",
+                info.name, side.device, side.side
+            );
+            Err(Error::failure(message).into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What is to be done about a scrub.
+enum Wanted {
+    Begin(ScrubPool),
+    Pause,
+    Resume(ResumeScrub),
+    Stop,
+    Status,
+}
+
+fn scrub(client: &Client, global: &Global, name: &str, wanted: &Wanted, wait: bool) -> Result<(), Failure> {
+    let path = format!("/v1/pools/{}", escape(name));
+    let mut info: PoolInfo = match wanted {
+        Wanted::Begin(request) => client.post(&format!("{path}/scrub"), request)?,
+        Wanted::Pause => client.post(&format!("{path}/scrub/pause"), &())?,
+        Wanted::Resume(request) => client.post(&format!("{path}/scrub/resume"), request)?,
+        Wanted::Stop => {
+            client.delete(&format!("{path}/scrub"))?;
+            client.get(&path)?
+        }
+        Wanted::Status => client.get(&path)?,
+    };
+    while wait && info.scrub.as_ref().is_some_and(|scrub| scrub.state == "running") {
+        std::thread::sleep(GLANCE);
+        info = client.get(&path)?;
+    }
+    match wanted {
+        Wanted::Status => output::print(global, &info.scrub, |scrub| match scrub {
+            Some(scrub) => show_scrub(scrub),
+            None => format!("pool {name} was never scrubbed"),
+        })?,
+        _ => output::print(global, &info, show)?,
+    }
     match info.scrub.map_or(0, |scrub| scrub.damaged_blocks) {
         0 => Ok(()),
         blocks if wait => Err(Error::failure(format!("pool {name} has {blocks} damaged blocks")).into()),
@@ -185,30 +260,89 @@ fn show(info: &PoolInfo) -> String {
             },
             Size(device.size_bytes).to_string(),
             direct.to_owned(),
+            device.lost_since_ns.map_or_else(
+                || "there".to_owned(),
+                |since| format!("gone since {}", output::time(since)),
+            ),
         ]
     });
     text += &format!(
         "\n\n{}",
-        table(&["DEVICE", "KIND", ">SIZE", "DIRECT I/O"], devices)
+        table(&["DEVICE", "KIND", ">SIZE", "DIRECT I/O", "STATE"], devices)
     );
+    if !info.sides.is_empty() {
+        text += &format!("\n\n{}", sides(&info.sides));
+    }
     for remark in &info.remarks {
         text += &format!("\nremark: {remark}");
     }
     if let Some(scrub) = &info.scrub {
-        text += &format!(
-            "\nscrub: {}, begun {}, {} of about {} checked, {} damaged",
-            scrub.state,
-            output::time(scrub.started_ns),
-            Size(scrub.checked_bytes),
-            Size(scrub.used_bytes),
-            match scrub.damaged_blocks {
-                1 => "1 block".to_owned(),
-                blocks => format!("{blocks} blocks"),
-            }
-        );
-        for damage in &scrub.damage {
-            text += &format!("\ndamaged: {damage}");
-        }
+        text += &format!("\n\n{}", show_scrub(scrub));
     }
     text
+}
+
+/// The sides of a pool's mirrors.
+fn sides(infos: &[MirrorSideInfo]) -> String {
+    let rows = infos.iter().map(|side| {
+        let state = match side.state.as_str() {
+            "in_sync" => "in sync".to_owned(),
+            "resync" => format!("resync, {} left", Size(side.left_bytes)),
+            other => other.to_owned(),
+        };
+        vec![
+            format!("{}.{}", side.device, side.side),
+            side.path.clone().unwrap_or_else(|| "-".to_owned()),
+            state,
+            Size(side.copied_bytes).to_string(),
+            side.repaired_reads.to_string(),
+            side.why.clone().unwrap_or_default(),
+        ]
+    });
+    table(&["SIDE", "DEVICE", "STATE", ">COPIED", ">REPAIRED", "WHY"], rows)
+}
+
+/// How a scrub stands, or its report.
+fn show_scrub(scrub: &ScrubInfo) -> String {
+    let ended = match scrub.ended_ns {
+        0 => "not yet".to_owned(),
+        ended_ns => output::time(ended_ns),
+    };
+    let mut text = pairs(&[
+        ("scrub", scrub.state.clone()),
+        ("begun", output::time(scrub.started_ns)),
+        ("ended", ended),
+        (
+            "checked",
+            format!(
+                "{} of about {} in {}, {}/s (at most {}/s)",
+                Size(scrub.checked_bytes),
+                Size(scrub.used_bytes),
+                Duration(scrub.running_ns),
+                Size(scrub.checked_bytes_per_s),
+                Size(scrub.rate_bytes_per_s),
+            ),
+        ),
+        ("damaged", blocks(scrub.damaged_blocks)),
+    ]);
+    for side in &scrub.sides {
+        text += &format!(
+            "\n{}: {} read, {} repaired, {} not repairable",
+            side.side,
+            Size(side.read_bytes),
+            blocks(side.repaired_blocks),
+            side.unrepaired_blocks,
+        );
+    }
+    for damage in &scrub.damage {
+        text += &format!("\ndamaged: {damage}");
+    }
+    text
+}
+
+fn blocks(count: u64) -> String {
+    match count {
+        1 => "1 block".to_owned(),
+        count => format!("{count} blocks"),
+    }
 }

@@ -122,6 +122,30 @@ fn a_pool_that_cannot_be_opened_does_not_stop_the_others() {
 }
 
 #[test]
+fn a_pool_whose_device_was_missing_is_opened_when_it_is_there() {
+    let appliance = Appliance::started(&[]);
+    appliance.create_pool("p", 2, "128MiB", &[]);
+    appliance.run(&["volume", "create", "v", "--size", "1MiB"]);
+    appliance.run(&["export", "create", "v"]);
+    appliance
+        .connect("v")
+        .write(0, &[7; 4096], true)
+        .expect("written");
+    appliance.stop();
+    let (device, away) = (appliance.path("p-1"), appliance.path("away"));
+    std::fs::rename(&device, &away).expect("taken out");
+    appliance.start(&[]);
+    let state = || {
+        let pools = appliance.run(&["pool", "list"]);
+        list(&pools, "")[0]["state"].as_str().expect("a word").to_owned()
+    };
+    assert_eq!(state(), "failed");
+    std::fs::rename(&away, &device).expect("put back");
+    appliance.wait_until("the pool is opened by itself", || state() == "open");
+    assert_eq!(appliance.connect("v").read(0, 4096).expect("read"), [7; 4096]);
+}
+
+#[test]
 fn damaged_labels_and_shrunken_devices_are_told() {
     let appliance = with_volume();
     appliance.run(&["pool", "close", "p"]);

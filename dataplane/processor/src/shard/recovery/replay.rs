@@ -152,11 +152,16 @@ impl<D: OpenDevice> Opening<'_, D> {
             self.device.read_all(&mut reads);
             // Whether a block that cannot be read had reached the device is not known: it keeps its new place, so that
             // reading it is an error, and not content that may be too old.
-            let damaged = reads
-                .iter()
-                .zip(blocks)
-                .filter(|(read, (_, crc))| read.result.is_ok() && crc32c(read.bytes) != *crc);
-            bad.extend(damaged.map(|(_, (address, _))| address.0));
+            for (read, (address, crc)) in reads.iter_mut().zip(blocks) {
+                let mut fits = read.result.is_err() || crc32c(read.bytes) == *crc;
+                if !fits && self.device.read_other(read.device, read.offset_bytes, read.bytes) {
+                    mark(Mark::RecoveryOtherSide);
+                    fits = crc32c(read.bytes) == *crc;
+                }
+                if !fits {
+                    bad.push(address.0);
+                }
+            }
         }
         bad.sort_unstable();
         if !wanted.is_empty() {

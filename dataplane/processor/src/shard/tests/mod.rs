@@ -10,8 +10,12 @@ mod clones;
 mod damage;
 mod deletions;
 mod discards;
+mod mirrors;
+mod over_mirrors;
 mod rig;
 mod scrub;
+mod scrub_mirrors;
+mod two_sides;
 mod work;
 
 use rig::*;

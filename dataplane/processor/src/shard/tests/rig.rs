@@ -1,11 +1,11 @@
 //! The rig of the shard's tests: a device and buffers in memory, one shard over them, one request at a time.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use super::super::*;
 use crate::format::{PoolSpec, make_pool};
 use crate::ids::{ShareBlock, SnapshotId, TimeStamp};
-use crate::ports::{Full, MemoryTail, OpenDevice, Transfer, Transferred};
+use crate::ports::{Full, MemoryTail, OpenDevice, Side, Transfer, Transferred};
 use crate::processor::Processor;
 use crate::request::{Token, View};
 /// One device in memory; operations complete in the order in which they were submitted.
@@ -20,6 +20,16 @@ pub(super) struct MemoryDevice {
     pub(super) failing: Option<OperationKind>,
     /// A block that cannot be read.
     pub(super) unreadable: Option<u64>,
+    /// What the second side holds, if there is one.
+    pub(super) second: Option<Vec<u8>>,
+    /// Blocks that a side cannot read, until they are written.
+    pub(super) unreadable_of: [BTreeSet<u64>; 2],
+    /// Reads that name no side are served by the second.
+    pub(super) second_is_preferred: bool,
+    /// Operations of this kind that name a side do not come back.
+    pub(super) held_of_side: Option<OperationKind>,
+    /// Writes to one side fail.
+    pub(super) repairs_fail: bool,
     /// Writes since the last flush, if they are remembered.
     pub(super) unflushed: Option<Vec<Unflushed>>,
 }
@@ -28,32 +38,100 @@ pub(super) struct MemoryDevice {
 type Unflushed = (usize, Vec<u8>, Vec<u8>);
 
 impl MemoryDevice {
+    /// What a side holds.
+    pub(super) fn side(&mut self, side: Side) -> &mut Vec<u8> {
+        match (side, &mut self.second) {
+            (Side::Second, Some(second)) => second,
+            _ => &mut self.bytes,
+        }
+    }
+
+    /// Both sides hold the same from now on.
+    pub(super) fn mirror(&mut self) {
+        self.second = Some(self.bytes.clone());
+    }
+
     pub(super) fn run(&mut self, operation: &mut Operation) {
-        for transfer in &operation.transfers {
-            let mut at = transfer.offset_bytes as usize;
-            let first = transfer.first_segment as usize;
-            for segment in &operation.segments[first..first + transfer.segment_count as usize] {
-                let (from, length) = (segment.offset_bytes as usize, segment.length_bytes as usize);
-                let buffer = &mut operation.buffers[segment.buffer as usize].bytes_mut()[from..from + length];
-                match operation.kind {
-                    OperationKind::Read => buffer.copy_from_slice(&self.bytes[at..at + length]),
-                    OperationKind::Write => {
-                        if let Some(unflushed) = &mut self.unflushed {
-                            unflushed.push((at, self.bytes[at..at + length].to_vec(), buffer.to_vec()));
-                        }
-                        self.bytes[at..at + length].copy_from_slice(buffer);
-                    }
-                    OperationKind::Flush | OperationKind::Discard => {}
+        if self.second.is_none() {
+            operation.side = None;
+        } else if operation.kind == OperationKind::Read {
+            let preferred = match self.second_is_preferred {
+                true => Side::Second,
+                false => Side::First,
+            };
+            operation.side = Some(operation.side.unwrap_or(preferred));
+        }
+        for number in 0..operation.transfers.len() {
+            let sides = match (operation.side, operation.kind) {
+                (Some(side), OperationKind::Read) => {
+                    let Some(side) = self.answering(side, number as u32, operation) else {
+                        continue;
+                    };
+                    vec![side]
                 }
-                at += length;
+                (Some(side), _) => vec![side],
+                (None, _) if self.second.is_some() => Side::BOTH.to_vec(),
+                (None, _) => vec![Side::First],
+            };
+            for side in sides {
+                self.run_on(side, number, operation);
             }
+        }
+    }
+
+    /// The side that answers a read that asks for one, as mirrors do it; none if neither can.
+    fn answering(&self, asked: Side, number: u32, operation: &mut Operation) -> Option<Side> {
+        let transfer = operation.transfers[number as usize];
+        let can = |side: Side| {
+            let mut unreadable = self.unreadable_of[side.index()].iter();
+            unreadable.all(|&block| !touches(&transfer, block))
+        };
+        if can(asked) {
+            return Some(asked);
+        }
+        if !can(asked.other()) {
+            operation.result = Err(DeviceError::Os(5));
+            return None;
+        }
+        operation.failures.push((number, DeviceError::Os(5)));
+        Some(asked.other())
+    }
+
+    fn run_on(&mut self, side: Side, number: usize, operation: &mut Operation) {
+        let transfer = operation.transfers[number];
+        let mut at = transfer.offset_bytes as usize;
+        let first = transfer.first_segment as usize;
+        if operation.kind == OperationKind::Write {
+            self.unreadable_of[side.index()].retain(|&block| !touches(&transfer, block));
+        }
+        for segment in &operation.segments[first..first + transfer.segment_count as usize] {
+            let (from, length) = (segment.offset_bytes as usize, segment.length_bytes as usize);
+            let buffer = &mut operation.buffers[segment.buffer as usize].bytes_mut()[from..from + length];
+            match operation.kind {
+                OperationKind::Read => buffer.copy_from_slice(&self.side(side)[at..at + length]),
+                OperationKind::Write => {
+                    if let Some(unflushed) = &mut self.unflushed {
+                        unflushed.push((at, self.bytes[at..at + length].to_vec(), buffer.to_vec()));
+                    }
+                    self.side(side)[at..at + length].copy_from_slice(buffer);
+                }
+                OperationKind::Flush | OperationKind::Discard => {}
+            }
+            at += length;
         }
     }
 }
 
+/// Whether a block is part of a transfer.
+fn touches(transfer: &Transfer, block: u64) -> bool {
+    let first = transfer.offset_bytes / BLOCK as u64;
+    (first..first + transfer.length_bytes / BLOCK as u64).contains(&block)
+}
+
 impl BlockDevice for MemoryDevice {
     fn submit(&mut self, mut operation: Box<Operation>) -> Result<(), Full> {
-        if self.held == Some(operation.kind) {
+        let held_of_side = operation.side.is_some() && self.held_of_side == Some(operation.kind);
+        if self.held == Some(operation.kind) || held_of_side {
             self.waiting.push(operation);
             return Ok(());
         }
@@ -63,10 +141,6 @@ impl BlockDevice for MemoryDevice {
         {
             unflushed.clear();
         }
-        let first = |transfer: &Transfer| transfer.offset_bytes / BLOCK as u64;
-        let touches = |transfer: &Transfer, block| {
-            (first(transfer)..first(transfer) + transfer.length_bytes / BLOCK as u64).contains(&block)
-        };
         let unreadable = operation.kind == OperationKind::Read
             && self.unreadable.is_some_and(|block| {
                 operation
@@ -74,7 +148,8 @@ impl BlockDevice for MemoryDevice {
                     .iter()
                     .any(|transfer| touches(transfer, block))
             });
-        if unreadable || self.failing == Some(operation.kind) {
+        let repair = operation.kind == OperationKind::Write && operation.side.is_some();
+        if unreadable || self.failing == Some(operation.kind) || (repair && self.repairs_fail) {
             operation.result = Err(DeviceError::Os(5));
         } else {
             self.run(&mut operation);
@@ -183,6 +258,7 @@ impl Rig {
             shard_count: 1,
             created_ns: 1,
             devices: vec![([1; 16], (pool_bytes / BLOCK) as u64)],
+            second_sides: Vec::new(),
         };
         let layout = make_pool(&mut device, &spec).expect("a pool");
         let mut rig = Self::open(layout, device, MemoryTail::default(), options);
@@ -224,6 +300,7 @@ impl Rig {
         let (mut device, mut shards) = self.processor.into_parts(&mut Pool::default());
         device = MemoryDevice {
             bytes: device.bytes,
+            second: device.second,
             ..MemoryDevice::default()
         };
         let tail = shards.pop().expect("one shard").into_tail();

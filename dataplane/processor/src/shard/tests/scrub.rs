@@ -12,13 +12,13 @@ use stillpoint_ondisk::map_page::MapPage;
 use zerocopy::FromBytes;
 
 /// Fast enough not to count.
-const AT_ONCE: u64 = u64::MAX;
+pub(super) const AT_ONCE: u64 = u64::MAX;
 
-fn status(rig: &Rig) -> ScrubStatus {
+pub(super) fn status(rig: &Rig) -> ScrubStatus {
     rig.processor.shards()[0].status().scrub
 }
 
-fn begin(rig: &mut Rig, rate_bytes_per_s: u64) {
+pub(super) fn begin(rig: &mut Rig, rate_bytes_per_s: u64) {
     assert_eq!(
         rig.command(ShardCommand::Scrub { rate_bytes_per_s }),
         EventKind::Done
@@ -26,8 +26,12 @@ fn begin(rig: &mut Rig, rate_bytes_per_s: u64) {
 }
 
 /// Scrubs to the end; gives what it came to and what was told meanwhile.
-fn scrub(rig: &mut Rig) -> (ScrubStatus, Vec<ScrubDamage>) {
+pub(super) fn scrub(rig: &mut Rig) -> (ScrubStatus, Vec<ScrubDamage>) {
     begin(rig, AT_ONCE);
+    to_the_end(rig)
+}
+
+fn to_the_end(rig: &mut Rig) -> (ScrubStatus, Vec<ScrubDamage>) {
     for _ in 0..100_000 {
         rig.turn();
         if status(rig).state == ScrubState::Done {
@@ -253,4 +257,168 @@ fn one_read_of_a_scrub_is_in_flight_at_a_time() {
         most = most.max(rig.processor.device_mut().waiting.len());
     }
     assert_eq!(most, 1);
+}
+
+/// A volume of 700 blocks that no other block looks like, with a scrub that has read some of them.
+fn in_the_middle() -> Rig {
+    let mut rig = Rig::new(64 << 20);
+    for block in 0..700 {
+        rig.write(block as usize * BLOCK, &unique(block));
+    }
+    rig.used_blocks();
+    begin(&mut rig, 1 << 30);
+    while status(&rig).checked_blocks < 100 {
+        rig.turn();
+    }
+    assert!(status(&rig).checked_blocks < 300, "{:?}", status(&rig));
+    rig
+}
+
+#[test]
+fn a_snapshot_taken_meanwhile_hides_nothing_from_a_scrub() {
+    let mut rig = in_the_middle();
+    rig.snapshot(1);
+    // Only the snapshot has the one; both have the other.
+    for block in [600, 650] {
+        let place = find(&mut rig, &unique(block));
+        flip(&mut rig, place);
+    }
+    rig.write(600 * BLOCK, &unique(9999));
+    assert!(status(&rig).checked_blocks < 500, "{:?}", status(&rig));
+    let (_, told) = to_the_end(&mut rig);
+    let found: Vec<u64> = told.iter().map(|damage| damage.first.0).collect();
+    assert_eq!(found, [600, 650], "{told:?}");
+}
+
+#[test]
+fn snapshots_that_come_and_go_do_not_let_a_scrub_begin_again() {
+    let mut rig = in_the_middle();
+    let used = rig.processor.shards()[0].status().used_blocks;
+    let mut last = None;
+    for number in 1.. {
+        if status(&rig).state == ScrubState::Done {
+            break;
+        }
+        rig.snapshot(number);
+        rig.write(0, &pattern(number as u8));
+        if let Some(snapshot) = last.replace(SnapshotId(number)) {
+            let delete = ShardCommand::DeleteSnapshot {
+                volume: VOLUME,
+                snapshot,
+            };
+            assert_eq!(rig.command(delete), EventKind::Done);
+        }
+        for _ in 0..20 {
+            rig.turn();
+        }
+        assert!(number < 1000, "{:?}", status(&rig));
+    }
+    let found = status(&rig);
+    assert_eq!(found.damaged_blocks, 0);
+    assert!((690..used + 20).contains(&found.checked_blocks), "{found:?}");
+}
+
+#[test]
+fn a_scrub_that_was_paused_goes_on_where_it_was() {
+    let mut rig = in_the_middle();
+    // With a read in flight: it is made again.
+    rig.processor.device_mut().held = Some(OperationKind::Read);
+    (0..10_000).for_each(|_| rig.turn());
+    assert_eq!(rig.processor.device_mut().waiting.len(), 1);
+    assert_eq!(rig.command(ShardCommand::PauseScrub), EventKind::Done);
+    rig.processor.device_mut().held = None;
+    rig.settle();
+    let paused = status(&rig);
+    assert_eq!(paused.state, ScrubState::Paused);
+    assert!(paused.running_ns > 0);
+    (0..1000).for_each(|_| rig.turn());
+    assert_eq!(status(&rig), paused, "it rests");
+    let resume = ShardCommand::ResumeScrub {
+        rate_bytes_per_s: Some(AT_ONCE),
+    };
+    assert_eq!(rig.command(resume), EventKind::Done);
+    let (done, _) = to_the_end(&mut rig);
+    assert_eq!(
+        (done.rate_bytes_per_s, done.started_ns),
+        (AT_ONCE, paused.started_ns)
+    );
+    let all = scrub(&mut rig).0;
+    assert_eq!(
+        done.checked_blocks, all.checked_blocks,
+        "nothing twice, nothing left out"
+    );
+    // Of a scrub that has ended there is nothing to pause, to resume or to stop.
+    for command in [
+        ShardCommand::PauseScrub,
+        ShardCommand::StopScrub,
+        resume_as_before(),
+    ] {
+        assert_eq!(rig.command(command), EventKind::Done);
+        assert_eq!(status(&rig), all);
+    }
+    // One that is paused can be stopped.
+    begin(&mut rig, 4096);
+    for command in [
+        ShardCommand::PauseScrub,
+        ShardCommand::StopScrub,
+        resume_as_before(),
+    ] {
+        assert_eq!(rig.command(command), EventKind::Done);
+    }
+    assert_eq!(status(&rig).state, ScrubState::Stopped);
+}
+
+fn resume_as_before() -> ShardCommand {
+    ShardCommand::ResumeScrub {
+        rate_bytes_per_s: None,
+    }
+}
+
+#[test]
+fn a_scrub_goes_on_after_a_kill_with_what_was_known_of_it() {
+    let mut rig = with_unique_blocks();
+    rig.used_blocks();
+    let all = scrub(&mut rig).0.checked_blocks;
+    let early = find(&mut rig, &unique(1000));
+    flip(&mut rig, early);
+    begin(&mut rig, 1 << 30);
+    while status(&rig).damaged_blocks == 0 {
+        rig.turn();
+    }
+    let known = status(&rig);
+    assert!(known.checked_blocks < all, "{known:?}");
+    let late = find(&mut rig, &unique(1001));
+    for pause in [false, true] {
+        rig = rig.kill();
+        if !pause {
+            flip(&mut rig, late);
+        }
+        let state = if pause {
+            ScrubState::Paused
+        } else {
+            ScrubState::Running
+        };
+        let saved = Box::new(ScrubStatus {
+            state,
+            ..known.clone()
+        });
+        assert_eq!(rig.command(ShardCommand::RestoreScrub(saved)), EventKind::Done);
+        if pause {
+            (0..1000).for_each(|_| rig.turn());
+            assert_eq!(status(&rig).checked_blocks, known.checked_blocks);
+            assert_eq!(rig.command(resume_as_before()), EventKind::Done);
+        }
+        let (done, told) = to_the_end(&mut rig);
+        assert_eq!((done.damaged_blocks, told.len()), (2, 1));
+        assert_eq!(
+            done.damage
+                .iter()
+                .map(|damage| damage.first.0)
+                .collect::<Vec<_>>(),
+            [1000, 1001]
+        );
+        assert_eq!(done.checked_blocks, all);
+        assert_eq!(done.started_ns, known.started_ns);
+        assert!(done.running_ns > known.running_ns);
+    }
 }

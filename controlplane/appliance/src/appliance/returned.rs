@@ -1,0 +1,480 @@
+//! Devices that come back: their pools are opened again by themselves.
+//!
+//! ```text
+//! every 2 s   open pools: is a device gone?                                        one question to the kernel for each
+//! then, while a pool waits for devices (one is gone, or it could not be opened):
+//!             block devices that are new: of which pool, which number?             their labels, whatever their names
+//!             all of a pool are there -> close what is left of it -> open it       log replay; the exports are back
+//! ```
+//! A pool that could not be opened although its devices are there is tried again when one of them has changed, or while one is in
+//! use. A pool with mirrors goes on without a side; the side is given back to it when it is there again.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+
+use super::{Appliance, Degraded, FailedPool, device_error};
+use crate::api::model::ReplaceDevice;
+use crate::error::{Error, ErrorKind, Result};
+use crate::events::EventKind;
+use crate::label::{self, Found, id_text};
+use crate::mailbox::{MirrorChange, PoolIndex, ProcessorIndex, ToProcessor};
+use crate::patience;
+use crate::pool::Pool;
+use crate::state::KnownPool;
+use stillpoint_hw::device::DeviceFile;
+use stillpoint_hw::discovery::Machine;
+use stillpoint_processor::mirror::MirrorNotice;
+
+/// The pause between two looks.
+const PERIOD: Duration = Duration::from_secs(2);
+
+/// How often, and with which pause, a pool is looked for whose mirrors told something while it was opened.
+const OPENING_TRIES: u32 = 100;
+const OPENING_PAUSE: Duration = Duration::from_millis(50);
+
+/// A pool that waits for devices.
+#[derive(Clone, Debug)]
+struct Waiting {
+    known: KnownPool,
+    /// By place: whether it is not there. `None`: none of them is; how many there are only their labels tell.
+    missing: Option<Vec<bool>>,
+}
+
+/// A device as it was when its label was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Seen {
+    /// Another one, or another content, has another mark.
+    mark: String,
+    of: Option<Place>,
+}
+
+/// What a label says of its device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Place {
+    pool: String,
+    /// Its place in the pool, and how many places there are.
+    place: usize,
+    places: usize,
+    /// Two places are the sides of one device.
+    mirrored: bool,
+}
+
+/// What was found so far.
+#[derive(Debug, Default)]
+struct Search {
+    seen: BTreeMap<PathBuf, Seen>,
+    /// By pool: the devices with which it could not be opened.
+    tried: BTreeMap<String, Vec<(PathBuf, String)>>,
+}
+
+impl Appliance {
+    /// Looks after devices that go and come back, until it is told that the appliance stops.
+    pub async fn look_after_devices(&self, mut stopping: watch::Receiver<bool>) {
+        let mut search = Search::default();
+        loop {
+            let pause = tokio::time::timeout(PERIOD, stopping.wait_for(|&stopping| stopping));
+            if pause.await.is_ok() {
+                return;
+            }
+            for pool in self.pools() {
+                pool.look_after_sides().await;
+            }
+            let waiting = self.waiting_for_devices();
+            if waiting.is_empty() {
+                search = Search::default();
+                continue;
+            }
+            let wanted = waiting.clone();
+            let looked = patience::beside(move || {
+                search.look(&wanted);
+                Ok(search)
+            });
+            // A device that does not answer must not keep the daemon from stopping.
+            search = tokio::select! {
+                _ = stopping.wait_for(|&stopping| stopping) => return,
+                found = looked => found.unwrap_or_default(),
+            };
+            for pool in &waiting {
+                self.bring_back(pool, &mut search).await;
+            }
+        }
+    }
+
+    /// Puts another device in the place of a side; see [`Pool::replace_side`].
+    ///
+    /// # Errors
+    /// Those of that; failure if it cannot be written down where the pool's devices are.
+    pub async fn replace_device(&self, pool: &str, request: &ReplaceDevice) -> Result<Arc<Pool>> {
+        let pool = self.pool(pool)?;
+        pool.replace_side(request, self.options.nvme_passthrough).await?;
+        self.state.save(&self.known_pools())?;
+        Ok(pool)
+    }
+
+    /// Something that the mirrors of a pool told, on which answers may wait.
+    pub async fn mirror_told(
+        &self,
+        index: PoolIndex,
+        processor: ProcessorIndex,
+        pass: u64,
+        notice: MirrorNotice,
+    ) {
+        let mut tries = 0;
+        let pool = loop {
+            let found = {
+                let mut pools = self.lock();
+                let mut known = pools.open.iter().flatten().chain(&pools.closing);
+                let found = known.find(|pool| pool.index == index).cloned();
+                // Opening waits for no copying, but may wait for what is kept back as a side failed.
+                let fails = matches!(notice, MirrorNotice::SideFailed { .. }) && tries >= OPENING_TRIES;
+                match (found, pools.opening.get_mut(&index)) {
+                    (Some(pool), _) => Some(Some(pool)),
+                    (None, Some(spoiled)) if fails => {
+                        *spoiled = true;
+                        Some(None)
+                    }
+                    (None, Some(_)) => None,
+                    (None, None) => Some(None),
+                }
+            };
+            if let Some(found) = found {
+                break found;
+            }
+            tries += 1;
+            tokio::time::sleep(OPENING_PAUSE).await;
+        };
+        if let Some(pool) = pool {
+            return pool.mirror_told(processor, pass, notice).await;
+        }
+        if let MirrorNotice::SideFailed { at, error } = notice {
+            tracing::error!("{at} failed while its pool was opened: {error}");
+            for mailbox in self.mailboxes.iter() {
+                let (reply, _) = oneshot::channel();
+                let device = at.device;
+                let told = mailbox.send(ToProcessor::Mirror {
+                    pool: index,
+                    change: MirrorChange::Lost { device, error },
+                    reply,
+                });
+                if let Err(error) = told {
+                    tracing::error!("{error}");
+                }
+            }
+        }
+    }
+
+    /// The pools that wait for devices, those with mirrors for sides.
+    fn waiting_for_devices(&self) -> Vec<Waiting> {
+        let mut waiting = Vec::new();
+        for pool in self.pools() {
+            let missing = pool.sides_missing();
+            if !missing.is_empty() {
+                let places = 0..pool.devices.paths.len();
+                waiting.push(Waiting {
+                    known: pool.known(),
+                    missing: Some(places.map(|place| missing.contains(&place)).collect()),
+                });
+            }
+            let lost = pool.lost_devices();
+            if !lost.is_empty() && !pool.devices.layout.mirrored {
+                let places = 0..pool.devices.paths.len();
+                waiting.push(Waiting {
+                    known: pool.known(),
+                    missing: Some(places.map(|place| lost.contains_key(&place)).collect()),
+                });
+            }
+        }
+        let failed = self.failed_pools().into_iter();
+        waiting.extend(failed.map(|failed| Waiting {
+            known: failed.known,
+            missing: None,
+        }));
+        waiting
+    }
+
+    /// Opens a pool if all its devices are there.
+    async fn bring_back(&self, waiting: &Waiting, search: &mut Search) {
+        let name = &waiting.known.name;
+        if let Some(pool) = self.with_mirrors(&waiting.known.id) {
+            return self.bring_back_sides(&pool, waiting, search).await;
+        }
+        let Some(found) = search.complete(waiting) else {
+            return;
+        };
+        let paths: Vec<PathBuf> = found.iter().map(|(path, _)| path.clone()).collect();
+        let result = match &waiting.missing {
+            Some(missing) => {
+                let returned = paths.iter().zip(missing).filter(|(_, missing)| **missing);
+                let returned = returned.map(|(path, _)| path.clone()).collect();
+                self.reopen(&waiting.known.id, &paths, returned).await
+            }
+            None => self.open_failed(&waiting.known.id, &paths).await,
+        };
+        match result {
+            Ok(()) => drop(search.tried.remove(&waiting.known.id)),
+            // Somebody looks at it, or has it for now.
+            Err(error) if error.kind == ErrorKind::Conflict => {
+                tracing::debug!("pool {name} waits: {error}");
+            }
+            Err(error) => {
+                tracing::warn!("pool {name} cannot be opened with the devices that are there now: {error}");
+                search.tried.insert(waiting.known.id.clone(), found);
+            }
+        }
+    }
+
+    fn with_mirrors(&self, id: &str) -> Option<Arc<Pool>> {
+        let mut pools = self.pools().into_iter();
+        pools.find(|pool| pool.devices.layout.mirrored && pool.devices.id_text() == id)
+    }
+
+    /// Gives an open pool with mirrors those of its sides that are there again. One that failed and stayed is not there again.
+    async fn bring_back_sides(&self, pool: &Pool, waiting: &Waiting, search: &mut Search) {
+        let id = &waiting.known.id;
+        let missing = waiting.missing.iter().flatten().enumerate();
+        for place in missing.filter(|(_, missing)| **missing).map(|(place, _)| place) {
+            let Some(found) = search.at(id, place, &waiting.known.devices) else {
+                pool.side_went(place);
+                continue;
+            };
+            let tried = search.tried.get(id).is_some_and(|tried| tried.contains(&found));
+            if tried || pool.side_stayed(place) {
+                continue;
+            }
+            let passthrough = self.options.nvme_passthrough;
+            match pool.side_returned(place, &found.0, passthrough).await {
+                // It may have another name now, by which the next start has to find it.
+                Ok(()) => {
+                    if let Err(error) = self.state.save(&self.known_pools()) {
+                        tracing::error!("{error}");
+                    }
+                }
+                Err(error) if error.kind == ErrorKind::Conflict && error.hint.is_none() => {
+                    tracing::debug!("pool {} waits: {error}", pool.name());
+                }
+                Err(error) => {
+                    let text = format!("not used: {error}");
+                    pool.tell(EventKind::DeviceReturned, &found.0.display().to_string(), text);
+                    search.tried.entry(id.clone()).or_default().push(found);
+                }
+            }
+        }
+    }
+
+    /// Closes what is left of an open pool, and opens it with these devices, of which some have `returned`.
+    async fn reopen(&self, id: &str, paths: &[PathBuf], returned: Vec<PathBuf>) -> Result<()> {
+        claimable(returned.clone()).await?;
+        let structure = self.structure.lock().await;
+        let open = self.pools().into_iter().find(|pool| pool.devices.id_text() == id);
+        let Some(pool) = open.filter(|pool| !pool.lost_devices().is_empty()) else {
+            return Ok(()); // somebody has closed it, and may have opened it, meanwhile
+        };
+        for path in &returned {
+            let text = "back: the pool is closed and opened again";
+            pool.tell(EventKind::DeviceReturned, &path.display().to_string(), text);
+        }
+        let known = KnownPool {
+            devices: paths.to_vec(),
+            ..pool.known()
+        };
+        // In between it is known too, and by its new devices.
+        self.lock().failed.push(FailedPool {
+            known: known.clone(),
+            error: Error::failure("its devices are back: it is being opened again"),
+            opening: true,
+        });
+        self.shut(&pool).await?;
+        // It has the devices that stayed, until nobody has it.
+        drop(pool);
+        let opened = self.open_in_structure(paths, Degraded::Refused).await;
+        if let Err(error) = &opened {
+            self.not_opened(known, error.clone());
+        }
+        drop(structure);
+        self.pools_changed().await?;
+        opened.map(drop)
+    }
+
+    /// Opens a pool that could not be opened before.
+    async fn open_failed(&self, id: &str, paths: &[PathBuf]) -> Result<()> {
+        claimable(paths.to_vec()).await?;
+        // A pool with mirrors may do without some; where they were is not forgotten.
+        let mut all = paths.to_vec();
+        let known = self
+            .failed_pools()
+            .into_iter()
+            .find(|failed| failed.known.id == id);
+        let known = known.map(|failed| failed.known.devices).unwrap_or_default();
+        if paths.len() < known.len() {
+            all.extend(
+                known
+                    .into_iter()
+                    .filter(|path| !paths.contains(path) && !path.exists()),
+            );
+        }
+        let is_failed = self.failed_pools().iter().any(|failed| failed.known.id == id);
+        if !is_failed {
+            return Ok(()); // it was forgotten, or opened, meanwhile
+        }
+        let opened = self.open_pool(&all, Degraded::AsNew).await;
+        if let Err(error) = &opened
+            && let Some(failed) = (self.lock().failed.iter_mut()).find(|failed| failed.known.id == id)
+        {
+            failed.error = error.clone();
+        }
+        opened.map(drop)
+    }
+
+    /// A pool that is remembered could not be opened.
+    pub(super) fn not_opened(&self, known: KnownPool, error: Error) {
+        self.events
+            .tell(EventKind::PoolNotOpened, &known.name, "", error.to_string());
+        let mut pools = self.lock();
+        pools.failed.retain(|failed| failed.known.id != known.id);
+        pools.failed.push(FailedPool {
+            known,
+            error,
+            opening: false,
+        });
+    }
+}
+
+impl Pool {
+    /// What is remembered of it.
+    pub(crate) fn known(&self) -> KnownPool {
+        let devices = self.side_paths().unwrap_or_else(|| self.devices.paths.clone());
+        KnownPool {
+            name: self.name().to_owned(),
+            id: self.devices.id_text(),
+            devices,
+        }
+    }
+}
+
+/// Whether these devices can be had, before anything is closed for them.
+async fn claimable(paths: Vec<PathBuf>) -> Result<()> {
+    patience::beside(move || {
+        let claim = |path: &PathBuf| DeviceFile::open(path).map_err(|error| device_error(&error));
+        paths.iter().try_for_each(|path| claim(path).map(drop))
+    })
+    .await
+}
+
+impl Search {
+    /// Reads the labels of all block devices, and of what the pools are known to lie on, as far as they are new.
+    fn look(&mut self, waiting: &[Waiting]) {
+        let mut there: BTreeMap<PathBuf, String> = (Machine::here().block_nodes().into_iter())
+            .map(|node| (node.path, node.mark))
+            .collect();
+        let known = waiting.iter().flat_map(|pool| &pool.known.devices);
+        let named: Vec<(PathBuf, String)> = known
+            .filter_map(|path| Some((path.clone(), mark(path, &there)?)))
+            .collect();
+        there.extend(named);
+        self.seen.retain(|path, _| there.contains_key(path));
+        for (path, mark) in there {
+            if self.seen.get(&path).is_some_and(|seen| seen.mark == mark) {
+                continue;
+            }
+            // One that cannot be read is looked at again: it may not be ready, or not ours yet.
+            match label::look(&path) {
+                Ok(found) => {
+                    let of = place(&found);
+                    self.seen.insert(path, Seen { mark, of });
+                }
+                Err(error) => {
+                    self.seen.remove(&path);
+                    tracing::debug!("{error}");
+                }
+            }
+        }
+    }
+
+    /// The device of a place of a pool, with its mark, if it is there.
+    fn at(&self, id: &str, place: usize, known: &[PathBuf]) -> Option<(PathBuf, String)> {
+        let is_it = |of: &Place| of.pool == id && of.place == place;
+        let here = self
+            .seen
+            .iter()
+            .filter(|(_, seen)| seen.of.as_ref().is_some_and(is_it));
+        one_of(here.collect(), known)
+    }
+
+    /// The devices of a pool, in order, with their marks, if all are there and it was not tried in vain with just these.
+    fn complete(&self, waiting: &Waiting) -> Option<Vec<(PathBuf, String)>> {
+        let id = &waiting.known.id;
+        let of_pool: Vec<(&PathBuf, &Seen, &Place)> = (self.seen.iter())
+            .filter_map(|(path, seen)| Some((path, seen, seen.of.as_ref()?)))
+            .filter(|(_, _, of)| of.pool == *id)
+            .collect();
+        let (places, mirrored) = match &waiting.missing {
+            Some(missing) => (missing.len(), false),
+            None => (of_pool.first()?.2.places, of_pool.first()?.2.mirrored),
+        };
+        let mut found = Vec::with_capacity(places);
+        for place in 0..places {
+            if waiting.missing.as_ref().is_some_and(|missing| !missing[place]) {
+                found.push((waiting.known.devices[place].clone(), String::new()));
+                continue;
+            }
+            let here = of_pool.iter().filter(|(_, _, of)| of.place == place);
+            let here: Vec<_> = here.map(|(path, seen, _)| (*path, *seen)).collect();
+            match one_of(here, &waiting.known.devices) {
+                Some(device) => found.push(device),
+                // One side of each device may do.
+                None if mirrored => {}
+                None => return None,
+            }
+        }
+        (self.tried.get(id) != Some(&found)).then_some(found)
+    }
+}
+
+/// One of several paths to devices with the same label: one that is known, by a name that may lead elsewhere next time or by that of
+/// the kernel. Of others there may be but one: a copy of a device is no device that came back.
+fn one_of(found: Vec<(&PathBuf, &Seen)>, known: &[PathBuf]) -> Option<(PathBuf, String)> {
+    let by_name = found.iter().find(|(path, _)| known.contains(path));
+    let (path, seen) = match by_name {
+        Some(known) => known,
+        None if found.len() == 1 => &found[0],
+        None => return None,
+    };
+    Some(((*path).clone(), seen.mark.clone()))
+}
+
+/// What is another one for another device or file of this path; `None` if it leads to neither one of these block devices nor a file.
+fn mark(path: &Path, nodes: &BTreeMap<PathBuf, String>) -> Option<String> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = std::fs::metadata(path).ok()?;
+    if let Some(mark) = nodes.get(&std::fs::canonicalize(path).ok()?) {
+        return Some(mark.clone());
+    }
+    let changed = format!("{}.{}", metadata.mtime(), metadata.mtime_nsec());
+    let (device, inode, size) = (metadata.dev(), metadata.ino(), metadata.size());
+    metadata
+        .is_file()
+        .then(|| format!("{device}:{inode}:{size}:{changed}"))
+}
+
+fn place(found: &Found) -> Option<Place> {
+    let Found::Label { label, .. } = found else {
+        return None;
+    };
+    let (sides, side) = match label.is_mirrored() {
+        true => (2, usize::from(label.side.get())),
+        false => (1, 0),
+    };
+    Some(Place {
+        pool: id_text(&label.header.pool),
+        place: usize::from(label.device_index.get()) * sides + side,
+        places: usize::from(label.device_count.get()) * sides,
+        mirrored: label.is_mirrored(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

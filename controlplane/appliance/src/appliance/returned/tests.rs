@@ -1,0 +1,137 @@
+use super::*;
+use crate::api::model::CreatePool;
+use crate::make::make_pool;
+use std::fs;
+
+fn known(devices: &[&str]) -> KnownPool {
+    KnownPool {
+        name: "p".to_owned(),
+        id: "aa".to_owned(),
+        devices: devices.iter().map(PathBuf::from).collect(),
+    }
+}
+
+fn search(seen: &[(&str, &str, usize)]) -> Search {
+    let seen = seen.iter().map(|&(path, pool, place)| {
+        let of = Place {
+            pool: pool.to_owned(),
+            place,
+            places: 2,
+            mirrored: false,
+        };
+        let mark = format!("mark of {path}");
+        (PathBuf::from(path), Seen { mark, of: Some(of) })
+    });
+    Search {
+        seen: seen.collect(),
+        tried: BTreeMap::new(),
+    }
+}
+
+/// The paths that a pool would be opened with.
+fn paths(search: &Search, waiting: &Waiting) -> Option<Vec<String>> {
+    let found = search.complete(waiting)?;
+    Some(found.iter().map(|(path, _)| path.display().to_string()).collect())
+}
+
+#[test]
+fn a_pool_that_was_not_opened_waits_for_all_of_its_devices_whatever_their_names() {
+    let waiting = Waiting {
+        known: known(&["/dev/a", "/dev/b"]),
+        missing: None,
+    };
+    assert_eq!(paths(&search(&[]), &waiting), None);
+    assert_eq!(paths(&search(&[("/dev/a", "aa", 0)]), &waiting), None);
+    let others = search(&[("/dev/a", "aa", 0), ("/dev/b", "bb", 1)]);
+    assert_eq!(paths(&others, &waiting), None, "one is of another pool");
+    let there = search(&[("/dev/a", "aa", 1), ("/dev/c", "aa", 0), ("/dev/d", "bb", 0)]);
+    assert_eq!(
+        paths(&there, &waiting).expect("all are there"),
+        ["/dev/c", "/dev/a"]
+    );
+}
+
+#[test]
+fn an_open_pool_waits_only_for_what_it_lost() {
+    let mut waiting = Waiting {
+        known: known(&["/dev/a", "/dev/b"]),
+        missing: Some(vec![false, true]),
+    };
+    assert_eq!(paths(&search(&[("/dev/a", "aa", 0)]), &waiting), None);
+    let there = search(&[("/dev/c", "aa", 1)]);
+    assert_eq!(paths(&there, &waiting).expect("it is back"), ["/dev/a", "/dev/c"]);
+    waiting.missing = Some(vec![true, true]);
+    assert_eq!(paths(&there, &waiting), None);
+}
+
+#[test]
+fn a_known_name_is_kept_and_a_copy_is_taken_for_nothing() {
+    let waiting = Waiting {
+        known: known(&["/dev/disk/by-id/a", "/dev/b"]),
+        missing: Some(vec![true, false]),
+    };
+    let named = search(&[("/dev/disk/by-id/a", "aa", 0), ("/dev/nvme9n1", "aa", 0)]);
+    assert_eq!(
+        paths(&named, &waiting).expect("one device"),
+        ["/dev/disk/by-id/a", "/dev/b"]
+    );
+    let copied = search(&[("/dev/nvme8n1", "aa", 0), ("/dev/nvme9n1", "aa", 0)]);
+    assert_eq!(paths(&copied, &waiting), None);
+}
+
+#[test]
+fn what_was_tried_in_vain_is_tried_again_when_a_device_has_changed() {
+    let waiting = Waiting {
+        known: known(&["/dev/a", "/dev/b"]),
+        missing: None,
+    };
+    let mut search = search(&[("/dev/a", "aa", 0), ("/dev/b", "aa", 1)]);
+    let found = search.complete(&waiting).expect("all are there");
+    search.tried.insert("aa".to_owned(), found);
+    assert_eq!(paths(&search, &waiting), None);
+    search.seen.get_mut(Path::new("/dev/b")).expect("there").mark = "another".to_owned();
+    assert!(paths(&search, &waiting).is_some());
+}
+
+#[test]
+fn labels_are_read_once_and_again_when_something_else_is_there() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("device");
+    let request = CreatePool {
+        name: "p".to_owned(),
+        devices: vec![path.display().to_string()],
+        size_bytes: Some(64 << 20),
+        shards: Some(1),
+        mirror: false,
+        force: false,
+        force_devices: Vec::new(),
+    };
+    let (devices, files) = make_pool(&request, 1).expect("made");
+    drop(files);
+    let waiting = Waiting {
+        known: KnownPool {
+            name: "p".to_owned(),
+            id: devices.id_text(),
+            devices: vec![path.clone()],
+        },
+        missing: None,
+    };
+    let mut search = Search::default();
+    let looked = |search: &mut Search| {
+        search.look(std::slice::from_ref(&waiting));
+        paths(search, &waiting)
+    };
+    let there = Some(vec![path.display().to_string()]);
+    assert_eq!(looked(&mut search), there);
+    // As if something else had been seen there: it is not looked at again while it is the same.
+    search.seen.get_mut(&path).expect("seen").of = None;
+    assert_eq!(looked(&mut search), None);
+    let away = directory.path().join("away");
+    fs::rename(&path, &away).expect("renamed");
+    assert_eq!(looked(&mut search), None);
+    assert!(!search.seen.contains_key(&path));
+    fs::write(&path, vec![0; 1 << 20]).expect("written");
+    assert_eq!(looked(&mut search), None, "no label");
+    fs::rename(&away, &path).expect("renamed");
+    assert_eq!(looked(&mut search), there);
+}

@@ -1,0 +1,686 @@
+//! The sides of a pool's mirrors while it is open: what the labels say of them, and who is told.
+//!
+//! ```text
+//! a side fails          processors keep answers back -> labels of the others: out -> every processor: out -> answers go out
+//! it is there again     claimed -> every processor: attach, copies what it lacks -> all have -> labels: in sync -> every processor: joined
+//! another takes its place   labels: out, another identity -> the new device gets its label -> every processor: attach, copies everything
+//! ```
+//! Labels change one at a time (`gate`). A crash in between leaves a side out that may be in sync, never the other way round.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+
+use super::{Pool, wall_ns};
+use crate::api::model::{MirrorSideInfo, ReplaceDevice};
+use crate::error::{Error, Result};
+use crate::events::EventKind;
+use crate::label::{self, Found, MirrorLabel};
+use crate::mailbox::{MirrorChange, ProcessorIndex, ToProcessor};
+use crate::{make, patience};
+use stillpoint_hw::device::DeviceFile;
+use stillpoint_processor::DeviceIndex;
+use stillpoint_processor::mirror::{MirrorNotice, MirrorStatus, SideAt, SideState};
+use stillpoint_processor::ports::DeviceError;
+
+/// What is known of the sides.
+#[derive(Debug)]
+pub(super) struct Sides {
+    /// Held while labels change.
+    gate: tokio::sync::Mutex<()>,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    label: MirrorLabel,
+    sides: BTreeMap<SideAt, Record>,
+    /// By side, summed over the processors, when they were last asked.
+    figures: BTreeMap<SideAt, MirrorStatus>,
+    rate_bytes_per_s: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Record {
+    state: SideState,
+    path: Option<PathBuf>,
+    /// Why it is not in sync, and since when.
+    why: Option<String>,
+    since_ns: u64,
+    /// It failed and was there all the same: it is not taken back by itself while it stays.
+    stayed: bool,
+    /// The device in its place has nothing: another one had it before.
+    everything: bool,
+    /// How often copying to it was begun since the pool was opened, and which of these it was attached for.
+    pass: u64,
+    attached: u64,
+    /// The processors that have copied all they have to, in this pass.
+    done: BTreeSet<ProcessorIndex>,
+}
+
+impl Sides {
+    /// As the labels say. Sides that are out and there are being resynchronised.
+    pub(super) fn new(devices: &label::PoolDevices, rate_bytes_per_s: u64) -> Option<Self> {
+        let label = devices.mirrors.clone()?;
+        let record = |at: SideAt| {
+            let path = devices.paths[usize::from(at.below().0)].clone();
+            let is_there = devices.is_there(at);
+            let (state, why) = match (label.out_since(at), is_there) {
+                (0, _) => (SideState::InSync, None),
+                (_, true) => (SideState::Resync, Some("it was out when the pool was opened")),
+                (_, false) => (SideState::Out, Some("it was not there when the pool was opened")),
+            };
+            let record = Record {
+                state,
+                path: is_there.then_some(path),
+                why: why.map(str::to_owned),
+                since_ns: wall_ns(),
+                stayed: false,
+                everything: false,
+                pass: 0,
+                attached: 0,
+                done: BTreeSet::new(),
+            };
+            (at, record)
+        };
+        let sides = label.all().map(record).collect();
+        Some(Self {
+            gate: tokio::sync::Mutex::new(()),
+            known: Mutex::new(Known {
+                label,
+                sides,
+                figures: BTreeMap::new(),
+                rate_bytes_per_s,
+            }),
+        })
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // A panic elsewhere does not make the labels untrue.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Known {
+    fn record(&mut self, at: SideAt) -> &mut Record {
+        self.sides.get_mut(&at).expect("every side is known")
+    }
+
+    /// From now on it counts what is copied to this side; gives the number of the pass.
+    fn begin_pass(&mut self, at: SideAt) -> u64 {
+        let record = self.record(at);
+        record.done.clear();
+        record.pass += 1;
+        record.pass
+    }
+
+    fn in_state(&self, state: SideState) -> Vec<SideAt> {
+        let all = self.sides.iter().filter(|(_, record)| record.state == state);
+        all.map(|(at, _)| *at).collect()
+    }
+}
+
+impl Pool {
+    fn sides(&self) -> Option<&Sides> {
+        self.sides.as_ref()
+    }
+
+    fn mirrored(&self) -> Result<&Sides> {
+        self.sides().ok_or_else(|| {
+            Error::usage(format!("pool {} has no mirrors", self.name()))
+                .hint("stillpoint pool create NAME --mirror A B makes one that has")
+        })
+    }
+
+    /// Of a pool with mirrors: where its devices are, as far as that is known.
+    pub(crate) fn side_paths(&self) -> Option<Vec<PathBuf>> {
+        let known = self.sides()?.known();
+        let paths = known.sides.values().filter_map(|record| record.path.clone());
+        let paths: BTreeSet<PathBuf> = paths.chain(self.devices.unplaced.iter().cloned()).collect();
+        Some(paths.into_iter().collect())
+    }
+
+    /// What the API says of the side in this place.
+    pub(super) fn side_info(&self, place: usize) -> Option<MirrorSideInfo> {
+        let known = self.sides()?.known();
+        let at = SideAt::of_below(DeviceIndex(place as u8));
+        let record = known.sides.get(&at)?;
+        let figures = known.figures.get(&at);
+        let out = record.state != SideState::InSync;
+        Some(MirrorSideInfo {
+            device: u16::from(at.device.0),
+            side: at.side.index() as u16,
+            path: record.path.as_ref().map(|path| path.display().to_string()),
+            state: match record.state {
+                SideState::InSync => "in_sync",
+                SideState::Out => "out",
+                SideState::Resync => "resync",
+            }
+            .to_owned(),
+            why: record.why.clone().filter(|_| out),
+            since_ns: out.then_some(record.since_ns),
+            left_bytes: figures.map_or(0, |figures| figures.bytes_left),
+            copied_bytes: figures.map_or(0, |figures| figures.copied_bytes),
+            repaired_reads: figures.map_or(0, |figures| figures.repaired_reads),
+        })
+    }
+
+    /// Places that the pool has for sides; none without mirrors.
+    pub(super) fn side_places(&self) -> usize {
+        self.sides().map_or(0, |sides| sides.known().sides.len())
+    }
+
+    /// What is wrong with the sides, in words.
+    pub(super) fn degraded(&self) -> Option<String> {
+        let known = self.sides()?.known();
+        let out = known
+            .sides
+            .iter()
+            .filter(|(_, record)| record.state != SideState::InSync);
+        let text = out.map(|(at, record)| {
+            let state = match record.state {
+                SideState::Resync => "is being resynchronised",
+                _ => "is out",
+            };
+            format!("{at} {state}: {}", record.why.as_deref().unwrap_or("?"))
+        });
+        let text = text.collect::<Vec<_>>().join("; ");
+        (!text.is_empty()).then_some(text)
+    }
+
+    /// Asks the processors for the figures of their mirrors.
+    pub(super) async fn refresh_sides(&self) {
+        let Some(sides) = self.sides() else { return };
+        let mut sums: BTreeMap<SideAt, MirrorStatus> = BTreeMap::new();
+        for mailbox in self.mailboxes.iter() {
+            let (reply, answer) = oneshot::channel();
+            let pool = self.index;
+            if mailbox.send(ToProcessor::MirrorStatus { pool, reply }).is_err() {
+                continue;
+            }
+            for status in answer.await.unwrap_or_default() {
+                let sum = sums.entry(status.at).or_insert(MirrorStatus {
+                    regions_left: 0,
+                    bytes_left: 0,
+                    copied_bytes: 0,
+                    repaired_reads: 0,
+                    ..status
+                });
+                sum.regions_left += status.regions_left;
+                sum.bytes_left += status.bytes_left;
+                sum.copied_bytes += status.copied_bytes;
+                sum.repaired_reads += status.repaired_reads;
+            }
+        }
+        sides.known().figures = sums;
+    }
+
+    /// Makes a change on every processor, and waits until it is made.
+    async fn change_mirrors(&self, change: MirrorChange) {
+        let mut answers = Vec::new();
+        for mailbox in self.mailboxes.iter() {
+            let pool = self.index;
+            loop {
+                let (reply, answer) = oneshot::channel();
+                match mailbox.send(ToProcessor::Mirror { pool, change, reply }) {
+                    Ok(()) => answers.push(answer),
+                    // Answers may wait for this: it is not given up.
+                    Err(crate::mailbox::MailboxError::Full) => {
+                        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                        continue;
+                    }
+                    Err(crate::mailbox::MailboxError::Ended) => {}
+                }
+                break;
+            }
+        }
+        for answer in answers {
+            // One that has ended holds nothing back any more.
+            let _ = answer.await;
+        }
+    }
+
+    /// Something that the mirrors of a processor told.
+    /// `pass` says which of the times that the side was attached it is about.
+    pub(crate) async fn mirror_told(&self, processor: ProcessorIndex, pass: u64, notice: MirrorNotice) {
+        let Some(sides) = self.sides() else { return };
+        let (MirrorNotice::SideFailed { at, .. }
+        | MirrorNotice::Resynced { at }
+        | MirrorNotice::CannotCopy { at, .. }) = notice;
+        if !sides.known().sides.contains_key(&at) {
+            return; // of a pool that was in this place before
+        }
+        match notice {
+            MirrorNotice::SideFailed { at, error } => {
+                let _gate = sides.gate.lock().await;
+                let (state, attached, episode) = {
+                    let mut known = sides.known();
+                    let episode = known.label.out_since(at);
+                    let record = known.record(at);
+                    (record.state, record.attached, episode)
+                };
+                match state {
+                    // From before it was attached again: every processor was told that it was out.
+                    _ if pass < attached => {}
+                    SideState::Out => self.change_mirrors(MirrorChange::Out { at, episode }).await,
+                    _ => self.put_out(sides, vec![(at, error)]).await,
+                }
+            }
+            MirrorNotice::Resynced { at } => {
+                let _gate = sides.gate.lock().await;
+                let all = {
+                    let mut known = sides.known();
+                    let record = known.record(at);
+                    if record.pass == pass {
+                        record.done.insert(processor);
+                    }
+                    record.state == SideState::Resync
+                        && self.owners.iter().all(|owner| record.done.contains(owner))
+                };
+                if all {
+                    self.join(sides, at).await;
+                }
+            }
+            MirrorNotice::CannotCopy {
+                at,
+                offset_bytes,
+                error,
+            } => {
+                let text = format!(
+                    "{at} lacks what lies at byte {offset_bytes}, and the other side cannot read it: {error}; the rest is \
+                     copied, stillpoint pool resync tries again"
+                );
+                self.tell(EventKind::MirrorNotCopied, &at.to_string(), text);
+            }
+        }
+    }
+
+    /// Looks whether sides that are in sync, or become so, are gone: nobody may ask them for anything for long.
+    pub(crate) async fn look_after_sides(&self) {
+        let Some(sides) = self.sides() else { return };
+        let gone: Vec<_> = (self.files.present())
+            .filter(|(_, file)| file.is_gone())
+            .map(|(place, _)| SideAt::of_below(DeviceIndex(place as u8)))
+            .collect();
+        if gone.is_empty() {
+            return;
+        }
+        let _gate = sides.gate.lock().await;
+        for at in gone {
+            if sides.known().record(at).state != SideState::Out {
+                self.put_out(sides, vec![(at, DeviceError::Gone)]).await;
+            }
+        }
+    }
+
+    /// Puts sides out that failed, and whatever fails with them. The gate is held.
+    async fn put_out(&self, sides: &Sides, mut failing: Vec<(SideAt, DeviceError)>) {
+        while !failing.is_empty() {
+            let (label, targets) = {
+                let known = sides.known();
+                let out: Vec<_> = failing.iter().map(|(at, _)| *at).collect();
+                let mut targets = known.in_state(SideState::InSync);
+                targets.retain(|at| !out.contains(at));
+                (known.label.with_out(&out), targets)
+            };
+            let label = match label {
+                Ok(label) => label,
+                Err(device) => {
+                    let found = failing.iter().position(|(at, _)| at.device == device);
+                    let (at, error) = failing.swap_remove(found.expect("it is one of these"));
+                    let text =
+                        format!("{at}: {error}, and the other side is out: what lies on this device fails");
+                    self.tell(EventKind::MirrorLost, &at.to_string(), text);
+                    self.change_mirrors(MirrorChange::Lost { device, error }).await;
+                    continue;
+                }
+            };
+            let written = self.write_label(&label, targets).await;
+            let episode = label.sequence();
+            self.note_sequence(episode);
+            sides.known().label = label;
+            let unwritten = written.err().unwrap_or_default();
+            for (at, error) in core::mem::take(&mut failing) {
+                if let Some((_, error)) = unwritten.iter().find(|(other, _)| *other == at.other()) {
+                    // The other side cannot say it: nothing that rests on it alone may be answered.
+                    let (device, error) = (at.device, *error);
+                    self.change_mirrors(MirrorChange::Lost { device, error }).await;
+                }
+                let place = usize::from(at.below().0);
+                // A device that is gone leads nowhere; it is given up in any case.
+                let file = self.files.take(place);
+                {
+                    let mut known = sides.known();
+                    let record = known.record(at);
+                    record.state = SideState::Out;
+                    record.why = Some(error.to_string());
+                    record.stayed = file.as_ref().is_some_and(|file| !file.is_gone());
+                    record.since_ns = wall_ns();
+                    record.done.clear();
+                }
+                let path = file.map_or_else(String::new, |file| file.path().display().to_string());
+                let text = format!(
+                    "{at} ({path}) is out: {error}; the other side has everything, and the pool goes on"
+                );
+                self.tell(EventKind::MirrorSideOut, &path, text);
+                self.change_mirrors(MirrorChange::Out { at, episode }).await;
+            }
+            failing = unwritten;
+        }
+    }
+
+    /// Everything was copied: the labels say so, then the processors are told. The gate is held.
+    async fn join(&self, sides: &Sides, at: SideAt) {
+        let (label, targets) = {
+            let known = sides.known();
+            let mut targets = known.in_state(SideState::InSync);
+            targets.push(at);
+            (known.label.with_joined(at), targets)
+        };
+        let written = self.write_label(&label, targets).await;
+        self.note_sequence(label.sequence());
+        {
+            let mut known = sides.known();
+            known.label = label;
+            known.record(at).state = SideState::InSync;
+        }
+        self.change_mirrors(MirrorChange::Joined { at }).await;
+        self.tell(
+            EventKind::MirrorJoined,
+            &at.to_string(),
+            format!("{at} is in sync again"),
+        );
+        if let Err(failed) = written {
+            self.put_out(sides, failed).await;
+        }
+    }
+
+    /// Keeps how new the labels are, before anything rests on them.
+    fn note_sequence(&self, sequence: u64) {
+        if let Err(error) = self.sequences.note(&self.devices.id_text(), sequence) {
+            tracing::error!("{error}");
+        }
+    }
+
+    async fn write_label(
+        &self,
+        label: &MirrorLabel,
+        targets: Vec<SideAt>,
+    ) -> std::result::Result<(), Vec<(SideAt, DeviceError)>> {
+        let (label, layout, files) = (
+            label.clone(),
+            self.devices.layout.clone(),
+            Arc::clone(&self.files),
+        );
+        let all = targets.clone();
+        let written = tokio::task::spawn_blocking(move || label.write(&layout, &files, targets));
+        let panicked = |_| Err(all.into_iter().map(|at| (at, DeviceError::Gone)).collect());
+        written.await.unwrap_or_else(panicked)
+    }
+
+    /// Sees to it that the labels have this bit; see [`label::set_incompatible`].
+    pub(super) async fn set_feature_of_mirrors(&self, bit: u64) -> Result<()> {
+        let sides = self.mirrored()?;
+        let _gate = sides.gate.lock().await;
+        let (label, targets) = {
+            let known = sides.known();
+            let label = known.label.with_incompatible(bit);
+            (label, known.in_state(SideState::InSync))
+        };
+        let written = self.write_label(&label, targets).await;
+        sides.known().label = label;
+        if let Err(failed) = written {
+            self.put_out(sides, failed).await;
+        }
+        Ok(())
+    }
+
+    /// The places of sides that are out and not there.
+    pub(crate) fn sides_missing(&self) -> Vec<usize> {
+        let Some(sides) = self.sides() else {
+            return Vec::new();
+        };
+        let out = sides.known().in_state(SideState::Out).into_iter();
+        out.map(|at| usize::from(at.below().0))
+            .filter(|&place| self.files.get(place).is_none())
+            .collect()
+    }
+
+    /// The device of a side that is out is not there.
+    pub(crate) fn side_went(&self, place: usize) {
+        if let Some(sides) = self.sides() {
+            let at = SideAt::of_below(DeviceIndex(place as u8));
+            sides.known().record(at).stayed = false;
+        }
+    }
+
+    /// Whether the device of a side failed without going away.
+    pub(crate) fn side_stayed(&self, place: usize) -> bool {
+        let at = SideAt::of_below(DeviceIndex(place as u8));
+        self.sides().is_some_and(|sides| sides.known().record(at).stayed)
+    }
+
+    /// A device with the label of a side that is out is there: what it lacks is copied to it.
+    ///
+    /// # Errors
+    /// Conflict if somebody has it, or it was used without the other side; failure if it is no device of this pool.
+    pub(crate) async fn side_returned(&self, place: usize, path: &Path, passthrough: bool) -> Result<()> {
+        let sides = self.mirrored()?;
+        let _gate = sides.gate.lock().await;
+        let at = SideAt::of_below(DeviceIndex(place as u8));
+        let label = {
+            let mut known = sides.known();
+            if known.record(at).state != SideState::Out {
+                return Ok(());
+            }
+            known.label.clone()
+        };
+        let (pool, layout) = (self.name().to_owned(), self.devices.layout.clone());
+        let path = path.to_owned();
+        let file = patience::beside(move || {
+            let file = DeviceFile::open(&path).map_err(|error| crate::appliance::device_error(&error))?;
+            check_returned(&file, &pool, at, &label)?;
+            check_size(&file, layout.devices[usize::from(at.device.0)].size_blocks)?;
+            Ok(if passthrough {
+                file.with_passthrough()
+            } else {
+                file
+            })
+        });
+        let file = file.await?;
+        let text = format!("{at} is back: what it lacks is copied to it");
+        self.attach(sides, at, Arc::new(file), false, text).await;
+        Ok(())
+    }
+
+    /// Has every processor copy to a side that is in its place now. The gate is held.
+    async fn attach(&self, sides: &Sides, at: SideAt, file: Arc<DeviceFile>, everything: bool, text: String) {
+        let path = file.path().to_owned();
+        self.files.put_shared(usize::from(at.below().0), file);
+        let (pass, everything) = {
+            let mut known = sides.known();
+            let pass = known.begin_pass(at);
+            let record = known.record(at);
+            record.state = SideState::Resync;
+            record.path = Some(path.clone());
+            record.since_ns = wall_ns();
+            record.attached = pass;
+            (pass, core::mem::take(&mut record.everything) || everything)
+        };
+        self.tell(EventKind::DeviceReturned, &path.display().to_string(), text);
+        self.change_mirrors(MirrorChange::Attach { at, everything, pass })
+            .await;
+    }
+
+    /// Puts another device in the place of a side, and copies everything to it.
+    ///
+    /// # Errors
+    /// Not found; conflict if the other side is not in sync, or the device is in use or not empty; usage if it is too small.
+    pub(crate) async fn replace_side(&self, request: &ReplaceDevice, passthrough: bool) -> Result<()> {
+        let sides = self.mirrored()?;
+        let _gate = sides.gate.lock().await;
+        let at = self.find_side(sides, &request.device)?;
+        if sides.known().record(at.other()).state != SideState::InSync {
+            let message = format!(
+                "{} of pool {} is not in sync: {at} is all there is",
+                at.other(),
+                self.name()
+            );
+            return Err(Error::conflict(message).hint("stillpoint pool show tells how far it is"));
+        }
+        let size_blocks = self.devices.layout.devices[usize::from(at.device.0)].size_blocks;
+        let (new, force) = (request.with.clone(), request.force);
+        let (file, uuid) = patience::beside(move || {
+            let file = make::claim_another(Path::new(&new), size_blocks, force)?;
+            check_size(&file, size_blocks)?;
+            make::wipe(&file).map_err(|error| Error::failure(format!("wiping {new}: {error}")))?;
+            let uuid = make::random()?;
+            Ok((
+                if passthrough {
+                    file.with_passthrough()
+                } else {
+                    file
+                },
+                uuid,
+            ))
+        })
+        .await?;
+        if sides.known().record(at).state != SideState::Out {
+            self.put_out(sides, vec![(at, DeviceError::Gone)]).await;
+        }
+        // Of an episode of its own, of which no page says that it lacks less than everything.
+        let (label, targets) = {
+            let known = sides.known();
+            let label = known.label.with_replaced(at, uuid);
+            (label, known.in_state(SideState::InSync))
+        };
+        let failed = |what: String| Error::failure(format!("replacing {at}: {what}"));
+        let label = label.map_err(|_| failed(format!("{} has failed meanwhile", at.other())))?;
+        let written = self.write_label(&label, targets).await;
+        self.note_sequence(label.sequence());
+        {
+            let mut known = sides.known();
+            known.label = label.clone();
+            known.record(at).everything = true;
+        }
+        if let Err(others) = written {
+            let texts = others
+                .iter()
+                .map(|(other, error)| format!("writing the label of {other}: {error}"));
+            let text = texts.collect::<Vec<_>>().join("; ");
+            self.put_out(sides, others).await;
+            return Err(failed(text));
+        }
+        let place = usize::from(at.below().0);
+        self.files.put(place, file);
+        if let Err(others) = self.write_label(&label, vec![at]).await {
+            drop(self.files.take(place));
+            let error = others.first().map_or(DeviceError::Gone, |(_, error)| *error);
+            return Err(failed(format!("{}: {error}", request.with)));
+        }
+        let file = self.files.take(place).expect("it was put there");
+        let text = format!(
+            "{} takes the place of {at}: everything is copied to it",
+            request.with
+        );
+        self.attach(sides, at, file, true, text).await;
+        Ok(())
+    }
+
+    fn find_side(&self, sides: &Sides, device: &str) -> Result<SideAt> {
+        let wanted = label::absolute([device])?;
+        let known = sides.known();
+        let by_path = known
+            .sides
+            .iter()
+            .find(|(_, record)| record.path.as_ref() == wanted.first());
+        let by_number = || {
+            let (number, side) = device.split_once('.')?;
+            let place = number.parse::<u8>().ok()?.checked_mul(2)?
+                + side.parse::<u8>().ok().filter(|side| *side < 2)?;
+            let at = SideAt::of_below(DeviceIndex(place));
+            known.sides.contains_key(&at).then_some(at)
+        };
+        by_path.map(|(at, _)| *at).or_else(by_number).ok_or_else(|| {
+            Error::not_found(format!("{device} is no device of pool {}", self.name()))
+                .hint("stillpoint pool show lists them; 0.1 is the second side of device 0")
+        })
+    }
+
+    /// Tries again what could not be copied, and devices that failed and are there; `rate_bytes_per_s` counts from now on.
+    ///
+    /// # Errors
+    /// Usage without mirrors.
+    pub(crate) async fn resync(&self, rate_bytes_per_s: Option<u64>, passthrough: bool) -> Result<()> {
+        let sides = self.mirrored()?;
+        if let Some(bytes_per_s) = rate_bytes_per_s {
+            sides.known().rate_bytes_per_s = bytes_per_s;
+            self.set_resync_rate().await;
+        }
+        {
+            let _gate = sides.gate.lock().await;
+            let again = sides.known().in_state(SideState::Resync);
+            for at in again {
+                let pass = sides.known().begin_pass(at);
+                self.change_mirrors(MirrorChange::Again { at, pass }).await;
+            }
+        }
+        for place in self.sides_missing() {
+            let at = SideAt::of_below(DeviceIndex(place as u8));
+            let path = sides.known().record(at).path.clone();
+            if let Some(path) = path {
+                self.side_returned(place, &path, passthrough).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the processors how much they may copy.
+    pub(crate) async fn set_resync_rate(&self) {
+        let Some(sides) = self.sides() else { return };
+        let all = sides.known().rate_bytes_per_s;
+        let processors = self.owners.iter().collect::<BTreeSet<_>>().len().max(1) as u64;
+        // Nothing is what says "as fast as can be".
+        let bytes_per_s = if all == 0 { 0 } else { (all / processors).max(1) };
+        self.change_mirrors(MirrorChange::Rate { bytes_per_s }).await;
+    }
+}
+
+/// Whether what is there is the side that is out, as it was left.
+fn check_returned(file: &DeviceFile, pool: &str, at: SideAt, label: &MirrorLabel) -> Result<()> {
+    let path = file.path();
+    let shown = path.display();
+    let found = file.read_anywhere(|file| label::look_in(file, path));
+    let found = found.map_err(|error| Error::failure(format!("cannot read {shown}: {error}")))??;
+    let Found::Label { label: its, .. } = found else {
+        return Err(Error::failure(format!("{shown} has no label of pool {pool}")));
+    };
+    let (device, side) = (usize::from(at.device.0), at.side.index());
+    let place = (usize::from(its.device_index.get()), usize::from(its.side.get()));
+    if place != (device, side) || its.uuid(device, side) != label.uuid(at) {
+        return Err(Error::failure(format!("{shown} is not {at} of pool {pool}")));
+    }
+    if its.mirrors[device].out_since[at.other().side.index()].get() > 0 {
+        let message = format!(
+            "{shown} was used without the other side of pool {pool}: what was written to it is not here"
+        );
+        return Err(Error::conflict(message).hint(format!(
+            "stillpoint pool replace {pool} {device}.{side} {shown} --force gives up what is on it"
+        )));
+    }
+    Ok(())
+}
+
+fn check_size(file: &DeviceFile, size_blocks: u64) -> Result<()> {
+    if file.size_blocks() >= size_blocks {
+        return Ok(());
+    }
+    Err(Error::usage(format!(
+        "{} has {} bytes; {} are needed",
+        file.path().display(),
+        file.size_bytes(),
+        size_blocks * stillpoint_processor::BLOCK_BYTES as u64
+    )))
+}

@@ -1,0 +1,259 @@
+//! Opening a shard whose devices have two sides, after a crash that left them different.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use stillpoint_ondisk::stale::StalePage;
+use zerocopy::IntoBytes;
+
+use super::rig::*;
+use super::*;
+use crate::format::{PoolSpec, make_pool};
+use crate::mirror::{MirroredOpener, SideFailed, Sides};
+use crate::ports::{MemoryTail, OpenDevice, Side, Transferred};
+
+const POOL_BYTES: usize = 16 << 20;
+const BLOCKS: usize = 24;
+
+/// Two sides in memory.
+struct TwoSides {
+    bytes: [Vec<u8>; 2],
+    /// A side that cannot be written.
+    read_only: Option<usize>,
+    /// Blocks that a side cannot read.
+    unreadable: [Vec<u64>; 2],
+    writes: usize,
+}
+
+impl TwoSides {
+    fn new(bytes: [Vec<u8>; 2]) -> Self {
+        Self {
+            bytes,
+            read_only: None,
+            unreadable: [Vec::new(), Vec::new()],
+            writes: 0,
+        }
+    }
+}
+
+impl OpenDevice for TwoSides {
+    fn read_all(&mut self, reads: &mut [Transferred<'_>]) {
+        for read in reads {
+            let side = usize::from(read.device.0);
+            let first = read.offset_bytes / BLOCK as u64;
+            let blocks = first..first + (read.bytes.len() / BLOCK) as u64;
+            if self.unreadable[side].iter().any(|block| blocks.contains(block)) {
+                read.result = Err(DeviceError::Os(5));
+                continue;
+            }
+            let at = read.offset_bytes as usize;
+            read.bytes
+                .copy_from_slice(&self.bytes[side][at..at + read.bytes.len()]);
+        }
+    }
+
+    fn write(&mut self, device: DeviceIndex, offset_bytes: u64, bytes: &[u8]) -> Result<(), DeviceError> {
+        let side = usize::from(device.0);
+        if self.read_only == Some(side) {
+            return Err(DeviceError::Os(5));
+        }
+        self.writes += 1;
+        self.bytes[side][offset_bytes as usize..][..bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self, _device: DeviceIndex) -> Result<(), DeviceError> {
+        Ok(())
+    }
+}
+
+/// An empty pool of one shard: its layout and what one side holds. The sides differ in their labels alone.
+pub(super) fn made() -> (Layout, Vec<u8>) {
+    let mut sides = TwoSides::new([vec![0; POOL_BYTES], vec![0; POOL_BYTES]]);
+    let spec = PoolSpec {
+        pool: [3; 16],
+        name: String::from("test"),
+        shard_count: 1,
+        created_ns: 1,
+        devices: vec![([1; 16], (POOL_BYTES / BLOCK) as u64)],
+        second_sides: vec![[2; 16]],
+    };
+    let layout = make_pool(&mut sides, &spec).expect("a pool");
+    let [first, second] = sides.bytes;
+    let labels = [0..BLOCK, POOL_BYTES - BLOCK..POOL_BYTES];
+    let differ = |at: &usize| first[*at] != second[*at];
+    let elsewhere = (0..POOL_BYTES).filter(differ);
+    assert!(
+        elsewhere
+            .into_iter()
+            .all(|at| labels.iter().any(|label| label.contains(&at))),
+        "only the labels are not the same"
+    );
+    (layout, first)
+}
+
+fn open_mirrored(
+    layout: &Layout,
+    sides: TwoSides,
+    states: Sides,
+    preferred: Side,
+) -> (RecoveryReport, Result<TwoSides, SideFailed>) {
+    let mut opener = MirroredOpener::new(sides, layout, ShardIndex(0), vec![states], preferred);
+    let now = Now {
+        monotonic_ns: 1,
+        wall_ns: 77_000,
+    };
+    let opened = Shard::open(
+        layout,
+        ShardIndex(0),
+        &mut opener,
+        MemoryTail::default(),
+        options(),
+        now,
+    );
+    let (_, report) = opened.expect("opens");
+    let settled = opener.settle();
+    (report, settled)
+}
+
+fn content_of(layout: &Layout, bytes: Vec<u8>) -> Vec<u8> {
+    let device = MemoryDevice {
+        bytes,
+        ..MemoryDevice::default()
+    };
+    let mut rig = Rig::open(layout.clone(), device, MemoryTail::default(), options());
+    rig.read(LIVE, 0, BLOCKS * BLOCK)
+}
+
+/// Writes that were not flushed: where, what was there, what came.
+type Unflushed = Vec<(usize, Vec<u8>, Vec<u8>)>;
+
+/// Runs `writes` (block, fill; a flush after those that say so) on one device; gives what was durable there, the writes that were
+/// not flushed, and the content as of the last flush.
+fn life(layout: &Layout, bytes: Vec<u8>, writes: &[(usize, u8, bool)]) -> (Vec<u8>, Unflushed, Vec<u8>) {
+    let device = MemoryDevice {
+        bytes,
+        unflushed: Some(Vec::new()),
+        ..MemoryDevice::default()
+    };
+    let mut rig = Rig::open(layout.clone(), device, MemoryTail::default(), options());
+    let made = rig.command(ShardCommand::CreateVolume {
+        volume: VOLUME,
+        share_blocks: 1 << 10,
+    });
+    assert_eq!(made, EventKind::Done);
+    let flush = |rig: &mut Rig| assert_eq!(rig.ask(LIVE, RequestKind::Flush, 0, 0, None).result, Ok(()));
+    flush(&mut rig);
+    let (mut content, mut durable) = (vec![0; BLOCKS * BLOCK], vec![0; BLOCKS * BLOCK]);
+    for &(block, fill, flushed) in writes {
+        content[block * BLOCK..][..BLOCK].fill(fill);
+        rig.write(block * BLOCK, &vec![fill; BLOCK]);
+        if flushed {
+            flush(&mut rig);
+            durable.clone_from(&content);
+        }
+    }
+    let (mut device, _) = rig.processor.into_parts(&mut Pool::default());
+    let unflushed = device.unflushed.take().expect("writes are remembered");
+    for (at, before, _) in unflushed.iter().rev() {
+        device.bytes[*at..at + before.len()].copy_from_slice(before);
+    }
+    (device.bytes, unflushed, durable)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    /// Of what was not flushed, each side has kept something else.
+    #[test]
+    fn what_a_crash_left_different_is_the_same_when_the_shard_is_open(
+        writes in vec((0..BLOCKS, 1..255u8, prop::bool::weighted(0.2)), 1..40),
+        kept in [vec(any::<bool>(), 64), vec(any::<bool>(), 64)],
+        second in any::<bool>(),
+    ) {
+        let (layout, empty) = made();
+        let (durable_bytes, unflushed, durable) = life(&layout, empty, &writes);
+        let side = |kept: &[bool]| {
+            let mut bytes = durable_bytes.clone();
+            for ((at, _, after), _) in unflushed.iter().zip(kept.iter().cycle()).filter(|(_, kept)| **kept) {
+                bytes[*at..at + after.len()].copy_from_slice(after);
+            }
+            bytes
+        };
+        let sides = TwoSides::new([side(&kept[0]), side(&kept[1])]);
+        let preferred = if second { Side::Second } else { Side::First };
+        let (_, settled) = open_mirrored(&layout, sides, Sides::Both, preferred);
+        let [first, second] = settled.expect("both can be written").bytes;
+        let seen = content_of(&layout, first);
+        prop_assert!(seen == content_of(&layout, second), "each side alone shows the same");
+        for (block, (found, durable)) in seen.chunks(BLOCK).zip(durable.chunks(BLOCK)).enumerate() {
+            let fill = found[0];
+            prop_assert!(found.iter().all(|byte| *byte == fill), "block {block} is a mixture");
+            let later = writes.iter().any(|(at, written, _)| (*at, *written) == (block, fill));
+            prop_assert!(fill == durable[0] || later, "block {block} has {fill}");
+        }
+    }
+}
+
+#[test]
+fn what_one_side_cannot_read_or_has_lost_comes_from_the_other() {
+    let (layout, empty) = made();
+    let (bytes, ..) = life(&layout, empty, &[(3, 7, true)]);
+    let header = layout.header_block(0, 1);
+    let log = layout.log_start_block(0);
+    for preferred in Side::BOTH {
+        let mut sides = TwoSides::new([bytes.clone(), bytes.clone()]);
+        sides.unreadable[0] = vec![header];
+        // Bits that flipped in the log of the other.
+        sides.bytes[1][log as usize * BLOCK + 100] ^= 4;
+        let (_, settled) = open_mirrored(&layout, sides, Sides::Both, preferred);
+        let sides = settled.expect("both can be written");
+        assert!(sides.bytes[0] == sides.bytes[1], "the same again");
+        assert_eq!(content_of(&layout, sides.bytes[1].clone())[3 * BLOCK], 7);
+    }
+}
+
+#[test]
+fn a_side_that_cannot_be_mended_is_named() {
+    let (layout, empty) = made();
+    let (bytes, ..) = life(&layout, empty, &[(3, 7, true)]);
+    let mut sides = TwoSides::new([bytes.clone(), bytes]);
+    sides.bytes[1][layout.log_start_block(0) as usize * BLOCK + 100] ^= 4;
+    sides.read_only = Some(1);
+    let (_, settled) = open_mirrored(&layout, sides, Sides::Both, Side::First);
+    let failed = settled.err().expect("the second side cannot be written");
+    assert_eq!((failed.at.device, failed.at.side), (DeviceIndex(0), Side::Second));
+}
+
+#[test]
+fn opening_with_one_side_touches_the_other_not_and_notes_what_it_lacks() {
+    const EPISODE: u64 = 5;
+    let only = Sides::Only {
+        side: Side::Second,
+        episode: EPISODE,
+    };
+    let (layout, empty) = made();
+    let page_of = |bytes: &[u8]| {
+        let at = layout.stale_block(0) as usize * BLOCK;
+        let slice_blocks = layout.devices[0].slice_blocks;
+        StalePage::parse(&bytes[at..at + BLOCK], [3; 16], EPISODE, 0, 0, slice_blocks)
+    };
+    let mut bytes = empty.clone();
+    let slice_blocks = layout.devices[0].slice_blocks;
+    let mut page = StalePage::new([3; 16], EPISODE, 0, 0, slice_blocks);
+    stillpoint_ondisk::page::seal(page.as_mut_bytes());
+    let at = layout.stale_block(0) as usize * BLOCK;
+    bytes[at..at + BLOCK].copy_from_slice(page.as_bytes());
+    let sides = TwoSides::new([Vec::new(), bytes]);
+    // What a tail brings back is written to the log; the page says so.
+    let mut opener = MirroredOpener::new(sides, &layout, ShardIndex(0), vec![only], Side::First);
+    let log = layout.log_start_block(0) * BLOCK as u64;
+    opener.write(DeviceIndex(0), log, &[9; BLOCK]).expect("written");
+    let sides = opener.settle().expect("it can be written");
+    let page = page_of(&sides.bytes[1]).expect("a page of this episode");
+    let regions: u32 = page.words.iter().map(|word| word.get().count_ones()).sum();
+    assert_eq!(regions, 1);
+    // Without a page nobody knows what it lacks, and nobody says so.
+    let (bytes, ..) = life(&layout, empty, &[(3, 7, true)]);
+    let (_, settled) = open_mirrored(&layout, TwoSides::new([Vec::new(), bytes]), only, Side::First);
+    assert!(page_of(&settled.expect("it can be written").bytes[1]).is_err());
+}

@@ -1,0 +1,121 @@
+//! What takes a hand inside: pauses, and devices that keep all.
+
+use super::*;
+use crate::buffers::CHUNK_BYTES;
+use crate::device::DeviceFile;
+use crate::ring::RingOptions;
+use commands::Namespace;
+use io_uring::types::Timespec;
+use std::time::Duration;
+use stillpoint_processor::ids::DeviceIndex;
+use stillpoint_processor::ports::{Buffer, Segment, Transfer};
+
+/// The devices of a pool of one file, and their ring.
+fn one_file() -> (Devices, Ring, tempfile::TempDir) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = DeviceFile::create(&directory.path().join("device"), 1 << 20).expect("made");
+    let mut ring = Ring::new(RingOptions::default()).expect("io_uring");
+    let arenas = Arenas::map(1, CHUNK_BYTES).expect("memory");
+    let devices = Devices::new(PoolFiles::new(vec![file]), arenas, 0, &mut ring);
+    (devices, ring, directory)
+}
+
+fn read() -> Box<Operation> {
+    let memory = Box::leak(vec![0u8; 3 * 4096].into_boxed_slice());
+    let start = memory.as_ptr().align_offset(4096);
+    let mut read = Operation::new();
+    read.kind = OperationKind::Read;
+    read.buffers
+        .push(Buffer::from_arena(&mut memory[start..start + 4096], 0));
+    read.segments.push(Segment {
+        buffer: 0,
+        offset_bytes: 0,
+        length_bytes: 4096,
+    });
+    read.transfers.push(transfer(4096));
+    read
+}
+
+fn transfer(length_bytes: u64) -> Transfer {
+    Transfer {
+        device: DeviceIndex(0),
+        offset_bytes: 0,
+        length_bytes,
+        first_segment: 0,
+        segment_count: u32::from(length_bytes > 0),
+    }
+}
+
+/// Waits for one completion, and has it taken in.
+fn complete_one(devices: &mut Devices, ring: &mut Ring) {
+    let mut completions = Vec::new();
+    while completions.is_empty() {
+        ring.wait(None).expect("the ring works");
+        ring.reap(&mut completions);
+    }
+    completions
+        .drain(..)
+        .for_each(|completion| devices.complete(completion));
+}
+
+/// A read that is to wait for a while before it is tried, begun.
+fn read_after_a_pause(devices: &mut Devices, ring: &mut Ring) {
+    assert!(devices.submit(read()).is_ok());
+    let (slot, part) = devices.ready[0];
+    let piece = &mut devices.slots[slot as usize].parts[part as usize];
+    piece.pause = Some(Timespec::from(Duration::from_millis(20)));
+    devices.start(ring);
+    assert_eq!((devices.in_kernel, devices.figures.reads), (1, 0), "it waits");
+}
+
+#[test]
+fn what_waits_before_it_is_tried_again_blocks_nobody_and_is_done_afterwards() {
+    let (mut devices, mut ring, _directory) = one_file();
+    let begun = std::time::Instant::now();
+    read_after_a_pause(&mut devices, &mut ring);
+    complete_one(&mut devices, &mut ring);
+    assert!(begun.elapsed() >= Duration::from_millis(20));
+    assert_eq!((devices.in_kernel, devices.ready.len()), (0, 1));
+    devices.start(&mut ring);
+    assert_eq!(devices.figures.reads, 1);
+    complete_one(&mut devices, &mut ring);
+    let mut back = Vec::new();
+    devices.poll(&mut back);
+    assert_eq!(back[0].result, Ok(()));
+    devices.close(&mut ring);
+}
+
+#[test]
+fn what_waits_when_its_device_leaves_ends_without_it() {
+    let (mut devices, mut ring, _directory) = one_file();
+    read_after_a_pause(&mut devices, &mut ring);
+    devices.detach(0, &mut ring);
+    assert!(devices.targets.at(0).in_kernel > 0, "the device is still held");
+    complete_one(&mut devices, &mut ring);
+    let mut back = Vec::new();
+    devices.poll(&mut back);
+    assert_eq!(back[0].result, Err(DeviceError::Gone));
+    devices.start(&mut ring);
+    assert!(devices.targets.number_of(DeviceIndex(0)).is_none() && !devices.targets.someone_left());
+    assert_eq!(Arc::strong_count(&devices.files.get(0).expect("in its place")), 2);
+    devices.close(&mut ring);
+}
+
+#[test]
+fn a_flush_goes_to_no_device_that_keeps_all_without() {
+    let (mut devices, mut ring, _directory) = one_file();
+    devices.targets.at_mut(0).namespace = Some(Namespace::out_of_reach(false));
+    let mut flush = Operation::new();
+    flush.transfers.push(transfer(0));
+    assert!(devices.submit(flush).is_ok());
+    let mut back = Vec::new();
+    devices.poll(&mut back);
+    assert_eq!((back[0].result, devices.figures.flushes), (Ok(()), 0));
+    assert!(devices.ready.is_empty() && devices.in_flight() == 0);
+    // With a cache that could lose it, one would be sent.
+    devices.targets.at_mut(0).namespace = Some(Namespace::out_of_reach(true));
+    assert!(devices.submit(back.remove(0)).is_ok());
+    assert_eq!(devices.ready.len(), 1);
+    devices.detach(0, &mut ring);
+    devices.close(&mut ring);
+}

@@ -1,0 +1,229 @@
+//! Pools with mirrors: a side that is damaged, missing, late, left behind, replaced. (Devices that are pulled out under load are the
+//! emulated machine's.)
+
+mod support;
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+
+use serde_json::Value;
+use support::{Appliance, list, member, number};
+
+const BLOCK: usize = 4096;
+const VOLUME_BYTES: usize = 16 << 20;
+const PROCESSORS: [&str; 2] = ["--processors", "2"];
+
+/// Every block says which it is, and of which time.
+fn content(time: u8) -> Vec<u8> {
+    let block = |number: u64| {
+        let mut bytes = vec![time; BLOCK];
+        bytes[..8].copy_from_slice(&number.to_le_bytes());
+        bytes
+    };
+    (0..(VOLUME_BYTES / BLOCK) as u64).flat_map(block).collect()
+}
+
+/// A pool of one device with two sides, `p-0` and `p-1`, and a volume `v` with content of time 1.
+fn started() -> Appliance {
+    let appliance = Appliance::started(&PROCESSORS);
+    appliance.create_pool("p", 2, "256MiB", &["--mirror"]);
+    let size = format!("{}MiB", VOLUME_BYTES >> 20);
+    appliance.run(&["volume", "create", "v", "--size", &size, "--object-size", "1MiB"]);
+    appliance.run(&["export", "create", "v"]);
+    write(&appliance, 0, &content(1));
+    appliance
+}
+
+fn write(appliance: &Appliance, offset: usize, bytes: &[u8]) {
+    let mut connection = appliance.connect("v");
+    connection.write(offset as u64, bytes, true).expect("written");
+}
+
+fn read(appliance: &Appliance) -> Vec<u8> {
+    appliance.connect("v").read_all().expect("read")
+}
+
+fn pool(appliance: &Appliance) -> Value {
+    appliance.run(&["pool", "show", "p"])
+}
+
+fn states(pool: &Value) -> Vec<&str> {
+    let sides = list(pool, "/sides").iter();
+    sides
+        .map(|side| member(side, "/state").as_str().expect("a word"))
+        .collect()
+}
+
+fn is_in_sync(appliance: &Appliance) -> bool {
+    states(&pool(appliance)) == ["in_sync", "in_sync"]
+}
+
+fn take_away(appliance: &Appliance, name: &str) {
+    fs::rename(appliance.path(name), appliance.path(&format!("{name}.away"))).expect("renamed");
+}
+
+fn bring_back(appliance: &Appliance, name: &str) {
+    fs::rename(appliance.path(&format!("{name}.away")), appliance.path(name)).expect("renamed");
+}
+
+/// What the volume holds if there is only this side.
+#[track_caller]
+fn expect_on(appliance: &Appliance, side: &str, other: &str, expected: &[u8]) {
+    appliance.stop();
+    take_away(appliance, other);
+    appliance.start(&PROCESSORS);
+    assert_eq!(member(&pool(appliance), "/state"), "degraded");
+    assert!(read(appliance) == expected, "{side} alone");
+    appliance.stop();
+    bring_back(appliance, other);
+}
+
+#[test]
+fn what_one_side_has_damaged_comes_from_the_other_and_is_written_back() {
+    let appliance = started();
+    let path = appliance.path("p-1");
+    let file = File::options().read(true).write(true).open(path).expect("there");
+    let wanted = content(1);
+    let mut damaged = Vec::new();
+    let mut bytes = vec![0; BLOCK];
+    for block in 0..file.metadata().expect("there").len() / BLOCK as u64 {
+        file.read_exact_at(&mut bytes, block * BLOCK as u64)
+            .expect("read");
+        let of_volume = wanted.chunks(BLOCK).any(|wanted| wanted == bytes);
+        if of_volume && block % 3 == 0 {
+            let place = block * BLOCK as u64;
+            file.write_all_at(&[0xee; 16], place + 512).expect("damaged");
+            damaged.push((place, bytes.clone()));
+        }
+    }
+    assert!(damaged.len() > 1000, "{} blocks are damaged", damaged.len());
+    assert!(
+        read(&appliance) == wanted,
+        "reads are right whichever side they ask"
+    );
+    // A scrub looks at both sides.
+    appliance.run(&["pool", "scrub", "p", "--rate", "1GiB/s", "--wait"]);
+    for (place, wanted) in damaged {
+        file.read_exact_at(&mut bytes, place).expect("read");
+        assert!(bytes == wanted, "the block at {place} was written back");
+    }
+    drop(file);
+    expect_on(&appliance, "p-1", "p-0", &wanted);
+}
+
+#[test]
+fn a_side_that_was_missing_gets_what_it_lacks_when_it_is_back() {
+    let appliance = started();
+    appliance.stop();
+    take_away(&appliance, "p-1");
+    appliance.start(&PROCESSORS);
+    let degraded = pool(&appliance);
+    assert_eq!(member(&degraded, "/state"), "degraded");
+    assert_eq!(states(&degraded), ["in_sync", "out"]);
+    let mut expected = content(1);
+    let quarter = VOLUME_BYTES / 4;
+    expected[..quarter].copy_from_slice(&content(2)[..quarter]);
+    write(&appliance, 0, &expected[..quarter]);
+    appliance.run(&["snapshot", "create", "v@s", "--hold-limit", "2s"]);
+    appliance.kill();
+    appliance.start(&PROCESSORS);
+    let half = VOLUME_BYTES / 2;
+    expected[half..half + quarter].copy_from_slice(&content(3)[half..half + quarter]);
+    write(&appliance, half, &expected[half..half + quarter]);
+    bring_back(&appliance, "p-1");
+    appliance.wait_until("the side is back and has everything", || is_in_sync(&appliance));
+    let copied = number(&pool(&appliance), "/sides/1/copied_bytes");
+    assert!(copied > 0, "something was copied");
+    assert!(read(&appliance) == expected);
+    expect_on(&appliance, "p-1", "p-0", &expected);
+    // Each was without the other in turn, and has it again.
+    appliance.start(&PROCESSORS);
+    appliance.wait_until("the other side is back", || is_in_sync(&appliance));
+    expect_on(&appliance, "p-0", "p-1", &expected);
+}
+
+#[test]
+fn what_was_left_behind_is_not_taken_for_the_pool() {
+    let appliance = started();
+    appliance.stop();
+    take_away(&appliance, "p-1");
+    appliance.start(&PROCESSORS);
+    write(&appliance, 0, &content(2));
+    appliance.stop();
+    // Now only the side is there that missed it.
+    take_away(&appliance, "p-0");
+    bring_back(&appliance, "p-1");
+    appliance.start(&PROCESSORS);
+    let failed = pool(&appliance);
+    assert_eq!(member(&failed, "/state"), "failed");
+    let error = member(&failed, "/error").as_str().expect("a text");
+    assert!(
+        error.contains("was used without the sides that are there"),
+        "{error}"
+    );
+    // By hand it opens, as it was, and is another pool from then on.
+    appliance.run(&["pool", "close", "p"]);
+    let path = appliance.path_text("p-1");
+    let told = appliance.tell(&["pool", "open", &path]);
+    assert_eq!(told.code, 1, "{}", told.errors);
+    assert!(told.errors.contains("--degraded"), "{}", told.errors);
+    appliance.run(&["pool", "open", &path, "--degraded"]);
+    assert!(read(&appliance) == content(1));
+    write(&appliance, 0, &content(3)[..BLOCK]);
+    bring_back(&appliance, "p-0");
+    appliance.stop();
+    appliance.start(&PROCESSORS);
+    let told = appliance.tell(&["pool", "open", &path, &appliance.path_text("p-0")]);
+    assert_ne!(told.code, 0);
+    let all = format!("{}{}", told.errors, pool(&appliance));
+    assert!(
+        all.contains("without each other") || all.contains("open already"),
+        "{all}"
+    );
+}
+
+#[test]
+fn another_device_takes_the_place_of_a_side_while_clients_write() {
+    let appliance = started();
+    let new = appliance.path_text("new");
+    appliance.run(&["pool", "resync", "p", "--rate", "32MiB/s"]);
+    appliance.run(&["pool", "replace", "p", &appliance.path_text("p-0"), &new]);
+    assert_eq!(states(&pool(&appliance)), ["resync", "in_sync"]);
+    let mut expected = content(1);
+    let mut connection = appliance.connect("v");
+    for (number, block) in content(4).chunks(BLOCK).enumerate().step_by(7) {
+        let at = number * BLOCK;
+        connection.write(at as u64, block, false).expect("written");
+        expected[at..at + BLOCK].copy_from_slice(block);
+    }
+    connection.flush().expect("flushed");
+    drop(connection);
+    assert_eq!(
+        states(&pool(&appliance)),
+        ["resync", "in_sync"],
+        "256 MiB take a while at this rate"
+    );
+    appliance.kill();
+    appliance.start(&PROCESSORS);
+    appliance.run(&["pool", "resync", "p", "--rate", "0", "--wait"]);
+    assert!(is_in_sync(&appliance));
+    assert!(read(&appliance) == expected);
+    let old = appliance.tell(&["pool", "replace", "p", "0.1", &appliance.path_text("p-0")]);
+    assert_ne!(old.code, 0, "the old side still holds a label");
+    expect_on(&appliance, "new", "p-1", &expected);
+}
+
+#[test]
+fn mirrors_that_cannot_be_are_refused() {
+    let appliance = Appliance::started(&PROCESSORS);
+    let paths: Vec<String> = (0..3).map(|n| appliance.path_text(&format!("d{n}"))).collect();
+    let create = ["pool", "create", "p", &paths[0], &paths[1], &paths[2]];
+    let told = appliance.tell(&[&create[..], &["--size", "256MiB", "--mirror"]].concat());
+    assert_eq!(told.code, 2, "{}", told.errors);
+    assert!(told.errors.contains("pairs"), "{}", told.errors);
+    assert!(paths.iter().all(|path| !fs::exists(path).expect("can be asked")));
+    appliance.create_pool("p", 1, "256MiB", &[]);
+    let told = appliance.tell(&["pool", "replace", "p", "0.0", &paths[0]]);
+    assert_eq!(told.code, 2, "{}", told.errors);
+    assert!(told.errors.contains("has no mirrors"), "{}", told.errors);
+}

@@ -1,0 +1,199 @@
+"""A side of a mirror is pulled out under load, or cannot be read: clients see nothing of it, and it gets what it lacks."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from machine import devices
+from machine.appliance import InGuest, assert_sound
+from machine.ledger import BLOCK_BYTES, Ledger, Load
+
+from . import wait_for
+from .device_errors import Faults
+from .unplug import controller, name_bays, pull_out, put_back
+
+BLOCKS = 4096
+BLOCKS_UNREADABLE = 768
+DEVICE_BYTES = 1 << 30
+# What a side lacks after some seconds is a small part of it.
+COPIED_BYTES_MAX = DEVICE_BYTES // 8
+SIDES = ("A", "B")
+
+
+def pool(appliance):
+    return appliance.json("pool show tank")
+
+
+def states(appliance):
+    return [side["state"] for side in pool(appliance)["sides"]]
+
+
+def is_whole(appliance):
+    info = pool(appliance)
+    return info["state"] == "open" and [side["state"] for side in info["sides"]] == ["in_sync", "in_sync"]
+
+
+def started(appliance, options, blocks=BLOCKS):
+    """A pool with two sides, A and B, and a volume in it."""
+    appliance.start(options)
+    paths = [appliance.guest.must(f"readlink /dev/bay/{serial}1").strip() for serial in SIDES]
+    appliance.make("tank", f"--mirror {' '.join(paths)}", "data", f"{blocks * BLOCK_BYTES}")
+    assert is_whole(appliance), pool(appliance)
+    return paths
+
+
+def goes_on(load, what):
+    """The load does not stop and sees no error."""
+    seen = load.flushes
+    wait_for(lambda: load.flushes > seen + 5 or load.errors or load.failure, what)
+    assert not load.errors and not load.failure, f"{what}: {load.errors[:5]} {load.failure}"
+
+
+def goes_out(context, appliance, load, serial, path):
+    """Pulls a side out under load: it is told, and no client sees it."""
+    number = SIDES.index(serial)
+    before = len(appliance.events("mirror_side_out"))
+    goes_on(load, "the load is under way")
+    pull_out(appliance.guest, serial)
+    goes_on(load, f"the load goes on without {serial}")
+    wait_for(lambda: states(appliance)[number] == "out", "the side is said to be out")
+    info = pool(appliance)
+    side, other = info["sides"][number], info["sides"][1 - number]
+    assert info["state"] == "degraded" and other["state"] == "in_sync", info
+    assert side["why"] and side["since_ns"] > 0, f"no reason is given: {side}"
+    told = appliance.events("mirror_side_out")[before:]
+    assert [(event["pool"], event["subject"]) for event in told] == [("tank", path)], f"events: {told}"
+    assert not appliance.events("mirror_lost") and not appliance.stopped("tank")
+    goes_on(load, f"the load goes on after {serial} is out")
+    context.say(f"{serial} ({path}) pulled out: {info['state']}, side {number} out ({side['why']}); no request failed")
+
+
+def comes_back(context, appliance, serial, path_before):
+    """Puts a side back, and waits until it has everything; nobody asks for it. Returns its path."""
+    number = SIDES.index(serial)
+    joined = len(appliance.events("mirror_joined"))
+    copied_before = pool(appliance)["sides"][number]["copied_bytes"]
+    put_back(appliance.guest, controller(appliance.guest, serial))
+    wait_for(lambda: is_whole(appliance), f"{serial} is back and has everything")
+    assert len(appliance.events("mirror_joined")) == joined + 1, appliance.events("mirror_joined")
+    side = pool(appliance)["sides"][number]
+    copied = side["copied_bytes"] - copied_before
+    assert 0 < copied < COPIED_BYTES_MAX, f"{copied} bytes of {DEVICE_BYTES} were copied: {side}"
+    assert side["left_bytes"] == 0, side
+    sizes = f"{copied >> 10} KiB of {DEVICE_BYTES >> 20} MiB copied"
+    context.say(f"{serial} put back, was {path_before}, is {side['path']}: {sizes}")
+    return side["path"]
+
+
+def everything_is_there(appliance, ledger):
+    client = appliance.client("data")
+    ledger.alive(client)
+    client.close()
+
+
+def expect_alone(context, appliance, ledger, what):
+    """Everything acknowledged is there, and there is one side only, which takes writes."""
+    info = pool(appliance)
+    found = [side["state"] for side in info.get("sides", [])]
+    assert info["state"] == "degraded" and found == ["out", "in_sync"], f"{what}: {info}"
+    everything_is_there(appliance, ledger)
+    context.say(f"{what}: everything acknowledged is there, on the side alone that had been away")
+
+
+def pulled_in_turn(context, guest, options):
+    appliance, ledger = InGuest(guest), Ledger(BLOCKS)
+    a, b = started(appliance, options)
+    first = Load(appliance.client("data"), ledger, context.random(1), fua_every=17)
+    first.run(2000)
+    first.start()
+    # Somebody holds the controller: it comes back under another name.
+    guest.must("sleep 100000 </dev/bay/B >/dev/null 2>&1 &")
+    goes_out(context, appliance, first, "B", b)
+    before, b = b, comes_back(context, appliance, "B", b)
+    assert b != before, f"{b} is the old name"
+    goes_out(context, appliance, first, "A", a)
+    first.stop()
+    assert not first.errors, first.errors[:5]
+    context.say(f"{first.writes} writes and {first.flushes} flushes, none failed")
+    expect_alone(context, appliance, ledger, "A pulled out")
+
+    # Its log tails in memory stay, so what was acknowledged is there.
+    second = Load(appliance.client("data"), ledger, context.random(2), fua_every=17)
+    second.start()
+    goes_on(second, "the load goes on")
+    appliance.kill()
+    second.stop()
+    appliance.start(options)
+    expect_alone(context, appliance, ledger, "killed, and started without A")
+
+    # Nobody asks for anything when the last one comes.
+    a = comes_back(context, appliance, "A", a)
+    everything_is_there(appliance, ledger)
+    third = Load(appliance.client("data"), ledger, context.random(3), fua_every=17)
+    third.run(500)
+    assert not third.errors, third.errors[:5]
+    pull_out(guest, "B")
+    wait_for(lambda: states(appliance) == ["in_sync", "out"], "a loss is seen without a request")
+    everything_is_there(appliance, ledger)
+    comes_back(context, appliance, "B", b)
+    everything_is_there(appliance, ledger)
+    appliance.guest.must("stillpoint pool close tank")
+    appliance.stop()
+    for serial in SIDES:
+        name_bays(guest, controller(guest, serial))
+    guest.must("stillpoint inspect --check /dev/bay/A1 /dev/bay/B1")
+
+
+def pair(directory, layers=()):
+    """Two controllers that can be pulled out, with a namespace each; A's has these layers."""
+    for serial in SIDES:
+        devices.make_image(directory / f"{serial}1.img", DEVICE_BYTES)
+    namespaces = [
+        devices.Namespace(1, directory / f"{serial}1.img", layers=list(layers) if serial == "A" else [])
+        for serial in SIDES
+    ]
+    return [devices.Controller(serial, [one], subsystem=False) for serial, one in zip(SIDES, namespaces)]
+
+
+def mirror_sides_are_pulled_out(context):
+    for options in ("", "--nvme block") if context.long else ("",):
+        with TemporaryDirectory(prefix="stillpoint-vm.") as name:
+            with context.guest(controllers=pair(Path(name))) as guest:
+                pulled_in_turn(context, guest, options)
+            assert_sound(*(Path(name) / f"{serial}1.img" for serial in SIDES))
+            context.say("inspect --check finds nothing, in the guest and on the images")
+
+
+def mirror_side_cannot_be_read(context):
+    """Every read of A fails for a while: B answers, and A has everything afterwards, or is out and gets it."""
+    with TemporaryDirectory(prefix="stillpoint-vm.") as name:
+        # A layer that does nothing, and under which another one can be put.
+        controllers = pair(Path(name), layers=[{"driver": "raw"}])
+        # Without this the kernel asks five times before it believes an error.
+        with context.guest(controllers=controllers, kernel_arguments="nvme_core.max_retries=0") as guest:
+            appliance, ledger = InGuest(guest), Ledger(BLOCKS_UNREADABLE)
+            started(appliance, "", BLOCKS_UNREADABLE)
+            load = Load(appliance.client("data"), ledger, context.random(1), fua_every=17)
+            load.run(1500)
+            faults = Faults(guest, "A1")
+            faults.inject("read")
+            for _ in range(2):
+                everything_is_there(appliance, ledger)
+                load.run(200)
+            faults.heal()
+            assert not load.errors, f"clients see errors of one side: {load.errors[:5]}"
+            side, other = pool(appliance)["sides"]
+            assert side["repaired_reads"] > 0 or side["state"] != "in_sync", side
+            assert other["state"] == "in_sync" and other["repaired_reads"] == 0, other
+            context.say(f"A failed reads: {side['repaired_reads']} answered by B, {side['state']}; no request failed")
+            guest.must("stillpoint pool resync tank --wait >/dev/null")
+            assert is_whole(appliance), pool(appliance)
+            # What A has now must be right by itself.
+            load.run(200)
+            pull_out(guest, "B")
+            wait_for(lambda: states(appliance) == ["in_sync", "out"], "B is out")
+            everything_is_there(appliance, ledger)
+            appliance.stop()
+            context.say("resynchronised, B pulled out: everything is there on A")
+
+
+TESTS = [mirror_sides_are_pulled_out, mirror_side_cannot_be_read]
