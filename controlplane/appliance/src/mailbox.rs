@@ -165,12 +165,17 @@ pub enum MirrorChange {
         /// What it said.
         error: DeviceError,
     },
+    /// The labels say that another device takes the place of a side that is out, and lacks everything.
+    Replaced {
+        /// Which.
+        at: SideAt,
+        /// Since when.
+        episode: u64,
+    },
     /// A side is in its place again.
     Attach {
         /// Which.
         at: SideAt,
-        /// It is another device.
-        everything: bool,
         /// What is copied to it from now on is said to be copied with this number.
         pass: u64,
     },

@@ -85,6 +85,7 @@ marks! {
     MirrorFailedAgain = "mirror: a side fails while it is resynchronised",
     MirrorBothFailed = "mirror: both sides fail",
     MirrorOutUnseen = "mirror: a side goes out that failed elsewhere",
+    MirrorReplaced = "mirror: another device takes the place of a side",
     MirrorOtherStays = "mirror: the side that failed here stays and the other goes out",
     MirrorAnswerKept = "mirror: an answer waits for the labels",
     MirrorWaitsForLabels = "mirror: an operation waits for the labels",

@@ -141,13 +141,14 @@ impl Loop {
                 mirrors.out(at, episode);
             }
             MirrorChange::Lost { device, error } => mirrors.lost(device, error),
-            MirrorChange::Attach { at, everything, .. } => {
+            MirrorChange::Replaced { at, episode } => mirrors.replaced(at, episode),
+            MirrorChange::Attach { at, .. } => {
                 mirrors
                     .inner_mut()
                     .attach(usize::from(at.below().0), &mut self.ring);
-                mirrors.resync(at, everything);
+                mirrors.resync(at);
             }
-            MirrorChange::Again { at, .. } => mirrors.resync(at, false),
+            MirrorChange::Again { at, .. } => mirrors.resync(at),
             MirrorChange::Joined { at } => mirrors.joined(at),
             MirrorChange::Rate { bytes_per_s } => mirrors.set_rate(bytes_per_s),
         }

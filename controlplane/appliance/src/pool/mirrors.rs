@@ -3,7 +3,7 @@
 //! ```text
 //! a side fails          processors keep answers back -> labels of the others: out -> every processor: out -> answers go out
 //! it is there again     claimed -> every processor: attach, copies what it lacks -> all have -> labels: in sync -> every processor: joined
-//! another takes its place   labels: out, another identity -> the new device gets its label -> every processor: attach, copies everything
+//! another takes its place   labels: out, another identity -> every processor: lacks everything -> the new device gets its label -> attach
 //! ```
 //! Labels change one at a time (`gate`). A crash in between leaves a side out that may be in sync, never the other way round.
 
@@ -51,8 +51,6 @@ struct Record {
     since_ns: u64,
     /// It failed and was there all the same: it is not taken back by itself while it stays.
     stayed: bool,
-    /// The device in its place has nothing: another one had it before.
-    everything: bool,
     /// How often copying to it was begun since the pool was opened, and which of these it was attached for.
     pass: u64,
     attached: u64,
@@ -78,7 +76,6 @@ impl Sides {
                 why: why.map(str::to_owned),
                 since_ns: wall_ns(),
                 stayed: false,
-                everything: false,
                 pass: 0,
                 attached: 0,
                 done: BTreeSet::new(),
@@ -491,15 +488,15 @@ impl Pool {
         });
         let file = file.await?;
         let text = format!("{at} is back: what it lacks is copied to it");
-        self.attach(sides, at, Arc::new(file), false, text).await;
+        self.attach(sides, at, Arc::new(file), text).await;
         Ok(())
     }
 
     /// Has every processor copy to a side that is in its place now. The gate is held.
-    async fn attach(&self, sides: &Sides, at: SideAt, file: Arc<DeviceFile>, everything: bool, text: String) {
+    async fn attach(&self, sides: &Sides, at: SideAt, file: Arc<DeviceFile>, text: String) {
         let path = file.path().to_owned();
         self.files.put_shared(usize::from(at.below().0), file);
-        let (pass, everything) = {
+        let pass = {
             let mut known = sides.known();
             let pass = known.begin_pass(at);
             let record = known.record(at);
@@ -507,11 +504,10 @@ impl Pool {
             record.path = Some(path.clone());
             record.since_ns = wall_ns();
             record.attached = pass;
-            (pass, core::mem::take(&mut record.everything) || everything)
+            pass
         };
         self.tell(EventKind::DeviceReturned, &path.display().to_string(), text);
-        self.change_mirrors(MirrorChange::Attach { at, everything, pass })
-            .await;
+        self.change_mirrors(MirrorChange::Attach { at, pass }).await;
     }
 
     /// Puts another device in the place of a side, and copies everything to it.
@@ -559,12 +555,11 @@ impl Pool {
         let failed = |what: String| Error::failure(format!("replacing {at}: {what}"));
         let label = label.map_err(|_| failed(format!("{} has failed meanwhile", at.other())))?;
         let written = self.write_label(&label, targets).await;
-        self.note_sequence(label.sequence());
-        {
-            let mut known = sides.known();
-            known.label = label.clone();
-            known.record(at).everything = true;
-        }
+        let episode = label.sequence();
+        self.note_sequence(episode);
+        sides.known().label = label.clone();
+        // Before any device can be taken for the new one.
+        self.change_mirrors(MirrorChange::Replaced { at, episode }).await;
         if let Err(others) = written {
             let texts = others
                 .iter()
@@ -585,7 +580,7 @@ impl Pool {
             "{} takes the place of {at}: everything is copied to it",
             request.with
         );
-        self.attach(sides, at, file, true, text).await;
+        self.attach(sides, at, file, text).await;
         Ok(())
     }
 

@@ -198,7 +198,7 @@ impl<D: BlockDevice> Mirrors<D> {
     }
 
     /// The labels of all other sides say, for good, that this one is out, since `episode`: the label sequence that said so first,
-    /// another one for every time that a side goes out, and for a new device in its place. What was kept back is completed.
+    /// another one for every time that a side goes out. What was kept back is completed.
     /// Called on every processor, also on those whose operations did not fail.
     pub fn out(&mut self, at: SideAt, episode: u64) {
         if let Some(mirror) = &mut self.mirror {
@@ -216,11 +216,20 @@ impl<D: BlockDevice> Mirrors<D> {
         }
     }
 
-    /// A side that is out is there again, below: what it lacks is copied, or all (`everything`) if another device took its place. For
-    /// a side that is being resynchronised: what could not be copied is tried again.
-    pub fn resync(&mut self, at: SideAt, everything: bool) {
+    /// The labels say that another device takes the place of a side that is out, since `episode`: as [`Self::out`], and everything is
+    /// lacking. One call and not two, since a stale page of the new episode would say in between what the old device lacked.
+    pub fn replaced(&mut self, at: SideAt, episode: u64) {
         if let Some(mirror) = &mut self.mirror {
-            mirror.resync(at, everything);
+            mirror.replaced(at, episode);
+            mirror.go_on(&mut self.inner);
+        }
+    }
+
+    /// A side that is out is there again, below: what it lacks is copied. For a side that is being resynchronised: what could not be
+    /// copied is tried again.
+    pub fn resync(&mut self, at: SideAt) {
+        if let Some(mirror) = &mut self.mirror {
+            mirror.resync(at);
             mirror.go_on(&mut self.inner);
         }
     }

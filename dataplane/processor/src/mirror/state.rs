@@ -381,7 +381,21 @@ impl Mirror {
         self.look_again = true;
     }
 
-    pub(super) fn resync(&mut self, at: SideAt, everything: bool) {
+    /// As [`Self::out`] since `episode`, and it lacks everything: no page of this episode may ever say less before it is copied.
+    pub(super) fn replaced(&mut self, at: SideAt, episode: u64) {
+        self.out(at, episode);
+        let number = usize::from(at.device.0);
+        if self.devices[number].behind() != Some(at.side) {
+            return;
+        }
+        mark(Mark::MirrorReplaced);
+        for slice in self.slices_of(number) {
+            let regions = slice.cut.count();
+            slice.to_copy.set_all(0..regions);
+        }
+    }
+
+    pub(super) fn resync(&mut self, at: SideAt) {
         let (number, side) = (usize::from(at.device.0), at.side.index());
         if self.devices[number].behind() != Some(at.side) {
             return;
@@ -393,11 +407,6 @@ impl Mirror {
         for slice in self.slices_of(number) {
             slice.recent_is_lacking();
             slice.skipped.clear();
-            if everything {
-                let regions = slice.cut.count();
-                slice.to_copy.set_all(0..regions);
-                slice.page.is_due = true;
-            }
         }
     }
 

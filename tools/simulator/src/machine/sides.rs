@@ -28,8 +28,10 @@ pub struct Sides {
 pub enum SidesOrder {
     /// The labels say that a side is out, since this episode.
     Out(SideAt, u64),
-    /// A side is there again, or another device in its place (`true`).
-    Resync(SideAt, bool),
+    /// The labels say that another device takes the place of a side, since this episode.
+    Replaced(SideAt, u64),
+    /// A side is there again.
+    Resync(SideAt),
     /// The labels say that a side is in sync.
     Joined(SideAt),
 }
@@ -39,14 +41,15 @@ impl SidesOrder {
     #[must_use]
     pub fn at(self) -> SideAt {
         match self {
-            Self::Out(at, _) | Self::Resync(at, _) | Self::Joined(at) => at,
+            Self::Out(at, _) | Self::Replaced(at, _) | Self::Resync(at) | Self::Joined(at) => at,
         }
     }
 
     pub(super) fn carry_out(self, mirrors: &mut Mirrors<Port>) {
         match self {
             Self::Out(at, episode) => mirrors.out(at, episode),
-            Self::Resync(at, everything) => mirrors.resync(at, everything),
+            Self::Replaced(at, episode) => mirrors.replaced(at, episode),
+            Self::Resync(at) => mirrors.resync(at),
             Self::Joined(at) => mirrors.joined(at),
         }
     }

@@ -443,7 +443,7 @@ impl World {
     fn bring_back(&mut self, below: usize) {
         let pairs = self.pairs.as_mut().expect("it is for mirrors");
         if pairs.known[below] == Known::Resync && pairs.stuck.remove(&below) {
-            return self.order(below, |at| SidesOrder::Resync(at, false));
+            return self.order(below, SidesOrder::Resync);
         }
         if pairs.known[below] != Known::Out {
             return;
@@ -463,9 +463,9 @@ impl World {
             self.coverage.count("mirrors: sides that were replaced");
             pairs.label_out(below);
             let episode = pairs.sequence;
-            self.order(below, |at| SidesOrder::Out(at, episode));
+            self.order(below, |at| SidesOrder::Replaced(at, episode));
         }
-        self.order(below, |at| SidesOrder::Resync(at, is_replaced));
+        self.order(below, SidesOrder::Resync);
     }
 
     /// Brings all sides back and waits until they are in sync.

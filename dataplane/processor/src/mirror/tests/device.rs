@@ -49,6 +49,15 @@ impl Disk {
         self.current = self.durable.clone();
     }
 
+    /// Another, blank device is in its place.
+    pub(super) fn become_blank(&mut self) {
+        let blank: Page = Rc::new([0; BLOCK_BYTES]);
+        self.unflushed.clear();
+        self.unreadable.clear();
+        self.durable.fill(Rc::clone(&blank));
+        self.current.fill(blank);
+    }
+
     pub(super) fn peek(&self, block: u64) -> &[u8; BLOCK_BYTES] {
         &self.current[block as usize]
     }

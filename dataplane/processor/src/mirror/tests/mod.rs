@@ -427,7 +427,7 @@ fn second_joins_again(rig: &mut Rig) {
     rig.mirrors.out(SECOND, 5);
     rig.run();
     rig.come_back(SECOND);
-    rig.mirrors.resync(SECOND, false);
+    rig.mirrors.resync(SECOND);
     rig.run();
     rig.mirrors.joined(SECOND);
     assert_eq!(rig.status(SECOND).state, SideState::InSync);
@@ -481,7 +481,7 @@ fn what_a_side_says_after_it_went_out_is_not_believed() {
     // It is there again, without what it had not flushed, and only now does what it was asked.
     rig.come_back(SECOND);
     assert_eq!(rig.stamp(1, 1, 3), 0);
-    rig.mirrors.resync(SECOND, false);
+    rig.mirrors.resync(SECOND);
     assert_eq!(stamps(&rig.one()), [7]);
 }
 
@@ -540,7 +540,7 @@ fn a_side_that_comes_back_gets_what_it_lacks_and_joins() {
     }
     rig.come_back(SECOND);
     assert_eq!(rig.stamp(1, 1, 100), 0, "it was not flushed");
-    rig.mirrors.resync(SECOND, false);
+    rig.mirrors.resync(SECOND);
     // Reads go on from the first alone; writes go to both.
     rig.read(0, 300, Some(Side::Second));
     rig.write(0, 64 * 9, 11);
@@ -588,7 +588,8 @@ fn another_device_gets_everything() {
     rig.run();
     rig.without_second();
     rig.come_back(SECOND);
-    rig.mirrors.resync(SECOND, true);
+    rig.mirrors.replaced(SECOND, 7);
+    rig.mirrors.resync(SECOND);
     assert_eq!(
         rig.status(SECOND).bytes_left,
         2 * SLICE_BLOCKS * BLOCK_BYTES as u64
@@ -601,6 +602,21 @@ fn another_device_gets_everything() {
     assert_eq!(rig.stamp(1, 1, 900), 3);
 }
 
+/// What the old device lacked is not what the new one lacks, whenever the pages are read.
+#[test]
+fn from_the_first_page_on_another_device_lacks_everything() {
+    let mut rig = Rig::new(1);
+    rig.without_second();
+    rig.write(0, 300, 1);
+    rig.run();
+    rig.mirrors.replaced(SECOND, 7);
+    rig.write(0, 301, 2);
+    rig.run();
+    let words = rig.stale(SECOND, 0, 7).expect("a page of this episode");
+    let regions: u32 = words.iter().map(|word| word.count_ones()).sum();
+    assert_eq!(u64::from(regions), SLICE_BLOCKS / 64, "all of them");
+}
+
 #[test]
 fn copying_keeps_to_its_rate_and_waits_for_buffers() {
     let mut rig = Rig::new(1);
@@ -610,7 +626,7 @@ fn copying_keeps_to_its_rate_and_waits_for_buffers() {
     rig.come_back(SECOND);
     // A chunk each second.
     rig.mirrors.set_rate(64 * BLOCK_BYTES as u64);
-    rig.mirrors.resync(SECOND, false);
+    rig.mirrors.resync(SECOND);
     rig.pool.is_dry = true;
     rig.turn();
     assert!(!rig.mirrors.has_ready_work(), "no buffer");
@@ -636,7 +652,7 @@ fn writes_and_the_chunk_they_overlap_wait_for_each_other() {
     rig.run();
     rig.write(0, 1, 21);
     rig.come_back(SECOND);
-    rig.mirrors.resync(SECOND, false);
+    rig.mirrors.resync(SECOND);
     rig.turn();
     // The write is in flight, to the first side alone: the chunk waits for it.
     assert_eq!(rig.room.borrow().in_flight.len(), 1);
@@ -665,7 +681,7 @@ fn without_memory_writes_are_noted_all_the_same_and_wait_for_no_chunk() {
     // Chunk and write wait for each other; without memory for the chunk the write goes on.
     rig.write(0, 1, 21);
     rig.come_back(SECOND);
-    rig.mirrors.resync(SECOND, false);
+    rig.mirrors.resync(SECOND);
     rig.turn();
     rig.write(0, 2, 22);
     assert_eq!(rig.run().len(), 2);
@@ -681,7 +697,7 @@ fn what_cannot_be_copied_keeps_the_side_out_until_it_can() {
     rig.come_back(SECOND);
     let block = rig.block(0, 0, 0);
     rig.room.borrow_mut().disks[0].unreadable.insert(block);
-    rig.mirrors.resync(SECOND, false);
+    rig.mirrors.resync(SECOND);
     rig.run();
     let told = MirrorNotice::CannotCopy {
         at: SECOND,
@@ -696,7 +712,7 @@ fn what_cannot_be_copied_keeps_the_side_out_until_it_can() {
     rig.mirrors.joined(SECOND);
     assert_eq!(rig.status(SECOND).state, SideState::Resync, "nobody may say so");
     rig.room.borrow_mut().disks[0].unreadable.clear();
-    rig.mirrors.resync(SECOND, false);
+    rig.mirrors.resync(SECOND);
     rig.run();
     assert_eq!(
         rig.mirrors.take_notice(),
@@ -711,7 +727,7 @@ fn a_side_that_fails_again_goes_out_again() {
     rig.write(0, 500, 1);
     rig.run();
     rig.come_back(SECOND);
-    rig.mirrors.resync(SECOND, false);
+    rig.mirrors.resync(SECOND);
     rig.run();
     assert_eq!(
         rig.mirrors.take_notice(),
@@ -753,7 +769,7 @@ fn a_pool_goes_on_from_the_stale_pages() {
     let sides = [[SideState::InSync, SideState::Out]];
     let mut again = Rig::over(Rc::clone(&rig.room), rig.layout.clone(), &sides, stale);
     again.come_back(SECOND);
-    again.mirrors.resync(SECOND, false);
+    again.mirrors.resync(SECOND);
     let left = again.status(SECOND).regions_left;
     assert!(
         (2..=20).contains(&left),

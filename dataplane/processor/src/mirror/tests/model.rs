@@ -34,6 +34,7 @@ enum Known {
 enum Job {
     LabelOut(Side),
     TellOut(usize, Side),
+    TellReplaced(usize, Side),
     Resync(usize, Side),
     LabelIn(Side),
     Join(usize, Side),
@@ -414,7 +415,11 @@ impl World {
                     self.known[side.index()] = Known::Out;
                 }
             }
-            Job::Resync(index, side) => self.processors[index].resync(at(side), false),
+            Job::TellReplaced(index, side) => {
+                let since = self.out_since[side.index()].expect("the labels say so");
+                self.processors[index].replaced(at(side), since);
+            }
+            Job::Resync(index, side) => self.processors[index].resync(at(side)),
             Job::LabelIn(side) => {
                 if self.room.borrow().disks[side.index()].is_gone {
                     return;
@@ -446,15 +451,23 @@ impl World {
         }
     }
 
-    /// A side that is out is there again, without what it had not flushed.
+    /// A side that is out is there again, without what it had not flushed; or another device takes its place.
     fn bring_back(&mut self, side: Side, mut seed: u64) {
         if self.known[side.index()] != Known::Out || self.is_told_of_later(side) {
             return;
         }
-        {
+        let all = 0..self.processors.len();
+        let is_gone = self.room.borrow().disks[side.index()].is_gone;
+        if is_gone {
             let mut room = self.room.borrow_mut();
-            if room.disks[side.index()].is_gone {
-                room.disks[side.index()].is_gone = false;
+            room.disks[side.index()].is_gone = false;
+            if (seed >> 8).is_multiple_of(4) {
+                room.disks[side.index()].become_blank();
+                self.sequence += 1;
+                self.out_since[side.index()] = Some(self.sequence);
+                let jobs = all.clone().map(|index| Job::TellReplaced(index, side));
+                self.jobs.extend(jobs);
+            } else {
                 room.disks[side.index()].lose_power(|| {
                     seed = seed.rotate_left(5).wrapping_mul(0x9E37_79B9_7F4A_7C15);
                     seed >> 50 & 1 == 1
@@ -463,7 +476,6 @@ impl World {
         }
         self.known[side.index()] = Known::Resync;
         self.resynced.retain(|(_, of_side)| *of_side != side.index());
-        let all = 0..self.processors.len();
         self.jobs.extend(all.map(|index| Job::Resync(index, side)));
     }
 
