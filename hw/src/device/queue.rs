@@ -20,9 +20,11 @@ use super::nvme::ring::{CommandRings, Ended};
 use super::parts::{Part, advance, cut, cut_range};
 use crate::buffers::Arenas;
 use crate::ring::{Completion, FileSlot, Owner, Ring, mark, on_file};
+use io_uring::types::Timespec;
 use io_uring::{opcode, squeue, types};
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 use stillpoint_processor::ports::{BlockDevice, DeviceError, Full, Operation, OperationKind};
 use targets::Targets;
 
@@ -30,6 +32,13 @@ use targets::Targets;
 pub const OPERATIONS_MAX: usize = 256;
 /// Discards in the kernel at the same time at most: they are advice, and slow on some file systems.
 const DISCARDS_MAX: usize = 2;
+/// How often what the kernel did not do for now (EAGAIN, EINTR) is tried again before it counts as failed: for half a minute, which is
+/// as long as the kernel gives a device for a command.
+const BUSY_TRIES_MAX: u8 = 32;
+/// The pause before the first of these tries; each one is four times as long as the one before.
+const BUSY_PAUSE: Duration = Duration::from_millis(1);
+/// The longest of these pauses.
+const BUSY_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Set in the mark of a pause, which is an entry of a part that goes to no device.
 const PAUSE: u64 = 1 << 47;
 
@@ -327,13 +336,19 @@ impl Devices {
         let state = &mut self.slots[slot as usize];
         let piece = &mut state.parts[part as usize];
         match result {
-            ..0 if matches!(-result, libc::EAGAIN | libc::EINTR) => self.again(slot, part),
+            ..0 if matches!(-result, libc::EAGAIN | libc::EINTR) && piece.tries < BUSY_TRIES_MAX => {
+                piece.pause = Some(Timespec::from(busy_pause(piece.tries)));
+                piece.tries += 1;
+                self.figures.retries += 1;
+                self.again(slot, part);
+            }
             ..=0 => {
                 let error = self.error_of(slot, part, -result);
                 self.end_failed(slot, part, error);
             }
             1.. => {
                 let moved = result as u64;
+                piece.tries = 0;
                 assert!(moved <= piece.left_bytes, "the kernel moved more than was asked");
                 piece.offset_bytes += moved;
                 piece.left_bytes -= moved;
@@ -538,6 +553,12 @@ impl Drop for Devices {
             self.targets.leak();
         }
     }
+}
+
+/// How long what the kernel did not do waits, after so many tries.
+fn busy_pause(tries: u8) -> Duration {
+    let longer = 4u32.saturating_pow(tries.into());
+    BUSY_PAUSE.saturating_mul(longer).min(BUSY_PAUSE_MAX)
 }
 
 fn transfer_entry(

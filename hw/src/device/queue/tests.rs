@@ -102,6 +102,45 @@ fn what_waits_when_its_device_leaves_ends_without_it() {
 }
 
 #[test]
+fn what_the_kernel_never_does_fails_after_half_a_minute_of_pauses() {
+    let (mut devices, ring, _directory) = one_file();
+    for (busy, progress) in [(libc::EAGAIN, false), (libc::EINTR, true)] {
+        assert!(devices.submit(read()).is_ok());
+        let (slot, part) = devices.ready.pop_front().expect("it is ready");
+        let mut waited = Duration::ZERO;
+        let mut tries = 0;
+        loop {
+            devices.moved(slot, part, -busy);
+            if devices.ready.pop_front().is_none() {
+                break;
+            }
+            let piece = &mut devices.slots[slot as usize].parts[part as usize];
+            assert!(piece.pause.take().is_some(), "nobody tries without a pause");
+            waited += busy_pause(piece.tries - 1);
+            tries += 1;
+            if progress && tries == 20 {
+                // What gets on, however slowly, is not given up.
+                devices.moved(slot, part, 512);
+                assert!(devices.ready.pop_front().is_some());
+            }
+            assert!(tries < 100, "it ends");
+        }
+        let expected = usize::from(BUSY_TRIES_MAX) + if progress { 20 } else { 0 };
+        assert_eq!(tries, expected);
+        assert!(
+            waited > Duration::from_secs(20) && waited < Duration::from_secs(60),
+            "{waited:?}"
+        );
+        let mut back = Vec::new();
+        devices.poll(&mut back);
+        assert_eq!(back[0].result, Err(DeviceError::Os(busy)));
+        assert_eq!(back[0].failures, [(0, DeviceError::Os(busy))]);
+    }
+    assert_eq!(devices.in_flight(), 0);
+    drop(ring);
+}
+
+#[test]
 fn a_flush_goes_to_no_device_that_keeps_all_without() {
     let (mut devices, mut ring, _directory) = one_file();
     devices.targets.at_mut(0).namespace = Some(Namespace::out_of_reach(false));
