@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use model::{
     BlockDevice, DeviceUse, FormatInfo, IdentifiedInfo, InterruptInfo, NvmeInfo, PciInfo, SmartInfo,
 };
+use stillpoint_hw::device::nvme::polling_refusal;
 use stillpoint_hw::device::nvme::smart::SmartLog;
 use stillpoint_hw::discovery::nvme::Identified;
 pub use stillpoint_hw::discovery::nvme::block_name;
@@ -129,6 +130,7 @@ fn describe_nvme(nvme: &Namespace) -> NvmeInfo {
         eui64: nvme.eui64.clone(),
         queues: nvme.queues,
         poll_queues: nvme.poll_queues,
+        poll_queues_unused: polling_refusal().filter(|_| nvme.poll_queues > 0),
         identified,
         identify_error,
     }

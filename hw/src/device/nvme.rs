@@ -21,3 +21,5 @@ pub mod passthrough;
 pub(crate) mod ring;
 pub mod smart;
 pub mod status;
+
+pub use kernel::polling_refusal;

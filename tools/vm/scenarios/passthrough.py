@@ -130,6 +130,8 @@ def devices_tell_what_they_are(context):
             assert said["transfer_bytes_max"] == longest << 10 == device["transfer_bytes_max"], device
             assert said["deallocate"] and said["write_zeroes"] and said["volatile_write_cache"], said
             assert said["smart"]["temperature_celsius"] == 50 and not said["smart"]["warnings"], said["smart"]
+            unused = nvme.get("poll_queues_unused")
+            assert kernel_polls(guest) == (unused is None) and (unused is None or "6.5" in unused), nvme
             assert nvme["queues"] == 3 and nvme["poll_queues"] == 1 and device["polled"], nvme
             assert device["pci"]["address"].startswith("0000:") and device["pci"]["driver"] == "nvme", device["pci"]
             generic = guest.must(f"readlink -f /dev/bay/{bay}-generic").strip()

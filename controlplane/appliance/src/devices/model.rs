@@ -112,6 +112,9 @@ pub struct NvmeInfo {
     pub queues: Option<u32>,
     /// Of these, polled ones.
     pub poll_queues: u32,
+    /// Why poll queues are not used, if there are some and they are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub poll_queues_unused: Option<String>,
     /// What the device says about itself; `null` if it was not asked.
     pub identified: Option<IdentifiedInfo>,
     /// Why it was not asked, or did not answer.

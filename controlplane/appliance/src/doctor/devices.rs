@@ -2,6 +2,7 @@
 
 use super::{note, ok, problem};
 use crate::api::model::Finding;
+use stillpoint_hw::device::nvme::polling_refusal;
 use stillpoint_hw::discovery::{BlockDeviceInfo, Machine, Namespace, Pci};
 use stillpoint_hw::topology::Core;
 
@@ -18,6 +19,11 @@ pub struct Placement<'a> {
 
 /// Looks at the NVMe devices of a machine.
 pub fn look(machine: &Machine, placement: &Placement) -> Vec<Finding> {
+    look_on(machine, placement, polling_refusal().as_deref())
+}
+
+/// The same on a kernel that is not asked to poll, for this reason.
+fn look_on(machine: &Machine, placement: &Placement, no_polling: Option<&str>) -> Vec<Finding> {
     let devices = machine.block_devices();
     let namespaces = devices
         .iter()
@@ -25,7 +31,7 @@ pub fn look(machine: &Machine, placement: &Placement) -> Vec<Finding> {
     namespaces
         .flat_map(|(device, nvme)| {
             let found = [
-                Some(queues(device, nvme, placement.processors)),
+                Some(queues(device, nvme, placement.processors, no_polling)),
                 node(machine, device, placement),
                 device.pci.as_ref().and_then(|pci| interrupts(device, pci)),
                 device.pci.as_ref().and_then(|pci| link(device, pci)),
@@ -40,10 +46,23 @@ fn subject(device: &BlockDeviceInfo) -> String {
     format!("device {}", device.path.display())
 }
 
-fn queues(device: &BlockDeviceInfo, nvme: &Namespace, processors: usize) -> Finding {
+fn queues(
+    device: &BlockDeviceInfo,
+    nvme: &Namespace,
+    processors: usize,
+    no_polling: Option<&str>,
+) -> Finding {
     let queues = nvme.queues.unwrap_or(0);
     let polled = if device.polled { nvme.poll_queues } else { 0 };
     let found = format!("{queues} queues, {polled} of them polled");
+    if let Some(why) = no_polling {
+        let message = match polled {
+            0 => format!("{queues} queues: each completion is an interrupt"),
+            _ => format!("{found}, which are not used: {why}"),
+        };
+        let mend = "boot Linux 6.5 or newer, which can use poll queues";
+        return note(&subject(device), message, mend);
+    }
     if polled > 0 && polled as usize >= processors {
         return ok(&subject(device), found);
     }
@@ -201,7 +220,7 @@ mod tests {
     #[test]
     fn what_a_device_lacks_is_told_with_what_brings_it() {
         let (_directory, machine) = machine(false, ["0", "3", "3"]);
-        let findings = look(&machine, &placement(2, &[core(0), core(0)], &[core(0)]));
+        let findings = look_on(&machine, &placement(2, &[core(0), core(0)], &[core(0)]), None);
         let messages: Vec<&str> = findings.iter().map(|finding| finding.message.as_str()).collect();
         for (words, mend) in [
             ("no poll queues", "nvme.poll_queues=2"),
@@ -224,7 +243,7 @@ mod tests {
     #[test]
     fn what_is_in_order_is_told_once() {
         let (_directory, machine) = machine(true, ["0", "0", "1"]);
-        let findings = look(&machine, &placement(2, &[core(1)], &[core(1)]));
+        let findings = look_on(&machine, &placement(2, &[core(1)], &[core(1)]), None);
         let good: Vec<_> = findings
             .iter()
             .filter(|finding| finding.state == FindingState::Ok)
@@ -233,14 +252,14 @@ mod tests {
         // The link stays what it is.
         assert_eq!((good.len(), findings.len()), (1, 2));
         let nothing = Machine::at(Path::new("/nowhere"));
-        assert!(look(&nothing, &placement(1, &[core(0)], &[core(0)])).is_empty());
+        assert!(look_on(&nothing, &placement(1, &[core(0)], &[core(0)]), None).is_empty());
     }
 
     #[test]
     fn a_device_without_a_processor_near_it_is_told_with_what_can_be_done() {
         let (directory, machine) = machine(true, ["0", "0", "1"]);
         let mend = |placed: &[Core], allowed: &[Core]| {
-            let findings = look(&machine, &placement(1, placed, allowed));
+            let findings = look_on(&machine, &placement(1, placed, allowed), None);
             let found = findings
                 .into_iter()
                 .find(|finding| finding.message.contains("NUMA"));
@@ -265,9 +284,24 @@ mod tests {
     }
 
     #[test]
+    fn poll_queues_that_the_kernel_is_not_asked_for_are_told_with_the_reason() {
+        for (polled, words) in [
+            (true, "4 queues, 2 of them polled, which are not used: it panics"),
+            (false, "each completion is an interrupt"),
+        ] {
+            let (_directory, machine) = machine(polled, ["0", "0", "1"]);
+            let findings = look_on(&machine, &placement(1, &[core(1)], &[core(1)]), Some("it panics"));
+            assert_eq!(findings[0].state, FindingState::Note);
+            assert!(findings[0].message.contains(words), "{:?}", findings[0]);
+            let mend = findings[0].mend.as_ref().expect("a note says what to do");
+            assert!(mend.contains("Linux 6.5"), "{mend}");
+        }
+    }
+
+    #[test]
     fn poll_queues_that_do_not_suffice_are_told() {
         let (_directory, machine) = machine(true, ["0", "0", "1"]);
-        let findings = look(&machine, &placement(3, &[core(1)], &[core(1)]));
+        let findings = look_on(&machine, &placement(3, &[core(1)], &[core(1)]), None);
         let found = findings.iter().find(|finding| finding.message.contains("share"));
         let found = found.unwrap_or_else(|| panic!("{findings:?}"));
         assert_eq!(

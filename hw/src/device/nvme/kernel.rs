@@ -14,8 +14,9 @@ const HIDING: [(Version, Version); 4] = [
     ((6, 8, 0), (6, 11, 7)),
 ];
 
-/// The first kernel that looks for the end of a polled command by its request. Those before do it by a word of the command that
-/// holds an address of code as soon as the device has failed it: a ring with another one in flight makes them panic.
+/// The first kernel that looks for the end of a polled command by its request (its commit 9408d8a37e6c, "nvme: improved uring polling").
+/// Those before do it by a word of the command (`cookie`) that it shares with `task_work_cb`, and which holds an address of code as soon as
+/// the device has failed it: a ring with another one in flight makes them panic.
 const POLLING: Version = (6, 5, 0);
 
 /// Why commands of our own are not for the kernel that runs; `None` if they are.
@@ -26,6 +27,24 @@ pub(super) fn refusal() -> Option<String> {
 /// Whether the kernel that runs may be asked to poll for commands.
 pub(super) fn may_poll() -> bool {
     may_poll_on(running())
+}
+
+/// Why poll queues are of no use to commands of ours on the kernel that runs; `None` if they are.
+pub fn polling_refusal() -> Option<String> {
+    polling_refusal_of(running())
+}
+
+fn polling_refusal_of(version: Option<Version>) -> Option<String> {
+    if may_poll_on(version) {
+        return None;
+    }
+    let kernel = version.map_or_else(
+        || "this kernel".to_owned(),
+        |(major, minor, patch)| format!("Linux {major}.{minor}.{patch}"),
+    );
+    Some(format!(
+        "{kernel} panics when a device fails one of several polled commands; Linux 6.5 and newer do not"
+    ))
 }
 
 fn may_poll_on(version: Option<Version>) -> bool {
@@ -107,9 +126,12 @@ mod tests {
     fn kernels_that_panic_over_polled_commands_are_not_asked_to_poll() {
         for panicking in [None, Some((6, 1, 159)), Some((6, 4, 16))] {
             assert!(!may_poll_on(panicking), "{panicking:?}");
+            let why = polling_refusal_of(panicking).expect("told why");
+            assert!(why.contains("panics") && why.contains("6.5"), "{why}");
         }
         for sound in [(6, 5, 12), (6, 12, 0), (7, 0, 0)] {
             assert!(may_poll_on(Some(sound)), "{sound:?}");
+            assert_eq!(polling_refusal_of(Some(sound)), None);
         }
     }
 

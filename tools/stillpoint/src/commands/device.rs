@@ -187,7 +187,13 @@ fn nvme_rows(nvme: &NvmeInfo, rows: &mut Vec<(&'static str, String)>) {
     let queues = nvme.queues.map_or_else(dash, |queues| queues.to_string());
     rows.push((
         "I/O queues",
-        format!("{queues}, of these {} polled", nvme.poll_queues),
+        match &nvme.poll_queues_unused {
+            None => format!("{queues}, of these {} polled", nvme.poll_queues),
+            Some(why) => format!(
+                "{queues}, of these {} polled, which are not used: {why}",
+                nvme.poll_queues
+            ),
+        },
     ));
     match (&nvme.identified, &nvme.identify_error) {
         (Some(found), _) => identified_rows(found, rows),
