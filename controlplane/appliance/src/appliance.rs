@@ -1,5 +1,6 @@
 //! The appliance: processors, pools, exports.
 
+mod given;
 mod pools;
 mod returned;
 #[cfg(test)]
@@ -70,6 +71,15 @@ pub struct FailedPool {
     pub error: Error,
     /// It is being opened again.
     pub opening: bool,
+    /// It was given and never opened: it is not remembered, and opened only with all of its devices.
+    pub given: bool,
+}
+
+/// A pool that was given, of which nothing is known but where its devices should be.
+#[derive(Clone, Debug)]
+pub(crate) struct GivenPool {
+    devices: Vec<PathBuf>,
+    error: Error,
 }
 
 #[derive(Debug, Default)]
@@ -77,6 +87,8 @@ struct Pools {
     /// By place.
     open: Vec<Option<Arc<Pool>>>,
     failed: Vec<FailedPool>,
+    /// The devices of pools that were given, of which none has told yet of which pool it is.
+    given: Vec<GivenPool>,
     /// Those whose sessions and shards are ending: their mirrors may still have something to say.
     closing: Vec<Arc<Pool>>,
     /// Places of pools that are being opened, and whether one lost a side meanwhile, so that it has to be opened again.

@@ -240,14 +240,15 @@ fn start_processors(
     poll_loop::start(&options, notices).map_err(|error| error.while_doing("cannot start the processors"))
 }
 
-/// Opens what is remembered and what is given; failures are logged and shown, and stop nothing.
+/// Opens what is remembered and what is given; failures are logged and shown, and stop nothing. What cannot be opened is opened
+/// when its devices are there.
 async fn open_pools(appliance: &Appliance, given: &[Vec<PathBuf>]) {
     appliance.open_known_pools().await;
     for devices in given {
         match appliance.open_pool(devices, Degraded::Refused).await {
             Ok(_) => {}
             Err(error) if error.kind == crate::ErrorKind::Conflict && is_open(appliance, devices) => {}
-            Err(error) => tracing::error!("a pool that was given cannot be opened: {error}"),
+            Err(error) => appliance.given_not_opened(devices, error).await,
         }
     }
 }

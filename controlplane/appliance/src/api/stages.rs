@@ -319,6 +319,7 @@ mod tests {
     #[test]
     fn pools_say_what_they_have_lost() {
         let failed = FailedPool {
+            given: false,
             known: KnownPool {
                 name: "away".to_owned(),
                 id: String::new(),

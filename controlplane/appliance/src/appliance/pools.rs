@@ -376,13 +376,18 @@ impl Appliance {
     }
 
     fn knows(&self, is_it: impl Fn(&KnownPool) -> bool) -> bool {
-        self.known_pools().iter().any(is_it)
+        let failed = self.failed_pools().into_iter().map(|failed| failed.known);
+        self.known_pools()
+            .into_iter()
+            .chain(failed)
+            .any(|known| is_it(&known))
     }
 
+    /// What is to be remembered.
     pub(super) fn known_pools(&self) -> Vec<KnownPool> {
         let open = self.pools().into_iter().map(|pool| pool.known());
-        open.chain(self.failed_pools().into_iter().map(|failed| failed.known))
-            .collect()
+        let failed = self.failed_pools().into_iter().filter(|failed| !failed.given);
+        open.chain(failed.map(|failed| failed.known)).collect()
     }
 
     pub(super) async fn pools_changed(&self) -> Result<()> {

@@ -83,6 +83,7 @@ impl Appliance {
             for pool in self.pools() {
                 pool.look_after_sides().await;
             }
+            self.look_for_given().await;
             let waiting = self.waiting_for_devices();
             if waiting.is_empty() {
                 search = Search::default();
@@ -286,6 +287,7 @@ impl Appliance {
             known: known.clone(),
             error: Error::failure("its devices are back: it is being opened again"),
             opening: true,
+            given: false,
         });
         self.shut(&pool).await?;
         // It has the devices that stayed, until nobody has it.
@@ -304,23 +306,21 @@ impl Appliance {
         claimable(paths.to_vec()).await?;
         // A pool with mirrors may do without some; where they were is not forgotten.
         let mut all = paths.to_vec();
-        let known = self
-            .failed_pools()
-            .into_iter()
-            .find(|failed| failed.known.id == id);
-        let known = known.map(|failed| failed.known.devices).unwrap_or_default();
-        if paths.len() < known.len() {
-            all.extend(
-                known
-                    .into_iter()
-                    .filter(|path| !paths.contains(path) && !path.exists()),
-            );
-        }
-        let is_failed = self.failed_pools().iter().any(|failed| failed.known.id == id);
-        if !is_failed {
+        let mut failed = self.failed_pools().into_iter();
+        let Some(failed) = failed.find(|failed| failed.known.id == id) else {
             return Ok(()); // it was forgotten, or opened, meanwhile
+        };
+        let known = failed.known.devices;
+        if paths.len() < known.len() {
+            let missing = known.into_iter();
+            all.extend(missing.filter(|path| !paths.contains(path) && !path.exists()));
         }
-        let opened = self.open_pool(&all, Degraded::AsNew).await;
+        // Of one that was never opened here nobody knows whether what is there is as new as what is missing.
+        let degraded = match failed.given {
+            true => Degraded::Refused,
+            false => Degraded::AsNew,
+        };
+        let opened = self.open_pool(&all, degraded).await;
         if let Err(error) = &opened
             && let Some(failed) = (self.lock().failed.iter_mut()).find(|failed| failed.known.id == id)
         {
@@ -339,6 +339,7 @@ impl Appliance {
             known,
             error,
             opening: false,
+            given: false,
         });
     }
 }

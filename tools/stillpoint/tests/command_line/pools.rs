@@ -122,6 +122,56 @@ fn a_pool_that_cannot_be_opened_does_not_stop_the_others() {
 }
 
 #[test]
+fn a_pool_that_is_only_given_waits_for_its_devices_too() {
+    let appliance = Appliance::started(&[]);
+    appliance.create_pool("p", 2, "64MiB", &[]);
+    appliance.run(&["volume", "create", "v", "--size", "1MiB"]);
+    appliance.run(&["pool", "close", "p"]);
+    appliance.stop();
+    let (one, other) = (appliance.path("p-0"), appliance.path("p-1"));
+    let away = |path: &std::path::Path| path.with_extension("away");
+    for path in [&one, &other] {
+        std::fs::rename(path, away(path)).expect("renamed");
+    }
+    let given = format!("{},{}", appliance.path_text("p-0"), appliance.path_text("p-1"));
+    appliance.start(&["--pool", &given]);
+    assert_eq!(
+        names(&appliance.run(&["pool", "list"])).len(),
+        0,
+        "nobody knows its name"
+    );
+    let events = appliance.run(&["events"]);
+    let told = list(&events, "/events").iter().any(|event| {
+        member(event, "/kind") == "pool_not_opened" && member(event, "/subject") == given.as_str()
+    });
+    assert!(told, "{events:#}");
+    let state = || {
+        let pools = appliance.run(&["pool", "list"]);
+        let found = list(&pools, "")
+            .first()
+            .map(|pool| member(pool, "/state").clone());
+        found.and_then(|state| state.as_str().map(ToOwned::to_owned))
+    };
+    std::fs::rename(away(&one), &one).expect("renamed");
+    appliance.wait_until("one of its devices says which pool it is", || {
+        state().as_deref() == Some("failed")
+    });
+    // It was never open here: it is remembered only then.
+    appliance.stop();
+    appliance.start(&[]);
+    assert_eq!(names(&appliance.run(&["pool", "list"])).len(), 0);
+    appliance.stop();
+    appliance.start(&["--pool", &given]);
+    assert_eq!(state().as_deref(), Some("failed"));
+    std::fs::rename(away(&other), &other).expect("renamed");
+    appliance.wait_until("all its devices are there", || state().as_deref() == Some("open"));
+    assert_eq!(names(&appliance.run(&["volume", "list"])), ["v"]);
+    appliance.stop();
+    appliance.start(&[]);
+    assert_eq!(state().as_deref(), Some("open"), "now it is remembered");
+}
+
+#[test]
 fn a_pool_whose_device_was_missing_is_opened_when_it_is_there() {
     let appliance = Appliance::started(&[]);
     appliance.create_pool("p", 2, "128MiB", &[]);
