@@ -3,7 +3,7 @@
 pub mod content;
 pub mod model;
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use crate::error::{Error, Result};
 use model::{
@@ -37,15 +37,27 @@ pub fn show(name: &str) -> Result<BlockDevice> {
     })
 }
 
-/// Adds the pools of this daemon that lie on these devices: each pool's name with the paths of its devices.
-pub fn add_pools<'a>(devices: &mut [BlockDevice], pools: impl Iterator<Item = (&'a str, Vec<&'a Path>)>) {
+/// A pool of this daemon.
+#[derive(Clone, Debug)]
+pub struct PoolOn {
+    /// Its name.
+    pub name: String,
+    /// The paths of its devices, and how much of each it does not use, in bytes.
+    pub devices: Vec<(PathBuf, u64)>,
+}
+
+/// Adds the pools that lie on these devices.
+pub fn add_pools(devices: &mut [BlockDevice], pools: &[PoolOn]) {
     let machine = Machine::here();
-    for (pool, paths) in pools {
-        let names: Vec<String> = (paths.iter())
-            .filter_map(|path| Some(machine.block_device_at(path)?.name))
-            .collect();
-        for device in devices.iter_mut().filter(|device| names.contains(&device.name)) {
-            device.used_by.insert(0, used("pool", pool));
+    for pool in pools {
+        for (path, unused_bytes) in &pool.devices {
+            let Some(found) = machine.block_device_at(path) else {
+                continue;
+            };
+            for device in devices.iter_mut().filter(|device| device.name == found.name) {
+                device.used_by.insert(0, used("pool", &pool.name));
+                device.unused_bytes = *unused_bytes;
+            }
         }
     }
 }
@@ -84,6 +96,7 @@ fn describe(info: &BlockDeviceInfo) -> BlockDevice {
         nvme: info.nvme.as_ref().map(describe_nvme),
         partitions: info.usage.partitions.clone(),
         used_by: uses(&info.usage),
+        unused_bytes: 0,
         content,
         content_error,
     }

@@ -94,6 +94,14 @@ pub fn pools(pools: &[PoolInfo]) -> Vec<Finding> {
         }
         for device in &pool.devices {
             let subject = format!("device {}", device.path);
+            if device.unused_bytes > 0 {
+                let (unused, of) = (device.unused_bytes, device.size_bytes);
+                findings.push(note(
+                    &subject,
+                    format!("{unused} of its {of} bytes are unused: pool {} was made with less", pool.name),
+                    "a pool keeps its size: to use all of the device, copy the volumes away and make the pool anew",
+                ));
+            }
             if let Some(reason) = &device.passthrough_refused {
                 findings.push(note(
                     &subject,

@@ -176,6 +176,8 @@ kinds! {
     DeviceLost = "device_lost", Error;
     /// A device that was gone is there again.
     DeviceReturned = "device_returned", Info;
+    /// A device of a pool has another size.
+    DeviceResized = "device_resized", Warning;
     /// A side of a mirror failed; the other one has everything.
     MirrorSideOut = "mirror_side_out", Error;
     /// Neither side of a device is left.

@@ -97,17 +97,32 @@ pub fn check_sizes(devices: &PoolDevices, files: &PoolFiles) -> Result<()> {
     for (device, file) in files.present() {
         let layout = &devices.layout.devices[devices.device_of(device)];
         if file.size_blocks() < layout.size_blocks {
-            return Err(Error::failure(format!(
-                "{} has {} bytes; pool {} was made when it had {}",
-                file.path().display(),
+            let needed_bytes = layout.size_blocks * BLOCK_BYTES as u64;
+            return Err(too_small(
+                file.path(),
                 file.size_bytes(),
-                devices.name,
-                layout.size_blocks * BLOCK_BYTES as u64
-            ))
-            .hint("give the device its size back; nothing was changed"));
+                &devices.name,
+                needed_bytes,
+            ));
         }
     }
     Ok(())
+}
+
+/// The size that a device had when the pool was made on it.
+#[must_use]
+pub fn needed_bytes(label: &PoolLabel) -> u64 {
+    let device = usize::from(label.device_index.get());
+    label.devices[device].size_blocks.get() * BLOCK_BYTES as u64
+}
+
+/// That a device has become smaller than the pool that lies on it.
+pub(crate) fn too_small(path: &Path, size_bytes: u64, pool: &str, needed_bytes: u64) -> Error {
+    Error::failure(format!(
+        "{} has {size_bytes} bytes; pool {pool} was made when it had {needed_bytes}",
+        path.display(),
+    ))
+    .hint("give the device its size back; nothing was changed")
 }
 
 /// What lies at the start of a device.
@@ -119,6 +134,8 @@ pub enum Found {
         label: Box<PoolLabel>,
         /// What is wrong with the first label, if this is its copy at the end of the device.
         first_damaged: Option<Damage>,
+        /// The size of the device.
+        size_bytes: u64,
     },
     /// Zeros, in the first block and the last.
     Nothing,
@@ -168,7 +185,11 @@ pub fn look_in(mut file: &File, path: &Path) -> Result<Found> {
             Ok(label) => {
                 let first_damaged = (offset_bytes > 0).then_some(damage.unwrap_or(Damage::Magic));
                 let label = Box::new(label);
-                sound = sound.or(Some(Found::Label { label, first_damaged }));
+                sound = sound.or(Some(Found::Label {
+                    label,
+                    first_damaged,
+                    size_bytes,
+                }));
             }
             // A newer program has begun to change this pool: what the other label says is past.
             Err(newer @ (Damage::Version(_) | Damage::Feature(_))) => return Ok(Found::Damaged(newer)),
@@ -257,11 +278,18 @@ pub fn read(paths: &[PathBuf]) -> Result<PoolDevices> {
 fn read_label(path: &Path, remarks: &mut Vec<String>) -> Result<Box<PoolLabel>> {
     let shown = path.display();
     match look(path)? {
-        Found::Label { label, first_damaged } => {
+        Found::Label {
+            label,
+            first_damaged,
+            size_bytes,
+        } => {
             if let Some(damage) = first_damaged {
                 remarks.push(format!("first label of {shown}: {damage}; its copy was used"));
             }
-            Ok(label)
+            match needed_bytes(&label) {
+                needed if size_bytes < needed => Err(too_small(path, size_bytes, label.name(), needed)),
+                _ => Ok(label),
+            }
         }
         Found::Nothing | Found::Other => Err(Error::failure(format!("{shown} belongs to no pool"))
             .hint("stillpoint pool create NAME PATH... makes one")),

@@ -197,6 +197,8 @@ pub enum DeviceError {
     Short,
     /// The device is gone.
     Gone,
+    /// The device has become smaller, and ends before this.
+    Shrunk,
     /// An NVMe device ended the command with this status (type and code).
     Nvme {
         /// Type in bits 10:8, code in bits 7:0.
@@ -212,6 +214,7 @@ impl fmt::Display for DeviceError {
             Self::Os(errno) => write!(f, "device error {errno}"),
             Self::Short => write!(f, "short transfer"),
             Self::Gone => write!(f, "device is gone"),
+            Self::Shrunk => write!(f, "device has become smaller and ends before this"),
             Self::Nvme { status, meaning } => write!(f, "NVMe status {status:#05x}: {meaning}"),
         }
     }

@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use stillpoint_processor::BLOCK_BYTES;
 use stillpoint_processor::ports::DeviceError;
 
@@ -38,6 +39,8 @@ pub struct DeviceFile {
     path: PathBuf,
     kind: DeviceKind,
     size_bytes: u64,
+    /// The size that was told of last.
+    told_bytes: AtomicU64,
     direct: bool,
     passthrough: Option<Passthrough>,
     refused: Option<String>,
@@ -186,13 +189,30 @@ impl DeviceFile {
         self.kind
     }
 
-    /// Its size in bytes.
+    /// Its size in bytes when it was opened.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
     }
 
-    /// Its size in whole blocks of 4096 bytes.
+    /// Its size in bytes by now, which the kernel tells without asking it. A block device that was taken out has none.
+    #[must_use]
+    pub fn size_bytes_now(&self) -> u64 {
+        match self.kind {
+            DeviceKind::File => self.file.metadata().map_or(0, |metadata| metadata.len()),
+            DeviceKind::Block => size_now(&self.file).unwrap_or(0),
+        }
+    }
+
+    /// Its size before and now, if it has changed since this was asked last, or since it was opened.
+    #[must_use]
+    pub fn resized(&self) -> Option<(u64, u64)> {
+        let now = self.size_bytes_now();
+        let before = self.told_bytes.swap(now, Ordering::Relaxed);
+        (before != now).then_some((before, now))
+    }
+
+    /// Its size in whole blocks of 4096 bytes when it was opened.
     #[must_use]
     pub fn size_blocks(&self) -> u64 {
         self.size_bytes / BLOCK_BYTES as u64
@@ -276,16 +296,22 @@ impl DeviceFile {
         }
     }
 
-    /// Whether it ends before `end_bytes` by now: a block device that was taken out has no bytes left. The kernel then fails
-    /// writes with ENOSPC, as if it were full.
-    pub(crate) fn ends_before(&self, end_bytes: u64) -> bool {
-        self.kind == DeviceKind::Block && size_now(&self.file).is_none_or(|size_bytes| size_bytes < end_bytes)
+    /// Why what ends at `end_bytes` cannot be reached, if the size of a block device says so: it has become smaller, or was taken out
+    /// and has no bytes left. The kernel then fails writes with ENOSPC, as if it were full.
+    pub(crate) fn out_of_reach(&self, end_bytes: u64) -> Option<DeviceError> {
+        match self.kind {
+            DeviceKind::File => None,
+            DeviceKind::Block => match self.size_bytes_now() {
+                0 => Some(DeviceError::Gone),
+                size_bytes => (size_bytes < end_bytes).then_some(DeviceError::Shrunk),
+            },
+        }
     }
 
     /// Whether a block device has no bytes any more: it was taken out.
     #[must_use]
     pub fn is_gone(&self) -> bool {
-        self.ends_before(1)
+        self.out_of_reach(1).is_some()
     }
 
     /// A flush failed. What the device had in its cache may be gone, and the kernel tells that once: no later flush of
@@ -346,6 +372,7 @@ fn open(path: &Path, access: Access) -> Result<DeviceFile, Problem> {
         path: path.to_owned(),
         kind,
         size_bytes,
+        told_bytes: AtomicU64::new(size_bytes),
         direct,
         passthrough: None,
         refused: None,

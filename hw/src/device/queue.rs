@@ -369,18 +369,16 @@ impl Devices {
         }
     }
 
-    /// What the failure of an entry means; 0: nothing was moved. A block device that was taken out has no bytes left: what is
-    /// asked of it is then beyond its end, with whatever number the kernel has for that.
+    /// What the failure of an entry means; 0: nothing was moved. What is asked of a block device that was taken out, or that has
+    /// become smaller, is beyond its end, with whatever number the kernel has for that.
     fn error_of(&self, slot: u32, part: u32, errno: i32) -> DeviceError {
         let piece = &self.slots[slot as usize].parts[part as usize];
         let end_bytes = (piece.offset_bytes + piece.left_bytes).max(1);
-        if self.targets.at(piece.target).file.ends_before(end_bytes) {
-            return DeviceError::Gone;
-        }
-        match errno {
+        let file = &self.targets.at(piece.target).file;
+        file.out_of_reach(end_bytes).unwrap_or(match errno {
             0 => DeviceError::Short,
             errno => DeviceError::Os(errno),
-        }
+        })
     }
 
     /// A flush ended, with this error.
@@ -407,6 +405,7 @@ impl Devices {
             DeviceError::Os(errno) => matches!(errno, libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV),
             DeviceError::Nvme { status, .. } => status == INVALID_OPCODE,
             DeviceError::Short | DeviceError::Gone => true,
+            DeviceError::Shrunk => false,
         };
         let target = self.slots[slot as usize].parts[part as usize].target;
         self.targets.at_mut(target).discards &= !never;

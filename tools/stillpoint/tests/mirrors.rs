@@ -112,6 +112,56 @@ fn what_one_side_has_damaged_comes_from_the_other_and_is_written_back() {
 }
 
 #[test]
+fn a_side_that_is_too_small_is_out_until_it_has_its_size() {
+    let appliance = started();
+    appliance.stop();
+    let path = appliance.path("p-1");
+    let file = File::options().read(true).write(true).open(path).expect("there");
+    let whole = file.metadata().expect("there").len();
+    let mut lost = vec![0; 64 << 20];
+    let cut = whole - lost.len() as u64;
+    file.read_exact_at(&mut lost, cut).expect("read");
+    file.set_len(cut).expect("cut off");
+    appliance.start(&PROCESSORS);
+    let degraded = pool(&appliance);
+    assert_eq!(member(&degraded, "/state"), "degraded");
+    assert_eq!(states(&degraded), ["in_sync", "out"]);
+    let remarks = list(&degraded, "/remarks").iter();
+    let told = remarks
+        .filter_map(Value::as_str)
+        .find(|text| text.contains("p-1"));
+    let told = told.unwrap_or_else(|| panic!("{degraded:#}"));
+    assert!(
+        told.contains(&cut.to_string()) && told.contains(&whole.to_string()),
+        "{told}"
+    );
+    let mut expected = content(1);
+    let quarter = VOLUME_BYTES / 4;
+    expected[..quarter].copy_from_slice(&content(2)[..quarter]);
+    write(&appliance, 0, &expected[..quarter]);
+    assert!(read(&appliance) == expected);
+    file.write_all_at(&lost, cut).expect("given back");
+    appliance.wait_until("the side has its size and everything", || is_in_sync(&appliance));
+    // The same while the pool is open, when nothing more comes.
+    let mut before = Vec::new();
+    while lost != before {
+        before.clone_from(&lost);
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        file.read_exact_at(&mut lost, cut).expect("read");
+    }
+    file.set_len(cut).expect("cut off");
+    appliance.wait_until("the side is out", || {
+        states(&pool(&appliance)) == ["in_sync", "out"]
+    });
+    expected[quarter..2 * quarter].copy_from_slice(&content(3)[quarter..2 * quarter]);
+    write(&appliance, quarter, &expected[quarter..2 * quarter]);
+    assert!(read(&appliance) == expected);
+    file.write_all_at(&lost, cut).expect("given back");
+    appliance.wait_until("the side is back", || is_in_sync(&appliance));
+    expect_on(&appliance, "p-1", "p-0", &expected);
+}
+
+#[test]
 fn a_side_that_was_missing_gets_what_it_lacks_when_it_is_back() {
     let appliance = started();
     appliance.stop();

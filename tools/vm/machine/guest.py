@@ -159,7 +159,9 @@ class Guest:
         command = [packages.find("qemu-system-x86_64")]
         if data.exists():
             command += ["-L", data / "qemu", "-L", data / "seabios"]
-        command += ["-machine", "q35", "-accel", "tcg,thread=single", "-cpu", "max,la57=off", "-smp", str(self.cpus)]
+        # QEMU 7.2 spoils the flags after cmpxchg16b, and kernels that use it panic.
+        cpu = "max,la57=off,cx16=off"
+        command += ["-machine", "q35", "-accel", "tcg,thread=single", "-cpu", cpu, "-smp", str(self.cpus)]
         command += ["-m", str(self.memory_mib), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
         command += ["-kernel", kernel, "-initrd", initrd, "-append", f"{KERNEL_ARGUMENTS} {self.kernel_arguments}".strip()]
         command += ["-chardev", f"file,id=console,path={self.directory}/console.log", "-serial", "chardev:console"]

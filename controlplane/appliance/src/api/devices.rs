@@ -1,13 +1,11 @@
 //! The block devices of the machine.
 
-use std::path::{Path, PathBuf};
-
 use axum::Json;
 use axum::extract::{Path as Part, State};
 
 use super::handlers::Shared;
 use crate::appliance::Appliance;
-use crate::devices::{self, model::BlockDevice};
+use crate::devices::{self, PoolOn, model::BlockDevice};
 use crate::error::Result;
 use crate::patience;
 
@@ -29,18 +27,14 @@ async fn look(
     find: impl FnOnce() -> Result<Vec<BlockDevice>> + Send + 'static,
 ) -> Result<Vec<BlockDevice>> {
     let pools = appliance.pools();
-    let paths = pools.iter().map(|pool| {
-        let paths: Vec<PathBuf> = pool.devices.paths.clone();
-        (pool.name().to_owned(), paths)
+    let pools = pools.iter().map(|pool| PoolOn {
+        name: pool.name().to_owned(),
+        devices: pool.unused(),
     });
-    let pools: Vec<(String, Vec<PathBuf>)> = paths.collect();
+    let pools: Vec<PoolOn> = pools.collect();
     patience::beside(move || {
         let mut found = find()?;
-        let pools = pools.iter().map(|(name, paths)| {
-            let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
-            (name.as_str(), paths)
-        });
-        devices::add_pools(&mut found, pools);
+        devices::add_pools(&mut found, &pools);
         Ok(found)
     })
     .await

@@ -482,8 +482,8 @@ pub struct ChangesEnd {
 pub struct PoolInfo {
     /// Its name.
     pub name: String,
-    /// `open`; `device_lost`: open, but a device is gone and what lies on it fails; `stopped`: open, but a shard stopped writing though all
-    /// devices are there; `failed`: it is remembered and could not be opened; `opening`: its devices
+    /// `open`; `device_lost`: open, but a device is gone and what lies on it fails; `device_shrunk`: open, but a device has become smaller than
+    /// the pool needs, and what lies behind its end fails; `stopped`: open, but a shard stopped writing though all devices are there; `failed`: it is remembered and could not be opened; `opening`: its devices
     /// are back, and it is being opened again.
     pub state: String,
     /// What is wrong, unless it is `open`.
@@ -586,8 +586,14 @@ pub struct DeviceInfo {
     pub path: String,
     /// `file`, `block`, or `nvme` for a namespace that is served by NVMe commands of our own.
     pub kind: String,
-    /// Its size.
+    /// Its size; if it is gone, that which it had.
     pub size_bytes: u64,
+    /// What the pool uses of it: its size when the pool was made.
+    #[serde(default)]
+    pub pool_bytes: u64,
+    /// What the pool does not use, as the device has become larger, or is larger than the other side of its mirror.
+    #[serde(default)]
+    pub unused_bytes: u64,
     /// Whether transfers go past the page cache.
     pub direct: bool,
     /// Whether completions are polled for.
@@ -596,7 +602,7 @@ pub struct DeviceInfo {
     /// Why an NVMe namespace is served as a block device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub passthrough_refused: Option<String>,
-    /// Since when it is gone, if it is.
+    /// Since when it is gone or too small, if it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost_since_ns: Option<u64>,
 }

@@ -233,7 +233,7 @@ fn shards(text: &mut String, status: &model::StatusInfo) {
 fn pools(text: &mut String, status: &model::StatusInfo) {
     type Figure = (&'static str, &'static str, fn(&model::PoolInfo) -> u64);
     let figures: [Figure; 4] = [
-        ("lost_devices", "Devices that are gone.", |pool| {
+        ("lost_devices", "Devices that are gone or too small.", |pool| {
             let lost = pool
                 .devices
                 .iter()
@@ -330,6 +330,8 @@ mod tests {
         };
         let away = Appliance::failed_info(&failed);
         let device = |lost_since_ns| model::DeviceInfo {
+            pool_bytes: 0,
+            unused_bytes: 0,
             path: "/dev/sda".to_owned(),
             kind: "block".to_owned(),
             size_bytes: 1 << 30,

@@ -236,7 +236,10 @@ impl Appliance {
         }
         if !lacking.is_empty() && degraded == Degraded::Refused {
             return Err(Error::failure(format!(
-                "of pool {pool} are missing: {missing}, of which some were in sync when it was closed"
+                "of pool {pool} are missing: {missing}, of which some were in sync when it was closed{}",
+                (devices.remarks.iter())
+                    .map(|remark| format!("; {remark}"))
+                    .collect::<String>()
             ))
             .hint("name all devices of the pool; --degraded opens it without those that are missing"));
         }

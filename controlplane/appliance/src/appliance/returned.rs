@@ -6,6 +6,7 @@
 //!             block devices that are new: of which pool, which number?             their labels, whatever their names
 //!             all of a pool are there -> close what is left of it -> open it       log replay; the exports are back
 //! ```
+//! A device that is smaller than its pool needs is not there until it has its size back.
 //! A pool that could not be opened although its devices are there is tried again when one of them has changed, or while one is in
 //! use. A pool with mirrors goes on without a side; the side is given back to it when it is there again.
 
@@ -50,6 +51,16 @@ struct Seen {
     /// Another one, or another content, has another mark.
     mark: String,
     of: Option<Place>,
+    /// It is of a pool that needs more than it has; nobody was told yet.
+    too_small: Option<TooSmall>,
+}
+
+/// A device that has become smaller than its pool needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct TooSmall {
+    pool: String,
+    place: usize,
+    error: String,
 }
 
 /// What a label says of its device.
@@ -100,6 +111,7 @@ impl Appliance {
                 found = looked => found.unwrap_or_default(),
             };
             for pool in &waiting {
+                self.tell_too_small(pool, &mut search);
                 self.bring_back(pool, &mut search).await;
             }
         }
@@ -197,6 +209,26 @@ impl Appliance {
         waiting
     }
 
+    /// Tells of devices that came for a pool and are too small for it. Those that it has are told of by itself.
+    fn tell_too_small(&self, waiting: &Waiting, search: &mut Search) {
+        let id = &waiting.known.id;
+        let pools = self.pools();
+        let open = pools.iter().find(|pool| pool.devices.id_text() == *id);
+        let lost = open.map(|pool| pool.lost_devices()).unwrap_or_default();
+        for (path, seen) in &mut search.seen {
+            let Some(found) = seen.too_small.take_if(|found| found.pool == *id) else {
+                continue;
+            };
+            if lost.get(&found.place).is_some_and(|lost| lost.is_there()) {
+                continue;
+            }
+            let text = format!("not used: {}", found.error);
+            let path = path.display().to_string();
+            self.events
+                .tell(EventKind::DeviceResized, &waiting.known.name, &path, text);
+        }
+    }
+
     /// Opens a pool if all its devices are there.
     async fn bring_back(&self, waiting: &Waiting, search: &mut Search) {
         let name = &waiting.known.name;
@@ -268,7 +300,9 @@ impl Appliance {
 
     /// Closes what is left of an open pool, and opens it with these devices, of which some have `returned`.
     async fn reopen(&self, id: &str, paths: &[PathBuf], returned: Vec<PathBuf>) -> Result<()> {
-        claimable(returned.clone()).await?;
+        let held = self.held_too_small(id);
+        let others = returned.iter().filter(|path| !held.contains(path));
+        claimable(others.cloned().collect()).await?;
         let structure = self.structure.lock().await;
         let open = self.pools().into_iter().find(|pool| pool.devices.id_text() == id);
         let Some(pool) = open.filter(|pool| !pool.lost_devices().is_empty()) else {
@@ -299,6 +333,17 @@ impl Appliance {
         drop(structure);
         self.pools_changed().await?;
         opened.map(drop)
+    }
+
+    /// The devices that an open pool has, and which were too small.
+    fn held_too_small(&self, id: &str) -> Vec<PathBuf> {
+        let open = self.pools().into_iter().find(|pool| pool.devices.id_text() == id);
+        let lost = open.iter().flat_map(|pool| {
+            let lost = pool.lost_devices().into_iter();
+            let there = lost.filter(|(_, lost)| lost.is_there());
+            there.map(|(place, _)| pool.devices.paths[place].clone())
+        });
+        lost.collect()
     }
 
     /// Opens a pool that could not be opened before.
@@ -384,8 +429,10 @@ impl Search {
             // One that cannot be read is looked at again: it may not be ready, or not ours yet.
             match label::look(&path) {
                 Ok(found) => {
-                    let of = place(&found);
-                    self.seen.insert(path, Seen { mark, of });
+                    let too_small = too_small(&path, &found);
+                    let of = place(&found).filter(|_| too_small.is_none());
+                    let seen = Seen { mark, of, too_small };
+                    self.seen.insert(path, seen);
                 }
                 Err(error) => {
                     self.seen.remove(&path);
@@ -474,6 +521,23 @@ fn place(found: &Found) -> Option<Place> {
         place: usize::from(label.device_index.get()) * sides + side,
         places: usize::from(label.device_count.get()) * sides,
         mirrored: label.is_mirrored(),
+    })
+}
+
+/// The pool that needs more of a device than that has.
+fn too_small(path: &Path, found: &Found) -> Option<TooSmall> {
+    let Found::Label {
+        label, size_bytes, ..
+    } = found
+    else {
+        return None;
+    };
+    let needed_bytes = label::needed_bytes(label);
+    let Place { pool, place, .. } = place(found)?;
+    (*size_bytes < needed_bytes).then(|| TooSmall {
+        pool,
+        place,
+        error: label::too_small(path, *size_bytes, label.name(), needed_bytes).to_string(),
     })
 }
 

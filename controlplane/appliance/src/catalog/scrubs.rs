@@ -149,7 +149,7 @@ fn damage_row(damage: &ScrubDamage) -> ScrubDamageRow {
     let (error, code) = match damage.device_error {
         None => (0, 0),
         Some(DeviceError::Os(errno)) => (1, errno.cast_unsigned()),
-        Some(DeviceError::Short) => (2, 0),
+        Some(DeviceError::Short | DeviceError::Shrunk) => (2, 0),
         Some(DeviceError::Gone) => (3, 0),
         Some(DeviceError::Nvme { status, .. }) => (4, status.into()),
     };

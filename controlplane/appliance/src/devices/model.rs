@@ -47,6 +47,9 @@ pub struct BlockDevice {
     pub partitions: Vec<String>,
     /// Who uses it or one of its partitions.
     pub used_by: Vec<DeviceUse>,
+    /// What the pool that lies on it does not use: it has become larger since the pool was made.
+    #[serde(default)]
+    pub unused_bytes: u64,
     /// What lies on it, in words; `null` for nothing.
     pub content: Option<String>,
     /// Why what lies on it is not known.

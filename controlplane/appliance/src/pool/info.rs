@@ -62,11 +62,16 @@ impl Pool {
                         (DeviceKind::File, None) => "file".to_owned(),
                         (DeviceKind::Block, None) => "block".to_owned(),
                     },
-                    size_bytes: file.size_bytes(),
+                    size_bytes: match file.size_bytes_now() {
+                        0 => file.size_bytes(),
+                        size_bytes => size_bytes,
+                    },
+                    pool_bytes: self.needed_bytes(device),
+                    unused_bytes: self.unused_bytes(device, &file),
                     direct: file.is_direct(),
                     polled: file.passthrough().is_some_and(Passthrough::is_polled),
                     passthrough_refused: file.refused().map(str::to_owned),
-                    lost_since_ns: lost.get(&device).copied(),
+                    lost_since_ns: lost.get(&device).map(|lost| lost.since_ns),
                 })
                 .collect(),
             total_bytes: sum(|shard| shard.total_blocks),

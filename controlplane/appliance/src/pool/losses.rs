@@ -1,15 +1,16 @@
-//! What an open pool has lost: devices that are gone, shards that stopped writing.
+//! What an open pool has lost: devices that are gone or have become too small, shards that stopped writing.
 //!
-//! A block device that was taken out has no bytes any more, which the kernel tells without asking it. So devices are looked at when
-//! a shard stops, when somebody asks for the pool, and every two seconds (`appliance/returned.rs`).
+//! A block device that was taken out has no bytes any more, which the kernel tells without asking it. So the sizes of devices are
+//! looked at when a shard stops, when somebody asks for the pool, and every two seconds (`appliance/returned.rs`).
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{Pool, time_text, wall_ns};
 use crate::events::EventKind;
-use stillpoint_processor::ShardIndex;
+use stillpoint_hw::device::DeviceFile;
 use stillpoint_processor::ports::DeviceError;
+use stillpoint_processor::{BLOCK_BYTES, ShardIndex};
 
 /// What is known of it.
 #[derive(Debug, Default)]
@@ -19,10 +20,26 @@ pub(super) struct Losses {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The devices that are gone, by place, and since when.
-    gone: BTreeMap<usize, u64>,
+    /// The devices that are gone or too small, by place.
+    lost: BTreeMap<usize, Lost>,
     /// The first shard that stopped writing, in words.
     stopped: Option<String>,
+}
+
+/// A device of which the pool has not all that it needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lost {
+    /// When that was seen, nanoseconds since 1970.
+    pub since_ns: u64,
+    /// Its size; 0: it is gone.
+    pub size_bytes: u64,
+}
+
+impl Lost {
+    /// It is there, and too small.
+    pub fn is_there(self) -> bool {
+        self.size_bytes > 0
+    }
 }
 
 impl Losses {
@@ -33,28 +50,87 @@ impl Losses {
 }
 
 impl Pool {
-    /// Looks which devices are gone by now, tells of those that nobody was told of, and gives all of them: place, and since when in
-    /// nanoseconds since 1970.
-    pub(crate) fn lost_devices(&self) -> BTreeMap<usize, u64> {
+    /// What the pool uses of the device in a place: what that had when the pool was made.
+    pub(crate) fn needed_bytes(&self, place: usize) -> u64 {
+        let device = &self.devices.layout.devices[self.devices.device_of(place)];
+        device.size_blocks * BLOCK_BYTES as u64
+    }
+
+    /// What a device has and the pool does not use, in whole blocks.
+    pub(super) fn unused_bytes(&self, place: usize, file: &DeviceFile) -> u64 {
+        let more = file.size_bytes_now().saturating_sub(self.needed_bytes(place));
+        more - more % BLOCK_BYTES as u64
+    }
+
+    /// The devices with room that the pool does not use: path, and how many bytes.
+    pub(crate) fn unused(&self) -> Vec<(std::path::PathBuf, u64)> {
+        let present = self.files.present();
+        let unused = present.map(|(place, file)| (file.path().to_owned(), self.unused_bytes(place, &file)));
+        unused.collect()
+    }
+
+    /// Tells of devices that have another size than before.
+    fn look_at_sizes(&self) {
+        for (place, file) in self.files.present() {
+            // Of what was taken out others tell.
+            if let Some((before, now)) = file.resized()
+                && now > 0
+            {
+                let text = resized_text(
+                    before,
+                    now,
+                    self.needed_bytes(place),
+                    self.devices.layout.mirrored,
+                );
+                self.tell(EventKind::DeviceResized, &file.path().display().to_string(), text);
+            }
+        }
+    }
+
+    /// Looks at the sizes of all devices: tells of what has changed, and gives those in sides of mirrors that are too small or gone, and why.
+    pub(super) fn failing_sides(&self) -> Vec<(usize, DeviceError)> {
+        self.look_at_sizes();
+        let why = |(place, file): (usize, std::sync::Arc<DeviceFile>)| {
+            let error = match file.size_bytes_now() {
+                0 => DeviceError::Gone,
+                size_bytes if size_bytes < self.needed_bytes(place) => DeviceError::Shrunk,
+                _ => return None,
+            };
+            Some((place, error))
+        };
+        self.files.present().filter_map(why).collect()
+    }
+
+    /// Looks which devices are gone or too small by now, tells of those that nobody was told of, and gives all of them by place.
+    pub(crate) fn lost_devices(&self) -> BTreeMap<usize, Lost> {
         if self.devices.layout.mirrored {
             return BTreeMap::new(); // the other side has what it had
         }
-        let mut news = Vec::new();
-        let gone = {
+        self.look_at_sizes();
+        let mut gone = Vec::new();
+        let lost = {
             let mut state = self.losses.state();
-            for (device, file) in self.files.present() {
-                if file.is_gone() && !state.gone.contains_key(&device) {
-                    state.gone.insert(device, wall_ns());
-                    news.push(file.path().display().to_string());
+            for (place, file) in self.files.present() {
+                let size_bytes = file.size_bytes_now();
+                let known = state.lost.get(&place);
+                let was_there = known.is_none_or(|lost| lost.is_there());
+                if size_bytes >= self.needed_bytes(place) || !was_there {
+                    continue; // what was lost counts as lost until the pool is opened again
                 }
+                if size_bytes == 0 {
+                    gone.push(file.path().display().to_string());
+                }
+                let since_ns = known.map_or_else(wall_ns, |lost| lost.since_ns);
+                let lost = Lost { since_ns, size_bytes };
+                state.lost.insert(place, lost);
             }
-            state.gone.clone()
+            state.lost.clone()
         };
-        for path in news {
+        for path in gone {
             let text = "gone: what lies on it fails; the pool is opened again by itself when it is back";
             self.tell(EventKind::DeviceLost, &path, text);
         }
-        gone
+        lost
     }
 
     /// A shard stopped writing.
@@ -70,15 +146,26 @@ impl Pool {
 
     /// The word for its state in the API, and what is wrong.
     pub(super) fn condition(&self) -> (&'static str, Option<String>) {
-        let gone = self.lost_devices();
-        if !gone.is_empty() {
-            let paths = gone.iter().map(|(&device, &since_ns)| {
-                let path = self.devices.paths[device].display();
-                format!("{path} is gone since {}", time_text(since_ns))
+        let lost = self.lost_devices();
+        if !lost.is_empty() {
+            let each = lost.iter().map(|(&place, lost)| {
+                let (path, since) = (self.devices.paths[place].display(), time_text(lost.since_ns));
+                match lost.size_bytes {
+                    0 => format!("{path} is gone since {since}"),
+                    size_bytes => format!(
+                        "{path} has {size_bytes} bytes since {since}, and the pool needs {}: what lies behind its end fails",
+                        self.needed_bytes(place)
+                    ),
+                }
             });
-            let what = paths.collect::<Vec<_>>().join(", ");
-            let text = format!("{what}; the pool is opened again by itself when all its devices are there");
-            return ("device_lost", Some(text));
+            let what = each.collect::<Vec<_>>().join(", ");
+            return if lost.values().all(|lost| lost.is_there()) {
+                let mend = "give it its size back: the pool is then opened again by itself";
+                ("device_shrunk", Some(format!("{what}; {mend}")))
+            } else {
+                let mend = "the pool is opened again by itself when all its devices are there";
+                ("device_lost", Some(format!("{what}; {mend}")))
+            };
         }
         if let Some(degraded) = self.degraded() {
             return ("degraded", Some(degraded));
@@ -90,5 +177,51 @@ impl Pool {
             }
             None => ("open", None),
         }
+    }
+}
+
+/// What it means that a device has another size.
+fn resized_text(before: u64, now: u64, needed: u64, mirrored: bool) -> String {
+    let meaning = match now {
+        _ if now < needed && mirrored => format!(
+            "the pool needs {needed}: the side is not used; give it its size back, and what it lacks is copied to it"
+        ),
+        _ if now < needed => format!(
+            "the pool needs {needed}: what lies behind its end fails; give it its size back, and the pool is opened again by itself"
+        ),
+        _ if before < needed => format!("the pool needs {needed}: it is large enough again"),
+        _ if now - needed < BLOCK_BYTES as u64 => "the pool uses all of it".to_owned(),
+        _ => format!("the pool uses {needed} of them, as it was made with; the others are unused"),
+    };
+    format!("it had {before} bytes and has {now} now; {meaning}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::resized_text;
+
+    #[test]
+    fn another_size_is_told_with_both_sizes_and_what_it_means() {
+        const NEEDED: u64 = 1 << 20;
+        for (before, now, words) in [
+            (
+                NEEDED,
+                NEEDED - 1,
+                "what lies behind its end fails; give it its size back",
+            ),
+            (NEEDED - 8192, NEEDED, "large enough again"),
+            (NEEDED, NEEDED + 8192, "the others are unused"),
+            (NEEDED + 8192, NEEDED, "the pool uses all of it"),
+            (NEEDED + 4096, NEEDED + 512, "the pool uses all of it"),
+        ] {
+            let text = resized_text(before, now, NEEDED, false);
+            assert!(text.contains(words), "{text}");
+            assert!(
+                text.contains(&format!("it had {before} bytes and has {now} now")),
+                "{text}"
+            );
+        }
+        let text = resized_text(NEEDED, 4096, NEEDED, true);
+        assert!(text.contains("what it lacks is copied to it"), "{text}");
     }
 }

@@ -294,20 +294,18 @@ impl Pool {
         }
     }
 
-    /// Looks whether sides that are in sync, or become so, are gone: nobody may ask them for anything for long.
+    /// Looks whether sides that are in sync, or become so, are gone or too small: nobody may ask them for anything for long.
     pub(crate) async fn look_after_sides(&self) {
         let Some(sides) = self.sides() else { return };
-        let gone: Vec<_> = (self.files.present())
-            .filter(|(_, file)| file.is_gone())
-            .map(|(place, _)| SideAt::of_below(DeviceIndex(place as u8)))
-            .collect();
-        if gone.is_empty() {
+        let failing = self.failing_sides();
+        if failing.is_empty() {
             return;
         }
         let _gate = sides.gate.lock().await;
-        for at in gone {
+        for (place, error) in failing {
+            let at = SideAt::of_below(DeviceIndex(place as u8));
             if sides.known().record(at).state != SideState::Out {
-                self.put_out(sides, vec![(at, DeviceError::Gone)]).await;
+                self.put_out(sides, vec![(at, error)]).await;
             }
         }
     }
@@ -353,7 +351,9 @@ impl Pool {
                     let record = known.record(at);
                     record.state = SideState::Out;
                     record.why = Some(error.to_string());
-                    record.stayed = file.as_ref().is_some_and(|file| !file.is_gone());
+                    // One that is gone or too small is taken back by itself when it is there.
+                    let needed_bytes = self.needed_bytes(place);
+                    record.stayed = (file.as_ref()).is_some_and(|file| file.size_bytes_now() >= needed_bytes);
                     record.since_ns = wall_ns();
                     record.done.clear();
                 }

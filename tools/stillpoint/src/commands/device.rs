@@ -108,7 +108,13 @@ fn show(device: &BlockDevice) -> String {
         ("model", told(&device.model)),
         ("serial", told(&device.serial)),
         ("driver", told(&device.driver)),
-        ("used by", use_text(device)),
+        (
+            "used by",
+            match device.unused_bytes {
+                0 => use_text(device),
+                unused => format!("{}; {} of it are unused", use_text(device), Size(unused)),
+            },
+        ),
         ("partitions", output::list(&device.partitions)),
         (
             "content",

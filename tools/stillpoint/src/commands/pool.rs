@@ -9,8 +9,8 @@ use crate::output::{self, pairs, table};
 use crate::size::{Duration, Size};
 use stillpoint_appliance::Error;
 use stillpoint_appliance::api::model::{
-    CreatePool, MirrorSideInfo, OpenPool, PoolInfo, ReplaceDevice, ResumeScrub, ResyncPool, ScrubInfo,
-    ScrubPool,
+    CreatePool, DeviceInfo, MirrorSideInfo, OpenPool, PoolInfo, ReplaceDevice, ResumeScrub, ResyncPool,
+    ScrubInfo, ScrubPool,
 };
 
 /// Does what is asked.
@@ -260,10 +260,7 @@ fn show(info: &PoolInfo) -> String {
             },
             Size(device.size_bytes).to_string(),
             direct.to_owned(),
-            device.lost_since_ns.map_or_else(
-                || "there".to_owned(),
-                |since| format!("gone since {}", output::time(since)),
-            ),
+            device_state(device),
         ]
     });
     text += &format!(
@@ -280,6 +277,17 @@ fn show(info: &PoolInfo) -> String {
         text += &format!("\n\n{}", show_scrub(scrub));
     }
     text
+}
+
+fn device_state(device: &DeviceInfo) -> String {
+    match device.lost_since_ns.map(output::time) {
+        Some(since) if device.size_bytes < device.pool_bytes => {
+            format!("too small since {since}: {} are needed", Size(device.pool_bytes))
+        }
+        Some(since) => format!("gone since {since}"),
+        None if device.unused_bytes > 0 => format!("there, {} unused", Size(device.unused_bytes)),
+        None => "there".to_owned(),
+    }
 }
 
 /// The sides of a pool's mirrors.

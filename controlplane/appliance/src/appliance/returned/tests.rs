@@ -20,7 +20,12 @@ fn search(seen: &[(&str, &str, usize)]) -> Search {
             mirrored: false,
         };
         let mark = format!("mark of {path}");
-        (PathBuf::from(path), Seen { mark, of: Some(of) })
+        let seen = Seen {
+            mark,
+            of: Some(of),
+            too_small: None,
+        };
+        (PathBuf::from(path), seen)
     });
     Search {
         seen: seen.collect(),
@@ -126,6 +131,16 @@ fn labels_are_read_once_and_again_when_something_else_is_there() {
     // As if something else had been seen there: it is not looked at again while it is the same.
     search.seen.get_mut(&path).expect("seen").of = None;
     assert_eq!(looked(&mut search), None);
+    // Cut off, it is not there; with its size it is.
+    let file = fs::File::options().write(true).open(&path).expect("there");
+    file.set_len(32 << 20).expect("cut off");
+    assert_eq!(looked(&mut search), None, "too small");
+    let told = search.seen[&path].too_small.as_ref().expect("it is told of");
+    for words in ["has 33554432 bytes", "67108864", "give the device its size back"] {
+        assert!(told.error.contains(words), "{told:?}");
+    }
+    file.set_len(64 << 20).expect("grown");
+    assert_eq!(looked(&mut search), there);
     let away = directory.path().join("away");
     fs::rename(&path, &away).expect("renamed");
     assert_eq!(looked(&mut search), None);
