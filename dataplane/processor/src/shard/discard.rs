@@ -3,31 +3,36 @@
 //! A discard goes on in steps. The first comes as with any request; those that follow wait here for their turn, which comes
 //! with what others have answered, or, if nobody wants anything, at once.
 
+use core::ops::Range;
 use std::collections::VecDeque;
 
+use super::loads::LEAVES_AHEAD;
+use super::reclaim::entry_at;
 use super::{Outcome, Shard, SlotId};
 use crate::ids::{ShareBlock, VolumeId};
+use crate::map::{MapError, PageRef};
 use crate::marks::{Mark, mark};
 use crate::ports::LogTail;
 use crate::request::{RequestError, RequestKind};
 use crate::space::Purpose;
 use crate::stages::Stage;
+use stillpoint_ondisk::map_page::ENTRIES;
 use stillpoint_ondisk::record::Record;
 
 /// Leaves cleared per step while nobody else wants anything, and discards that take a step in one turn then.
 const LEAVES_ALONE: usize = 16;
 const STEPS_ALONE: usize = 2;
-/// Beside other requests a step clears one leaf (which may have to be read from the device), and so many requests are
-/// answered for each step. The steps make no turns of their own then: a loop that turns and turns submits writes one by one
-/// that would have gone together.
+/// Beside other requests a step clears one leaf (hundreds of blocks to free, and it may have to be read from the device), and so
+/// many requests are answered for each step: it takes as long as a few of them. The steps make no turns of their own then: a loop
+/// that turns and turns submits writes one by one that would have gone together.
 const LEAVES_BESIDE: usize = 1;
-const ANSWERS_PER_STEP: usize = 8;
+const ANSWERS_PER_STEP: usize = 64;
 /// Steps of one turn at most, however much was answered in the one before.
 const STEPS_BESIDE_MAX: usize = 8;
 /// So many steps are taken after this time at the latest, and others count as being there for so long after their last answer: a
 /// client that waits for an answer sends its next request soon.
 const STEP_NS: u64 = 2_000_000;
-const STEPS_DUE: usize = 4;
+const STEPS_DUE: usize = 2;
 /// Space is short when less than this share of it can be had.
 const SCARCE_SHARE: u64 = 16;
 
@@ -139,7 +144,12 @@ impl<T: LogTail> Shard<T> {
         let leaves = if alone { LEAVES_ALONE } else { LEAVES_BESIDE };
         let done = match self.clear_leaves(volume, first, end - first, leaves) {
             Ok(done) => done,
-            Err(outcome) => return outcome,
+            Err(outcome) => {
+                if let Outcome::Map(MapError::Miss(missed)) = &outcome {
+                    self.fetch_leaves(volume, first..end, missed);
+                }
+                return outcome;
+            }
         };
         let slot = &mut self.slots[id];
         slot.max_birth = self.volumes[&volume].epoch;
@@ -153,6 +163,31 @@ impl<T: LogTail> Shard<T> {
         self.status.discards += 1;
         self.enter(id, Stage::Log);
         self.changed(id, fua)
+    }
+
+    /// Has the leaves read that the next steps will ask for, beside the one that this step waits for.
+    fn fetch_leaves(&mut self, volume: VolumeId, blocks: Range<u64>, missed: &PageRef) {
+        let Some(volume) = self.volumes.get(&volume) else {
+            return;
+        };
+        if missed.identity.level > 0 || !self.has_room_to_fetch() {
+            return;
+        }
+        let leaves = blocks.start / ENTRIES as u64..blocks.end.div_ceil(ENTRIES as u64);
+        for leaf in leaves.take(LEAVES_AHEAD) {
+            let cache = &mut self.cache;
+            match entry_at(cache, volume.family, Some(&volume.root), 0, leaf) {
+                Ok(None) => {}
+                Ok(Some(entry)) => {
+                    if let Err(MapError::Miss(page)) = cache.page(volume.family, 0, leaf, &entry)
+                        && page.address != missed.address
+                    {
+                        self.loads.fetch(page);
+                    }
+                }
+                Err(_) => return,
+            }
+        }
     }
 
     /// Makes holes of some of `count` blocks from `first`, and logs it; gives how many from the start on are done.

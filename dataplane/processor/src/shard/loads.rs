@@ -18,6 +18,12 @@ const LOADS_MAX: usize = 64;
 /// Clean pages that the cache has room for, for each load in flight: about what one request looks at.
 const ROOM_PAGES_PER_LOAD: usize = 8;
 
+/// When background work needs a leaf from the device, those of so many further steps are read with it: read together they cost
+/// the requests beside them less than one by one.
+pub(super) const LEAVES_AHEAD: usize = 16;
+/// But only into a cache that has room for so many clean pages: what was read early must still be there when its step comes.
+const ROOM_PAGES_TO_FETCH: usize = 1024;
+
 /// Who waits for a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Waiter {
@@ -83,6 +89,11 @@ impl<T: LogTail> Shard<T> {
     pub(super) fn can_load(&self) -> bool {
         let room = self.cache.clean_room_pages() / ROOM_PAGES_PER_LOAD;
         !self.loads.to_issue.is_empty() && self.loads.in_flight < room.clamp(1, LOADS_MAX)
+    }
+
+    /// Whether pages may be read that nobody waits for yet.
+    pub(super) fn has_room_to_fetch(&self) -> bool {
+        self.cache.clean_room_pages() >= ROOM_PAGES_TO_FETCH
     }
 
     pub(super) fn issue_loads(&mut self, buffers: &mut impl BufferPool) {

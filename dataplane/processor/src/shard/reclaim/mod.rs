@@ -20,6 +20,7 @@ use std::collections::{BTreeSet, VecDeque};
 use self::plan::{Chain, carry_out};
 pub(super) use self::plan::{entry_at, leaves_of};
 use super::deletions::Freed;
+use super::loads::LEAVES_AHEAD;
 use super::{Outcome, Shard};
 use crate::command::{EventKind, Notice, Ticket};
 use crate::ids::{SnapshotId, VolumeId};
@@ -47,11 +48,6 @@ const STEP_NS_MAX: u64 = 2_000_000;
 /// sends the next requests in a moment. It is more than a tick of the usual kernels, so that sleeping until then costs no
 /// timer of its own.
 const IDLE_NS: u64 = 5_000_000;
-/// When a step needs a leaf from the device, those of so many further steps are read with it: read together they cost
-/// the requests beside them less than one by one.
-const LEAVES_AHEAD: usize = 16;
-/// But only into a cache that has room for so many clean pages: what was read early must still be there when its step comes.
-const ROOM_PAGES_TO_FETCH: usize = 1024;
 /// Space is short when less than this share of it can be had.
 const SCARCE_SHARE: u64 = 16;
 
@@ -373,7 +369,7 @@ impl<T: LogTail> Shard<T> {
     /// Has the pages read that the next steps will ask for, beside the one that this step waits for.
     fn fetch_ahead(&mut self, chain: &Chain, family: VolumeId, error: &MapError) {
         let MapError::Miss(missed) = error else { return };
-        if self.cache.clean_room_pages() < ROOM_PAGES_TO_FETCH {
+        if !self.has_room_to_fetch() {
             return;
         }
         let ahead = chain.pages_ahead(&mut self.cache, family, LEAVES_AHEAD);

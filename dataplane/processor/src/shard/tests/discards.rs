@@ -20,15 +20,15 @@ fn mapped_blocks(rig: &Rig) -> u64 {
 }
 
 #[test]
-fn a_large_discard_takes_a_leaf_for_every_eight_answers_and_hurries_when_nobody_else_is_there() {
+fn a_large_discard_takes_a_leaf_for_every_64_answers_and_hurries_when_nobody_else_is_there() {
     let leaves = 200;
     let mut rig = rig_with_leaves(leaves + 1);
     rig.send(request(LIVE, DISCARD, 0, leaves * LEAF, None));
-    for _ in 0..160 {
+    for _ in 0..1280 {
         assert_eq!(rig.read(LIVE, leaves * LEAF, BLOCK), [1; BLOCK]);
     }
     let cleared = leaves as u64 + 1 - mapped_blocks(&rig);
-    assert!((15..25).contains(&cleared), "{cleared} leaves for 160 answers");
+    assert!((15..25).contains(&cleared), "{cleared} leaves for 1280 answers");
     // Those who wanted something may come back soon; then nobody does.
     rig.now.monotonic_ns += 2_000_000;
     let mut turns = 0;
@@ -39,6 +39,39 @@ fn a_large_discard_takes_a_leaf_for_every_eight_answers_and_hurries_when_nobody_
     }
     assert!(turns < 20, "{turns} turns for what was left");
     assert_eq!(mapped_blocks(&rig), 1);
+}
+
+#[test]
+fn the_leaves_that_a_discard_needs_are_read_together() {
+    let options = ShardOptions {
+        map_cache_pages: 4096,
+        ..options()
+    };
+    let mut rig = Rig::with(64 << 20, options);
+    for leaf in 0..40 {
+        rig.write(leaf * LEAF, &[1; BLOCK]);
+    }
+    assert_eq!(rig.command(ShardCommand::Checkpoint), EventKind::Done);
+    let mut rig = rig.kill();
+    // What lies above the leaves is there then.
+    assert_eq!(rig.read(LIVE, 39 * LEAF, BLOCK), [1; BLOCK]);
+    rig.processor.device_mut().held = Some(OperationKind::Read);
+    rig.send(request(LIVE, DISCARD, 0, 30 * LEAF, None));
+    rig.turn();
+    rig.turn();
+    let device = rig.processor.device_mut();
+    assert_eq!(device.waiting.len(), 16);
+    device.held = None;
+    let waiting = core::mem::take(&mut device.waiting);
+    for mut operation in waiting {
+        device.run(&mut operation);
+        device.done.push_back(operation);
+    }
+    for _ in 0..100 {
+        rig.now.monotonic_ns += 2_000_000;
+        rig.turn();
+    }
+    assert_eq!((rig.outbox.answers.len(), mapped_blocks(&rig)), (1, 10));
 }
 
 #[test]
