@@ -37,7 +37,7 @@ mod change_logs;
 mod changes;
 mod deletions;
 mod devices;
-mod extract;
+pub(crate) mod extract;
 mod groups;
 mod handlers;
 pub mod model;

@@ -3,6 +3,7 @@
 pub mod api;
 pub mod appliance;
 pub mod catalog;
+pub mod console;
 pub mod daemon;
 pub mod devices;
 pub mod directories;

@@ -84,6 +84,8 @@ pub enum Command {
     /// Show what this is: a small appliance in a temporary directory, a snapshot in the middle of a load, and the
     /// proof that it shows one instant
     Demo(DemoArguments),
+    /// Serve a page for a browser on this machine that shows and runs the appliance, until Ctrl-C
+    Console(ConsoleArguments),
     /// Show what happened in the running appliance, and wait for more
     Events(EventsArguments),
     /// Show the figures of the running appliance
@@ -110,6 +112,17 @@ pub struct StatsArguments {
     /// One line for each processor
     #[arg(long)]
     pub processors: bool,
+}
+
+/// Options of `console`.
+#[derive(Debug, Args)]
+pub struct ConsoleArguments {
+    /// Loopback address that it listens on; port 0 is one that is free
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    pub listen: SocketAddr,
+    /// Show it in the browser of this machine
+    #[arg(long)]
+    pub open: bool,
 }
 
 /// Options of `serve`. Each is also a key of the configuration file, without the dashes in front.

@@ -13,6 +13,12 @@ use crate::cli::Global;
 use crate::exit::Failure;
 use stillpoint_appliance::{Error, directories};
 
+/// Where the daemon listens: what was given, or the default.
+pub fn control_socket(global: &Global) -> PathBuf {
+    let default = || directories::control_socket(&directories::run_directory());
+    global.socket.clone().unwrap_or_else(default)
+}
+
 /// A way to the daemon.
 #[derive(Debug)]
 pub struct Client {
@@ -22,10 +28,8 @@ pub struct Client {
 impl Client {
     /// To the daemon of this socket, or of the default one.
     pub fn new(global: &Global) -> Self {
-        let default = || directories::control_socket(&directories::run_directory());
-        Self {
-            socket: global.socket.clone().unwrap_or_else(default),
-        }
+        let socket = control_socket(global);
+        Self { socket }
     }
 
     /// GET

@@ -3,6 +3,7 @@
 pub mod changelog;
 pub mod changes;
 pub mod completions;
+pub mod console;
 pub mod deletion;
 pub mod device;
 pub mod doctor;

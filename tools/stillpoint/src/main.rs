@@ -36,6 +36,7 @@ fn main() -> ExitCode {
         Command::Host(command) => commands::host::run(command, &global),
         Command::Bench(command) => bench::run_command(*command, &global),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Console(arguments) => commands::console::run(&arguments, &global),
         Command::Events(arguments) => commands::events::run(&arguments, &global),
         Command::Status => commands::status::run(&global),
         Command::Stats(arguments) => commands::stats::run(&global, &arguments),

@@ -482,9 +482,10 @@ pub struct ChangesEnd {
 pub struct PoolInfo {
     /// Its name.
     pub name: String,
-    /// `open`; `device_lost`: open, but a device is gone and what lies on it fails; `device_shrunk`: open, but a device has become smaller than
-    /// the pool needs, and what lies behind its end fails; `stopped`: open, but a shard stopped writing though all devices are there; `failed`: it is remembered and could not be opened; `opening`: its devices
-    /// are back, and it is being opened again.
+    /// `open`; `degraded`: open, but sides of mirrors lack something; `device_lost`: open, but a device is gone and what lies on it fails;
+    /// `device_shrunk`: open, but a device has become smaller than the pool needs, and what lies behind its end fails; `stopped`: open, but a
+    /// shard stopped writing though all devices are there; `failed`: it is remembered and could not be opened; `opening`: its
+    /// devices are back, and it is being opened again.
     pub state: String,
     /// What is wrong, unless it is `open`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
