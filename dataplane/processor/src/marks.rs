@@ -56,6 +56,8 @@ marks! {
     FuaWaits = "flush: a write with FUA waits for the log",
     NoTailWaits = "log: without a tail an answer waits for the log write",
     LogWraps = "log: a write wraps around the end of the ring",
+    LogDurably = "log: written durably, so that no flush is needed",
+    HeaderDurably = "checkpoint: the header is written durably",
     LogEager = "log: written unasked because much waits",
     CheckpointLog = "checkpoint: begun because the log is half full",
     CheckpointDirty = "checkpoint: begun because many map pages are dirty",

@@ -14,6 +14,8 @@ pub enum PlantedBug {
     FlushSkipsOneDevice,
     /// A write with FUA is answered like any other.
     FuaForgotten,
+    /// A log page is written durably, and not flushed, though the data that it names is not durable.
+    BarrierForgotten,
     /// Freed space is given out again at once, not after the next durable checkpoint.
     FreedSpaceReusedTooEarly,
     /// Freed space is given out again while older reads of it are in flight.
@@ -58,12 +60,13 @@ pub enum PlantedBug {
 
 impl PlantedBug {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::AnswersNotHeld,
         Self::FlushAnsweredBeforeLog,
         Self::FlushSkipsOneShard,
         Self::FlushSkipsOneDevice,
         Self::FuaForgotten,
+        Self::BarrierForgotten,
         Self::FreedSpaceReusedTooEarly,
         Self::FreedSpaceReusedWhileRead,
         Self::DataCrcNotChecked,

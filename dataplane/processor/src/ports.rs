@@ -235,6 +235,8 @@ pub struct Operation {
     /// Of devices that have two sides. A read asks this side, if it can be read; when it comes back it names the side that answered
     /// (all but `failures`), and `None` if there is no other to ask. A write goes to this side alone, or to all (`None`).
     pub side: Option<Side>,
+    /// Of a write: what it wrote is durable when it comes back (force unit access), and nothing else is for that.
+    pub durable: bool,
     /// The ranges. For a flush: one (empty) per device.
     pub transfers: Vec<Transfer>,
     /// The memory of the ranges.
@@ -258,6 +260,7 @@ impl Operation {
             issued_ns: 0,
             kind: OperationKind::Flush,
             side: None,
+            durable: false,
             transfers: Vec::with_capacity(4),
             segments: Vec::with_capacity(64),
             buffers: Vec::with_capacity(64),
@@ -273,6 +276,7 @@ impl Operation {
             "buffers are taken out before an operation is used again"
         );
         self.side = None;
+        self.durable = false;
         self.transfers.clear();
         self.segments.clear();
         self.result = Ok(());
@@ -304,6 +308,11 @@ pub trait BlockDevice {
     fn submit(&mut self, operation: Box<Operation>) -> Result<(), Full>;
     /// Appends the operations that have ended to `completed`.
     fn poll(&mut self, completed: &mut Vec<Box<Operation>>);
+    /// Whether all of its devices make a single write durable ([`Operation::durable`]) for less than the write and a flush cost. Where this
+    /// is false no such write is asked for.
+    fn writes_durably(&self) -> bool {
+        false
+    }
     /// Gives back what buffers it keeps for itself; nothing may be in flight.
     fn give_back(&mut self, _buffers: &mut impl BufferPool) {}
 }

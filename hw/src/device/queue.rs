@@ -55,6 +55,8 @@ pub struct DeviceFigures {
     pub written_bytes: u64,
     /// Flush entries.
     pub flushes: u64,
+    /// Of the write entries, those that are durable when they end.
+    pub durable_writes: u64,
     /// Discard entries.
     pub discards: u64,
     /// Discards left out, because enough were in flight or the device cannot.
@@ -68,7 +70,8 @@ pub struct DeviceFigures {
 }
 
 impl DeviceFigures {
-    fn count(&mut self, kind: OperationKind) {
+    fn count(&mut self, kind: OperationKind, durable: bool) {
+        self.durable_writes += u64::from(durable);
         match kind {
             OperationKind::Read => self.reads += 1,
             OperationKind::Write => self.writes += 1,
@@ -96,6 +99,8 @@ pub struct Devices {
     discards: usize,
     /// Discards are advice: see [`Self::discards_are_requests`].
     advice: bool,
+    /// See [`BlockDevice::writes_durably`].
+    durable_writes: bool,
     completed: Vec<Box<Operation>>,
     figures: DeviceFigures,
 }
@@ -130,6 +135,7 @@ impl Devices {
             in_kernel: 0,
             discards: 0,
             advice: true,
+            durable_writes: false,
             completed: Vec::with_capacity(OPERATIONS_MAX),
             figures: DeviceFigures::default(),
         };
@@ -294,10 +300,16 @@ impl Devices {
             OperationKind::Read | OperationKind::Write => {
                 let vectors = &state.vectors[first_vector..first_vector + vector_count];
                 let registered = self.registered(ring, vectors);
-                transfer_entry(kind, file, vectors, offset_bytes, registered)
+                // The kernel makes it a write with FUA where the device has that, else a write and a flush.
+                let flags = match state.is_durable() {
+                    true => libc::RWF_DSYNC,
+                    false => 0,
+                };
+                transfer_entry(kind, file, vectors, offset_bytes, registered, flags)
             }
         };
-        self.figures.count(kind);
+        let durable = self.slots[slot as usize].is_durable();
+        self.figures.count(kind, durable);
         entry.user_data(self.mark(slot, part))
     }
 
@@ -538,6 +550,10 @@ impl BlockDevice for Devices {
         Ok(())
     }
 
+    fn writes_durably(&self) -> bool {
+        self.durable_writes
+    }
+
     fn poll(&mut self, completed: &mut Vec<Box<Operation>>) {
         self.take_ended();
         completed.append(&mut self.completed);
@@ -566,6 +582,7 @@ fn transfer_entry(
     vectors: &[libc::iovec],
     offset_bytes: u64,
     registered: Option<u16>,
+    write_flags: i32,
 ) -> squeue::Entry {
     let read = kind == OperationKind::Read;
     if let [only] = vectors {
@@ -579,6 +596,7 @@ fn transfer_entry(
             (Some(buffer), false) => {
                 opcode::WriteFixed::new(file, memory, length, buffer)
                     .offset(offset_bytes)
+                    .rw_flags(write_flags)
                     .build()
             }
             (None, true) => opcode::Read::new(file, memory, length)
@@ -586,6 +604,7 @@ fn transfer_entry(
                 .build(),
             (None, false) => opcode::Write::new(file, memory, length)
                 .offset(offset_bytes)
+                .rw_flags(write_flags)
                 .build(),
         });
     }
@@ -599,6 +618,7 @@ fn transfer_entry(
         (Some(buffer), false) => {
             opcode::WritevFixed::new(file, memory, count, buffer)
                 .offset(offset_bytes)
+                .rw_flags(write_flags)
                 .build()
         }
         (None, true) => opcode::Readv::new(file, memory, count)
@@ -606,6 +626,7 @@ fn transfer_entry(
             .build(),
         (None, false) => opcode::Writev::new(file, memory, count)
             .offset(offset_bytes)
+            .rw_flags(write_flags)
             .build(),
     })
 }

@@ -434,6 +434,51 @@ fn an_operation_over_several_devices_comes_back_once() {
 }
 
 #[test]
+fn a_durable_write_is_done_like_any_other_and_counted() {
+    for mut bench in benches() {
+        assert!(!bench.devices.writes_durably(), "files do that by flushing");
+        let mut write = bench.operation(
+            OperationKind::Write,
+            1,
+            &[(0, 8192, &[4096, 8192]), (1, 0, &[4096])],
+        );
+        write.durable = true;
+        for (seed, buffer) in (7..).zip(&mut write.buffers) {
+            fill(buffer, seed);
+        }
+        bench.submit(write);
+        let back = bench.run(1);
+        assert_eq!(back[0].result, Ok(()));
+        let figures = bench.devices.figures();
+        assert_eq!(
+            (figures.writes, figures.durable_writes, figures.flushes),
+            (2, 2, 0)
+        );
+        let read = bench.operation(
+            OperationKind::Read,
+            2,
+            &[(0, 8192, &[4096, 8192]), (1, 0, &[4096])],
+        );
+        bench.submit(read);
+        let read = bench.run(1);
+        let pairs = back[0].buffers.iter().zip(&read[0].buffers);
+        for ((written, read), length) in pairs.zip([4096, 8192, 4096]) {
+            assert!(
+                written.bytes()[..length] == read.bytes()[..length],
+                "what was written is read"
+            );
+        }
+        let mut next = back.into_iter().next().expect("one");
+        bench.buffers.give(next.buffers.pop().expect("a buffer"));
+        next.buffers
+            .drain(..)
+            .for_each(|buffer| bench.buffers.give(buffer));
+        next.clear();
+        assert!(!next.durable, "the next use of an operation is none");
+    }
+}
+
+#[test]
 fn an_operation_names_the_transfers_that_failed_and_the_others_are_done() {
     for mut bench in benches() {
         let mut write = bench.operation(OperationKind::Write, 1, &[(1, 4096, &[4096])]);

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | a write is in flight | any of its 512-byte sectors may be there, or none |
 //! | a write has completed | reads see it; a power cut may lose, keep or tear it, each on its own |
-//! | a flush sent after that has completed | it is there for good |
+//! | a flush sent after that has completed, or it was a durable write | it is there for good |
 //! | it is lost | nothing is done any more; what was not flushed meets a fate of its own by the time it is back |
 //! | the process is killed | completed writes stay (in the cache); those in flight are kept, lost or torn |
 //!
@@ -40,6 +40,8 @@ pub struct DeviceHabits {
     pub latency_ns: u64,
     /// The shortest time that a flush takes.
     pub flush_ns: u64,
+    /// They make single writes durable for less than a flush costs.
+    pub durable_writes: bool,
     /// Out of ten thousand reads, how many fail.
     pub read_errors: u64,
     /// Out of ten thousand writes and flushes, how many fail.
@@ -52,6 +54,7 @@ impl Default for DeviceHabits {
             queue_depth: 64,
             latency_ns: 10_000,
             flush_ns: 30_000,
+            durable_writes: false,
             read_errors: 0,
             write_errors: 0,
         }
@@ -67,6 +70,8 @@ pub struct DeviceCounts {
     pub writes: u64,
     /// Flush operations.
     pub flushes: u64,
+    /// Of the write operations, durable ones.
+    pub durable_writes: u64,
     /// Discard operations.
     pub discards: u64,
     /// Operations turned away because the queue was full.
@@ -445,7 +450,9 @@ impl Room {
         let Self { disks, random, .. } = self;
         each_page_of(operation, index, |device, block, page| {
             // A failed write may have done some of its work.
-            if !failed || random.percent(30) {
+            if !failed && operation.durable {
+                disks[device].write_durably(block, page);
+            } else if !failed || random.percent(30) {
                 disks[device].write(block, page);
             }
         });
@@ -468,6 +475,7 @@ impl BlockDevice for Port {
             OperationKind::Discard => (&mut room.counts.discards, room.habits.latency_ns),
         };
         *count += 1;
+        room.counts.durable_writes += u64::from(operation.durable);
         let covered = match operation.kind {
             OperationKind::Flush => operation
                 .transfers
@@ -493,6 +501,10 @@ impl BlockDevice for Port {
         };
         room.in_flight.insert((due_ns, room.next_number), entry);
         Ok(())
+    }
+
+    fn writes_durably(&self) -> bool {
+        self.room.borrow().habits.durable_writes
     }
 
     fn poll(&mut self, completed: &mut Vec<Box<Operation>>) {

@@ -170,6 +170,7 @@ impl Plan {
                 queue_depth: *random.pick(&[2, 8, 64]),
                 latency_ns: *random.pick(&[2_000, 10_000, 50_000]),
                 flush_ns: *random.pick(&[5_000, 50_000, 500_000]),
+                durable_writes: false,
                 read_errors: 0,
                 write_errors: 0,
             },
@@ -214,6 +215,7 @@ impl Plan {
         if random.percent(8) {
             plan.volume_bytes_max = 6_500_000;
         }
+        plan.habits.durable_writes = random.percent(40);
         plan
     }
 

@@ -17,7 +17,7 @@ from .unplug import controller, name_bays, pull_out, put_back, state
 BLOCKS = 2048
 FULL = 256 << 20
 HALF = FULL // 2
-# The disk whose size QEMU tells the guest of at once; the emulated NVMe controller does not.
+# QEMU changes the size of such a disk while the guest has it, and tells it so; of an NVMe namespace it refuses to.
 DISK = "/dev/vda"
 
 

@@ -305,6 +305,12 @@ impl<D: BlockDevice> BlockDevice for Mirrors<D> {
         }
     }
 
+    /// Of a mirror what was written since the last flush counts, should a side vanish: it stays with flushes.
+    #[inline]
+    fn writes_durably(&self) -> bool {
+        self.mirror.is_none() && self.inner.writes_durably()
+    }
+
     fn give_back(&mut self, buffers: &mut impl BufferPool) {
         self.inner.give_back(buffers);
         if let Some(mirror) = &mut self.mirror {

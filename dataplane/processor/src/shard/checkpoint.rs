@@ -6,7 +6,7 @@
 //! | Idle | nothing | due, and the log at a page boundary: freeze the state, Writing |
 //! | Writing | a few page writes | all written, and the log up to the mark: Flushing |
 //! | Flushing | a flush of every device written to | Header |
-//! | Header | the shard header, to the copy that the last checkpoint does not use | HeaderFlush |
+//! | Header | the shard header, to the copy that the last checkpoint does not use | HeaderFlush; Promoting if the write is durable itself |
 //! | HeaderFlush | a flush of the home device | durable: trim the log, Promoting |
 //! | Promoting | nothing | no read older than the checkpoint in flight: free what it no longer refers to, Idle |
 
@@ -316,6 +316,8 @@ impl<T: LogTail> Shard<T> {
             .layout
             .header_block(self.shard.0, self.checkpoint.generation % 2);
         let mut operation = self.operation(OperationKind::Write, Tag::HeaderWrite);
+        // All that it refers to was flushed.
+        operation.durable = self.durable_writes;
         operation.buffers.push(buffer);
         push_page(&mut operation, DeviceAddress::new(self.home(), block), 0);
         self.progress = true;
@@ -338,6 +340,10 @@ impl<T: LogTail> Shard<T> {
         }
         match tag {
             Tag::CheckpointFlush => self.checkpoint.stage = Stage::Header,
+            Tag::HeaderWrite if operation.durable => {
+                mark(Mark::HeaderDurably);
+                self.checkpoint_is_durable();
+            }
             Tag::HeaderWrite => {
                 self.checkpoint.stage = Stage::HeaderFlush;
                 let devices = self.durability.take_dirty_for_checkpoint();

@@ -2,6 +2,11 @@
 //!
 //! All waiting flushes of a shard share one log write and one device flush (group commit). The device flush covers
 //! the data too: data is complete on the device before its record is appended.
+//!
+//! Where devices make single writes durable, the flush is spared if there is nothing for it to do but the log write: no data was written
+//! since the last flush, and everything before is durable ([`Shard::is_barrier_needless`]). So it is with snapshots, the catalog and
+//! discards of a volume that is not written to. Data is never written durably: that and a durable log write behind it may take longer than
+//! one flush of both.
 
 use crate::marks::{Mark, mark};
 use std::collections::VecDeque;
@@ -15,6 +20,8 @@ use crate::request::{RequestError, RequestKind};
 
 /// Records that may be neither durable nor asked to be: bounds what recovery has to verify after a power cut.
 const UNFLUSHED_RECORDS_MAX: u64 = 16_384;
+/// Log pages that one durable write has at most: beyond that one flush costs less than making each of them durable.
+const DURABLE_LOG_PAGES_MAX: usize = 8;
 /// So long after the last flush the log says on the device what that flush made durable, if nothing else was logged.
 const MARK_DELAY_NS: u64 = 20_000_000;
 
@@ -46,6 +53,9 @@ pub(super) struct Durability {
 impl Durability {
     /// Notes which devices a completed write touched.
     pub(super) fn wrote(&mut self, operation: &Operation) {
+        if operation.durable {
+            return;
+        }
         for transfer in &operation.transfers {
             self.dirty_for_flush |= 1 << transfer.device.0;
             self.dirty_for_checkpoint |= 1 << transfer.device.0;
@@ -110,6 +120,18 @@ impl<T: LogTail> Shard<T> {
         }
         self.durability.durable.push_back((lsn, Waiter::Slot(id)));
         Outcome::Parked
+    }
+
+    /// Whether all that the next log record rests on is durable already: a durable write of its page makes the record durable. False where
+    /// devices do not do such writes.
+    pub(super) fn is_barrier_needless(&self) -> bool {
+        let is_clean = self.durability.dirty_for_flush == 0;
+        #[cfg(feature = "planted-bugs")]
+        let is_clean = is_clean || self.planted(crate::PlantedBug::BarrierForgotten);
+        self.durable_writes
+            && is_clean
+            && self.durability.flushing_lsn.is_none()
+            && self.log.written_lsn() == self.log.durable_lsn()
     }
 
     /// The event leaves when everything logged so far is durable.
@@ -203,7 +225,9 @@ impl<T: LogTail> Shard<T> {
         if until_end < pages {
             mark(Mark::LogWraps);
         }
+        let durable = bytes <= DURABLE_LOG_PAGES_MAX * BLOCK_BYTES && self.is_barrier_needless();
         let mut operation = self.operation(OperationKind::Write, Tag::LogWrite);
+        operation.durable = durable;
         for (block, offset, count) in [
             (start + first, 0, until_end),
             (start, until_end, pages - until_end),
@@ -257,6 +281,11 @@ impl<T: LogTail> Shard<T> {
         match operation.result {
             Ok(()) => {
                 self.log.written();
+                if operation.durable {
+                    mark(Mark::LogDurably);
+                    self.log.flushed(self.log.written_lsn());
+                    self.mark_soon();
+                }
                 self.unstall();
             }
             Err(error) => self.stop("log write", error),

@@ -251,6 +251,8 @@ pub struct Shard<T> {
     stages: Stages,
     /// The last turn found no buffer for something that nobody else will wake.
     short_of_buffers: bool,
+    /// The devices make single writes durable for less than a flush costs.
+    durable_writes: bool,
     progress: bool,
 }
 
@@ -413,6 +415,7 @@ impl<T: LogTail> Shard<T> {
         outbox: &mut Outbox,
     ) -> bool {
         self.now = now;
+        self.durable_writes = device.writes_durably();
         self.stalls.turn(now);
         self.short_of_buffers = false;
         // Before the commands, so that a release that comes too late finds no hold; after them, so that neither does a

@@ -29,8 +29,20 @@ pub struct Passthrough {
     pub(crate) discards: bool,
     /// What was written may be lost with the power before a flush.
     pub(crate) caches: bool,
+    /// Writes can be made durable one by one (force unit access).
+    pub(crate) forces: bool,
     pub(crate) retry_delays: RetryDelays,
     polled: bool,
+}
+
+/// Models that say that they can make single writes durable, and do not. With those it is left to flushes.
+const IGNORING_FORCE: [&str; 1] = [
+    // Emulated: the bit is not looked at (up to QEMU 10 at least).
+    "QEMU NVMe Ctrl",
+];
+
+fn ignores_force(model: &str) -> bool {
+    IGNORING_FORCE.contains(&model.trim())
 }
 
 /// How long a controller wants commands to wait before they are tried again: CRDT1 to CRDT3, in units of 100 ms.
@@ -105,6 +117,7 @@ impl Passthrough {
             limits: limits(info, identified.controller.transfer_bytes_max()),
             discards: identified.controller.deallocates(),
             caches: identified.controller.has_volatile_write_cache(),
+            forces: info.fua && !ignores_force(info.model.as_deref().unwrap_or_default()),
             retry_delays: RetryDelays::new(identified.controller.retry_delays.map(U16::get)),
             polled: false,
         };
@@ -219,5 +232,16 @@ fn limits(info: &BlockDeviceInfo, device_bytes_max: Option<u64>) -> Limits {
         bytes: (bytes / BLOCK_BYTES as u64).max(1) * BLOCK_BYTES as u64,
         vectors: VECTORS_MAX,
         pages: (info.segments_max as usize).max(1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_that_only_says_it_makes_writes_durable_is_not_believed() {
+        assert!(ignores_force("QEMU NVMe Ctrl") && ignores_force("QEMU NVMe Ctrl   "));
+        assert!(!ignores_force("Drive 9000") && !ignores_force(""));
     }
 }

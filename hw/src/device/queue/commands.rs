@@ -33,6 +33,8 @@ pub(in crate::device) struct Namespace {
     pub discards: bool,
     /// It has a cache that loses what it holds with the power, so that flushes do something.
     pub caches: bool,
+    /// It makes single writes durable.
+    forces: bool,
     retry_delays: RetryDelays,
     polled: bool,
 }
@@ -46,6 +48,7 @@ impl Namespace {
             limits: passthrough.limits,
             discards: passthrough.discards,
             caches: passthrough.caches,
+            forces: passthrough.forces,
             retry_delays: passthrough.retry_delays,
             polled: passthrough.is_polled(),
         }
@@ -57,6 +60,11 @@ impl Namespace {
 
     pub fn discard_bytes_max(&self) -> u64 {
         DISCARD_BLOCKS_MAX << self.block_power
+    }
+
+    /// Whether a durable write costs less than a write and a flush. Without a cache a flush costs nothing.
+    pub fn writes_durably(&self) -> bool {
+        self.caches && self.forces
     }
 
     /// First block and number of blocks of a part.
@@ -88,6 +96,7 @@ impl Devices {
     pub(super) fn push_command(&mut self, namespace: Namespace, slot: u32, part: u32) {
         let rings = self.rings.as_mut().expect("namespaces have rings");
         let kind = self.slots[slot as usize].kind();
+        let durable = self.slots[slot as usize].is_durable();
         let state = &mut self.slots[slot as usize];
         let piece = &mut state.parts[part as usize];
         piece.registered = false;
@@ -115,7 +124,7 @@ impl Devices {
                 let ring = rings.for_data(namespace.polled);
                 let command = match kind {
                     OperationKind::Read => Command::read(namespace.number, first_block, blocks),
-                    _ => Command::write(namespace.number, first_block, blocks, false),
+                    _ => Command::write(namespace.number, first_block, blocks, durable && namespace.caches),
                 };
                 let vectors = &state.vectors[piece.first_vector..piece.first_vector + piece.vector_count];
                 let (command, data) = match vectors {
@@ -145,7 +154,7 @@ impl Devices {
                 u64::from(slot) << 32 | u64::from(part),
             )
         };
-        self.figures.count(kind);
+        self.figures.count(kind, durable);
     }
 
     /// Takes in what the rings of commands have to say.
@@ -278,6 +287,12 @@ impl Slot {
         operation.expect("an entry in flight has its operation").kind
     }
 
+    /// Whether what it writes has to be durable when it comes back.
+    pub(super) fn is_durable(&self) -> bool {
+        let operation = self.operation.as_ref();
+        operation.expect("an entry in flight has its operation").durable
+    }
+
     /// A part failed, and with it its transfer.
     pub(super) fn fail(&mut self, part: u32, error: DeviceError) {
         let operation = self.operation.as_mut();
@@ -299,6 +314,7 @@ impl Namespace {
             limits: Limits::FILE,
             discards: true,
             caches,
+            forces: true,
             retry_delays: RetryDelays::default(),
             polled: false,
         }

@@ -131,6 +131,11 @@ impl Target {
             .map_or(u64::MAX, |namespace| namespace.discard_bytes_max())
     }
 
+    /// Whether it makes single writes durable for less than a flush costs.
+    pub fn writes_durably(&self) -> bool {
+        self.namespace.is_some_and(|namespace| namespace.writes_durably())
+    }
+
     /// Whether what was written to it needs no flush to be durable. The kernel knows that of files and block devices.
     pub fn keeps_all(&self) -> bool {
         self.namespace.is_some_and(|namespace| !namespace.caches)
@@ -160,6 +165,8 @@ impl Devices {
             file,
         });
         self.targets.places[device] = Some(number);
+        let mut present = self.targets.places.iter().flatten();
+        self.durable_writes = present.all(|&number| self.targets.at(number).writes_durably());
     }
 
     /// Gives this place up: nothing further goes to its device, and what waits for it ends with

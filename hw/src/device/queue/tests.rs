@@ -151,8 +151,13 @@ fn a_flush_goes_to_no_device_that_keeps_all_without() {
     devices.poll(&mut back);
     assert_eq!((back[0].result, devices.figures.flushes), (Ok(()), 0));
     assert!(devices.ready.is_empty() && devices.in_flight() == 0);
-    // With a cache that could lose it, one would be sent.
+    assert!(
+        !devices.targets.at(0).writes_durably(),
+        "there a flush costs nothing"
+    );
+    // With a cache that could lose it, one would be sent; and a durable write costs less.
     devices.targets.at_mut(0).namespace = Some(Namespace::out_of_reach(true));
+    assert!(devices.targets.at(0).writes_durably());
     assert!(devices.submit(back.remove(0)).is_ok());
     assert_eq!(devices.ready.len(), 1);
     devices.detach(0, &mut ring);

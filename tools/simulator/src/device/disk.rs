@@ -95,6 +95,14 @@ impl Disk {
         self.writes += 1;
     }
 
+    /// The same, past the cache: what waits there for this block is older.
+    pub(super) fn write_durably(&mut self, block: u64, page: Page) {
+        self.unflushed.retain(|(_, waiting, _)| *waiting != block);
+        self.durable[block as usize] = Some(Rc::clone(&page));
+        self.current[block as usize] = Some(page);
+        self.writes += 1;
+    }
+
     /// Makes the first `covered` block writes durable.
     pub fn flush(&mut self, covered: u64) {
         let end = self.unflushed.partition_point(|entry| entry.0 < covered);

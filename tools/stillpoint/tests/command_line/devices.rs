@@ -162,6 +162,8 @@ fn what_has_partitions_is_refused_and_they_go_with_force() {
     entry[12..16].copy_from_slice(&65536u32.to_le_bytes());
     file.write_all_at(&entry, 446).expect("written");
     file.write_all_at(&[0x55, 0xaa], 510).expect("written");
+    let old = (SIZE_BYTES - (64 << 10), [0xee; 8192]);
+    file.write_all_at(&old.1, old.0).expect("written");
     let path = appliance.path_text("disk");
     let found = must("losetup", &["--find", "--show", "--partscan", &path]);
     let device = Loop {
@@ -184,5 +186,8 @@ fn what_has_partitions_is_refused_and_they_go_with_force() {
         0,
         "nobody can mount them any more"
     );
+    let mut wiped = old.1;
+    file.read_exact_at(&mut wiped, old.0).expect("read");
+    assert!(wiped == [0; 8192], "old marks at the end are zeros");
     appliance.run(&["pool", "close", "p"]);
 }

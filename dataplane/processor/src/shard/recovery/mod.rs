@@ -299,6 +299,7 @@ impl<T: LogTail> Shard<T> {
             status: ShardStatus::default(),
             stages: Stages::default(),
             short_of_buffers: false,
+            durable_writes: false,
             progress: true,
         };
         opened.reserve_for_checkpoint();

@@ -10,6 +10,7 @@ mod clones;
 mod damage;
 mod deletions;
 mod discards;
+mod durably;
 mod mirrors;
 mod over_mirrors;
 mod rig;

@@ -32,6 +32,10 @@ pub(super) struct MemoryDevice {
     pub(super) repairs_fail: bool,
     /// Writes since the last flush, if they are remembered.
     pub(super) unflushed: Option<Vec<Unflushed>>,
+    /// It makes single writes durable.
+    pub(super) durable_writes: bool,
+    /// Flushes, and durable writes, that it was asked for.
+    pub(super) counts: (u64, u64),
 }
 
 /// A write: where, what was there, what came.
@@ -110,7 +114,9 @@ impl MemoryDevice {
             match operation.kind {
                 OperationKind::Read => buffer.copy_from_slice(&self.side(side)[at..at + length]),
                 OperationKind::Write => {
-                    if let Some(unflushed) = &mut self.unflushed {
+                    if let Some(unflushed) = &mut self.unflushed
+                        && !operation.durable
+                    {
                         unflushed.push((at, self.bytes[at..at + length].to_vec(), buffer.to_vec()));
                     }
                     self.side(side)[at..at + length].copy_from_slice(buffer);
@@ -135,6 +141,8 @@ impl BlockDevice for MemoryDevice {
             self.waiting.push(operation);
             return Ok(());
         }
+        self.counts.0 += u64::from(operation.kind == OperationKind::Flush);
+        self.counts.1 += u64::from(operation.durable);
         if operation.kind == OperationKind::Flush
             && self.failing != Some(OperationKind::Flush)
             && let Some(unflushed) = &mut self.unflushed
@@ -156,6 +164,10 @@ impl BlockDevice for MemoryDevice {
         }
         self.done.push_back(operation);
         Ok(())
+    }
+
+    fn writes_durably(&self) -> bool {
+        self.durable_writes
     }
 
     fn poll(&mut self, completed: &mut Vec<Box<Operation>>) {
