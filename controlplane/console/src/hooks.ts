@@ -15,7 +15,7 @@ export interface Asked<T> {
 }
 
 export function mistakeOf(error: unknown): Mistake {
-  return error instanceof ApiError ? error.mistake : { kind: "failure", message: String(error) };
+  return error instanceof ApiError ? error.mistake : { kind: "failure", message: error instanceof Error ? error.message : String(error) };
 }
 
 /** GET, again each period while the page is seen, and whenever something changed. What is there stays when the daemon is away. */

@@ -137,9 +137,10 @@ function Details({ pool, view }: { pool: string; view: string }) {
 }
 
 function take(volumes: Volume[]): Question {
-  const names = volumes.map((volume) => volume.name);
   const several = volumes.length > 1;
   const one = volumes[0];
+  // Of one pool: a snapshot cannot have more.
+  const names = volumes.filter((volume) => volume.pool === one?.pool).map((volume) => volume.name);
   return {
     title: several || !one ? "Take a snapshot" : `Take a snapshot of ${one.name}`,
     fields: [
