@@ -43,6 +43,8 @@ struct Waiting {
     known: KnownPool,
     /// By place: whether it is not there. `None`: none of them is; how many there are only their labels tell.
     missing: Option<Vec<bool>>,
+    /// It was given at the start, and nothing else is known of it: only the devices that were given are its own.
+    given: bool,
 }
 
 /// A device as it was when its label was read.
@@ -51,16 +53,10 @@ struct Seen {
     /// Another one, or another content, has another mark.
     mark: String,
     of: Option<Place>,
-    /// It is of a pool that needs more than it has; nobody was told yet.
-    too_small: Option<TooSmall>,
-}
-
-/// A device that has become smaller than its pool needs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct TooSmall {
-    pool: String,
-    place: usize,
-    error: String,
+    /// Why it is not used: its pool needs more than it has.
+    too_small: Option<String>,
+    /// Somebody was told of that.
+    is_told: bool,
 }
 
 /// What a label says of its device.
@@ -94,7 +90,11 @@ impl Appliance {
             for pool in self.pools() {
                 pool.look_after_sides().await;
             }
-            self.look_for_given().await;
+            // A device that does not answer must not keep the daemon from stopping.
+            tokio::select! {
+                _ = stopping.wait_for(|&stopping| stopping) => return,
+                () = self.look_for_given() => {}
+            }
             let waiting = self.waiting_for_devices();
             if waiting.is_empty() {
                 search = Search::default();
@@ -105,7 +105,6 @@ impl Appliance {
                 search.look(&wanted);
                 Ok(search)
             });
-            // A device that does not answer must not keep the daemon from stopping.
             search = tokio::select! {
                 _ = stopping.wait_for(|&stopping| stopping) => return,
                 found = looked => found.unwrap_or_default(),
@@ -190,6 +189,7 @@ impl Appliance {
                 waiting.push(Waiting {
                     known: pool.known(),
                     missing: Some(places.map(|place| missing.contains(&place)).collect()),
+                    given: false,
                 });
             }
             let lost = pool.lost_devices();
@@ -198,6 +198,7 @@ impl Appliance {
                 waiting.push(Waiting {
                     known: pool.known(),
                     missing: Some(places.map(|place| lost.contains_key(&place)).collect()),
+                    given: false,
                 });
             }
         }
@@ -205,6 +206,7 @@ impl Appliance {
         waiting.extend(failed.map(|failed| Waiting {
             known: failed.known,
             missing: None,
+            given: failed.given,
         }));
         waiting
     }
@@ -216,13 +218,16 @@ impl Appliance {
         let open = pools.iter().find(|pool| pool.devices.id_text() == *id);
         let lost = open.map(|pool| pool.lost_devices()).unwrap_or_default();
         for (path, seen) in &mut search.seen {
-            let Some(found) = seen.too_small.take_if(|found| found.pool == *id) else {
+            let (Some(of), Some(error)) = (&seen.of, &seen.too_small) else {
                 continue;
             };
-            if lost.get(&found.place).is_some_and(|lost| lost.is_there()) {
+            if of.pool != *id || core::mem::replace(&mut seen.is_told, true) {
                 continue;
             }
-            let text = format!("not used: {}", found.error);
+            if lost.get(&of.place).is_some_and(|lost| lost.is_there()) {
+                continue;
+            }
+            let text = format!("not used: {error}");
             let path = path.display().to_string();
             self.events
                 .tell(EventKind::DeviceResized, &waiting.known.name, &path, text);
@@ -429,9 +434,12 @@ impl Search {
             // One that cannot be read is looked at again: it may not be ready, or not ours yet.
             match label::look(&path) {
                 Ok(found) => {
-                    let too_small = too_small(&path, &found);
-                    let of = place(&found).filter(|_| too_small.is_none());
-                    let seen = Seen { mark, of, too_small };
+                    let seen = Seen {
+                        mark,
+                        of: place(&found),
+                        too_small: too_small(&path, &found),
+                        is_told: false,
+                    };
                     self.seen.insert(path, seen);
                 }
                 Err(error) => {
@@ -457,7 +465,9 @@ impl Search {
         let id = &waiting.known.id;
         let of_pool: Vec<(&PathBuf, &Seen, &Place)> = (self.seen.iter())
             .filter_map(|(path, seen)| Some((path, seen, seen.of.as_ref()?)))
-            .filter(|(_, _, of)| of.pool == *id)
+            .filter(|(path, _, of)| {
+                of.pool == *id && (!waiting.given || waiting.known.devices.contains(path))
+            })
             .collect();
         let (places, mirrored) = match &waiting.missing {
             Some(missing) => (missing.len(), false),
@@ -483,12 +493,14 @@ impl Search {
 }
 
 /// One of several paths to devices with the same label: one that is known, by a name that may lead elsewhere next time or by that of
-/// the kernel. Of others there may be but one: a copy of a device is no device that came back.
+/// the kernel. Of others there may be but one: a copy of a device is no device that came back, not even if the device has become
+/// too small.
 fn one_of(found: Vec<(&PathBuf, &Seen)>, known: &[PathBuf]) -> Option<(PathBuf, String)> {
-    let by_name = found.iter().find(|(path, _)| known.contains(path));
+    let is_whole = |seen: &Seen| seen.too_small.is_none();
+    let by_name = (found.iter()).find(|(path, seen)| known.contains(path) && is_whole(seen));
     let (path, seen) = match by_name {
         Some(known) => known,
-        None if found.len() == 1 => &found[0],
+        None if found.len() == 1 && is_whole(found[0].1) => &found[0],
         None => return None,
     };
     Some(((*path).clone(), seen.mark.clone()))
@@ -524,8 +536,8 @@ fn place(found: &Found) -> Option<Place> {
     })
 }
 
-/// The pool that needs more of a device than that has.
-fn too_small(path: &Path, found: &Found) -> Option<TooSmall> {
+/// Why a device is not used whose pool needs more of it than it has.
+fn too_small(path: &Path, found: &Found) -> Option<String> {
     let Found::Label {
         label, size_bytes, ..
     } = found
@@ -533,12 +545,8 @@ fn too_small(path: &Path, found: &Found) -> Option<TooSmall> {
         return None;
     };
     let needed_bytes = label::needed_bytes(label);
-    let Place { pool, place, .. } = place(found)?;
-    (*size_bytes < needed_bytes).then(|| TooSmall {
-        pool,
-        place,
-        error: label::too_small(path, *size_bytes, label.name(), needed_bytes).to_string(),
-    })
+    (*size_bytes < needed_bytes)
+        .then(|| label::too_small(path, *size_bytes, label.name(), needed_bytes).to_string())
 }
 
 #[cfg(test)]
