@@ -1,6 +1,7 @@
 //! The appliance: processors, pools, exports.
 
 mod given;
+mod opening;
 mod pools;
 mod returned;
 #[cfg(test)]
@@ -91,8 +92,10 @@ struct Pools {
     given: Vec<GivenPool>,
     /// Those whose sessions and shards are ending: their mirrors may still have something to say.
     closing: Vec<Arc<Pool>>,
-    /// Places of pools that are being opened, and whether one lost a side meanwhile, so that it has to be opened again.
-    opening: BTreeMap<PoolIndex, bool>,
+    /// Those that are being opened, by place.
+    opening: BTreeMap<PoolIndex, opening::Opening>,
+    /// How often it was tried to open one.
+    tries: u64,
 }
 
 /// The appliance.

@@ -210,6 +210,8 @@ pub enum Listener {
 /// What one processor opens of a pool.
 #[derive(Clone, Debug)]
 pub struct PoolPart {
+    /// What mirrors tell of sides that were there from the start carries this number, which no other opening of a pool has had.
+    pub first_pass: u64,
     /// Name of the pool, for messages.
     pub name: String,
     /// Where things lie; the devices' labels have been read and agree with it.

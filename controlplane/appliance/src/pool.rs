@@ -106,6 +106,8 @@ pub struct OpenedPool {
     pub resync_bytes_per_s: u64,
     /// Where it is kept how new labels have to be.
     pub sequences: Arc<Sequences>,
+    /// What its mirrors tell of sides that were there from the start carries this number.
+    pub first_pass: u64,
 }
 
 impl Pool {
@@ -122,6 +124,7 @@ impl Pool {
             shards,
             resync_bytes_per_s,
             sequences,
+            first_pass,
         } = opened;
         let shard_count = devices.layout.shard_count;
         let rows = shards
@@ -148,7 +151,7 @@ impl Pool {
             .chain(behind)
             .chain(behind_locks)
             .collect();
-        let sides = mirrors::Sides::new(&devices, resync_bytes_per_s);
+        let sides = mirrors::Sides::new(&devices, resync_bytes_per_s, first_pass);
         let pool = Self {
             index,
             devices,

@@ -138,11 +138,10 @@ impl Appliance {
     /// Opens the shards on their processors, then the catalog.
     async fn open(&self, devices: PoolDevices, files: Arc<PoolFiles>) -> Result<Arc<Pool>> {
         let index = self.free_place();
-        self.lock().opening.insert(index, false);
         let name = devices.name.clone();
         let opened = self.open_in_place(index, devices, files).await;
         if opened.is_err() {
-            self.close_shards(index).await;
+            self.end_try(index).await;
             self.lock().opening.remove(&index);
         }
         opened.map_err(|error| error.while_doing(format_args!("opening pool {name}")))
@@ -155,43 +154,60 @@ impl Appliance {
         mut devices: PoolDevices,
         files: Arc<PoolFiles>,
     ) -> Result<Arc<Pool>> {
-        let processors = self.mailboxes.len() as u16;
-        let owners: Vec<ProcessorIndex> = (0..devices.layout.shard_count)
-            .map(|shard| ProcessorIndex(shard % processors))
-            .collect();
-        let shards = loop {
-            let failure = match self.open_shards(index, &devices, &files, &owners).await {
-                Ok(shards) => break shards,
+        loop {
+            if let Some(label) = &devices.mirrors {
+                // Before anybody goes by it.
+                self.state
+                    .sequences()
+                    .note(&devices.id_text(), label.sequence())?;
+            }
+            let failure = match self.try_to_open(index, &devices, &files).await {
+                Ok(pool) => return Ok(pool),
                 Err(failure) => failure,
             };
             let Some(failed) = failure.side else {
                 return Err(failure.error);
             };
             // The pool opens without it.
-            self.close_shards(index).await;
-            self.lock().opening.insert(index, false);
+            self.end_try(index).await;
             let (changed, file) = put_out(devices, Arc::clone(&files), vec![failed.at]).await?;
             devices = changed;
             let path = file.map_or_else(String::new, |file| file.path().display().to_string());
             devices.remarks.push(format!("{path} is out: {}", failed.error));
-        };
-        if let Some(label) = &devices.mirrors {
-            self.state
-                .sequences()
-                .note(&devices.id_text(), label.sequence())?;
         }
+    }
+
+    async fn try_to_open(
+        &self,
+        index: PoolIndex,
+        devices: &PoolDevices,
+        files: &Arc<PoolFiles>,
+    ) -> std::result::Result<Arc<Pool>, NotOpened> {
+        let first_pass = self.begin_try(index);
+        let processors = self.mailboxes.len() as u16;
+        let owners: Vec<ProcessorIndex> = (0..devices.layout.shard_count)
+            .map(|shard| ProcessorIndex(shard % processors))
+            .collect();
+        let shards = self
+            .open_shards(index, first_pass, devices, files, &owners)
+            .await?;
         let opened = OpenedPool {
             index,
-            devices,
-            files,
+            devices: devices.clone(),
+            files: Arc::clone(files),
             owners,
             shards,
             resync_bytes_per_s: RESYNC_BYTES_PER_S_DEFAULT,
             sequences: self.state.sequences().clone(),
+            first_pass,
         };
-        let pool = Pool::start(opened, self.mailboxes.clone(), self.events.clone()).await?;
-        let pool = Arc::new(pool);
-        self.put_in_place(&pool)?;
+        let pool = tokio::select! {
+            // Starting may wait for what is kept back then.
+            biased;
+            failed = self.until_a_side_fails(index) => return Err(failed.into()),
+            pool = Pool::start(opened, self.mailboxes.clone(), self.events.clone()) => Arc::new(pool?),
+        };
+        let untold = self.put_in_place(&pool)?;
         for remark in &pool.remarks {
             pool.tell(EventKind::PoolRemark, "", remark);
         }
@@ -199,22 +215,10 @@ impl Appliance {
         pool.tell(EventKind::PoolOpened, "", opened);
         pool.start_tasks();
         pool.set_resync_rate().await;
+        for (processor, pass, notice) in untold {
+            pool.mirror_told(processor, pass, notice).await;
+        }
         Ok(pool)
-    }
-
-    /// It is open from here on, unless it lost a side of which it was told that nothing can be promised any more.
-    fn put_in_place(&self, pool: &Arc<Pool>) -> Result<()> {
-        let mut pools = self.lock();
-        if pools.opening.remove(&pool.index) == Some(true) {
-            return Err(Error::failure("a side of a mirror failed meanwhile")
-                .hint("stillpoint pool open PATH... opens it without that side"));
-        }
-        let place = usize::from(pool.index.0);
-        if pools.open.len() <= place {
-            pools.open.resize_with(place + 1, || None);
-        }
-        pools.open[place] = Some(pool.clone());
-        Ok(())
     }
 
     /// Refuses to go on without sides that were in sync, and with sides that missed what was written last.
@@ -259,6 +263,7 @@ impl Appliance {
     async fn open_shards(
         &self,
         index: PoolIndex,
+        first_pass: u64,
         devices: &PoolDevices,
         files: &Arc<PoolFiles>,
         owners: &[ProcessorIndex],
@@ -275,6 +280,7 @@ impl Appliance {
                 sides: devices.mirrors.as_ref().map(MirrorLabel::sides),
                 shards: owned.collect(),
                 owners: owners.to_vec(),
+                first_pass,
                 options: self.options.pool.clone(),
             });
             let (reply, answer) = oneshot::channel();
@@ -311,7 +317,7 @@ impl Appliance {
     }
 
     /// Closes a pool on every processor; one where it is not open answers at once.
-    async fn close_shards(&self, pool: PoolIndex) {
+    pub(super) async fn close_shards(&self, pool: PoolIndex) {
         let answers: Vec<_> = self
             .mailboxes
             .iter()
@@ -436,6 +442,15 @@ struct NotOpened {
 impl From<Error> for NotOpened {
     fn from(error: Error) -> Self {
         Self { error, side: None }
+    }
+}
+
+impl From<SideFailed> for NotOpened {
+    fn from(failed: SideFailed) -> Self {
+        Self {
+            error: Error::failure(failed.to_string()),
+            side: Some(failed),
+        }
     }
 }
 

@@ -15,27 +15,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 use super::{Appliance, Degraded, FailedPool, device_error};
 use crate::api::model::ReplaceDevice;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::EventKind;
 use crate::label::{self, Found, id_text};
-use crate::mailbox::{MirrorChange, PoolIndex, ProcessorIndex, ToProcessor};
 use crate::patience;
 use crate::pool::Pool;
 use crate::state::KnownPool;
 use stillpoint_hw::device::DeviceFile;
 use stillpoint_hw::discovery::Machine;
-use stillpoint_processor::mirror::MirrorNotice;
 
 /// The pause between two looks.
 const PERIOD: Duration = Duration::from_secs(2);
-
-/// How often, and with which pause, a pool is looked for whose mirrors told something while it was opened.
-const OPENING_TRIES: u32 = 100;
-const OPENING_PAUSE: Duration = Duration::from_millis(50);
 
 /// A pool that waits for devices.
 #[derive(Clone, Debug)]
@@ -125,58 +119,6 @@ impl Appliance {
         pool.replace_side(request, self.options.nvme_passthrough).await?;
         self.state.save(&self.known_pools())?;
         Ok(pool)
-    }
-
-    /// Something that the mirrors of a pool told, on which answers may wait.
-    pub async fn mirror_told(
-        &self,
-        index: PoolIndex,
-        processor: ProcessorIndex,
-        pass: u64,
-        notice: MirrorNotice,
-    ) {
-        let mut tries = 0;
-        let pool = loop {
-            let found = {
-                let mut pools = self.lock();
-                let mut known = pools.open.iter().flatten().chain(&pools.closing);
-                let found = known.find(|pool| pool.index == index).cloned();
-                // Opening waits for no copying, but may wait for what is kept back as a side failed.
-                let fails = matches!(notice, MirrorNotice::SideFailed { .. }) && tries >= OPENING_TRIES;
-                match (found, pools.opening.get_mut(&index)) {
-                    (Some(pool), _) => Some(Some(pool)),
-                    (None, Some(spoiled)) if fails => {
-                        *spoiled = true;
-                        Some(None)
-                    }
-                    (None, Some(_)) => None,
-                    (None, None) => Some(None),
-                }
-            };
-            if let Some(found) = found {
-                break found;
-            }
-            tries += 1;
-            tokio::time::sleep(OPENING_PAUSE).await;
-        };
-        if let Some(pool) = pool {
-            return pool.mirror_told(processor, pass, notice).await;
-        }
-        if let MirrorNotice::SideFailed { at, error } = notice {
-            tracing::error!("{at} failed while its pool was opened: {error}");
-            for mailbox in self.mailboxes.iter() {
-                let (reply, _) = oneshot::channel();
-                let device = at.device;
-                let told = mailbox.send(ToProcessor::Mirror {
-                    pool: index,
-                    change: MirrorChange::Lost { device, error },
-                    reply,
-                });
-                if let Err(error) = told {
-                    tracing::error!("{error}");
-                }
-            }
-        }
     }
 
     /// The pools that wait for devices, those with mirrors for sides.

@@ -193,7 +193,7 @@ impl Loop {
                 }
             };
             let processor = Processor::new(mirrors, opened.shards);
-            self.pools[place] = Some(OpenPool::new(processor, part.owners.clone()));
+            self.pools[place] = Some(OpenPool::new(processor, &part));
             opened.recovered
         });
         // Nobody waits any more if the daemon is on its way out; it closes the pool then.

@@ -38,8 +38,10 @@ pub struct OpenPool {
     pub processor: Processor<Mirrors<Devices>, FileTail>,
     /// What its mirrors said, and the control plane had no room for.
     pub untold: Option<MirrorNotice>,
-    /// The number with which each side was attached last; none for those that were there from the start.
+    /// The number with which each side was attached last; none for those that were there from the start, which have the first.
     pub passes: BTreeMap<SideAt, u64>,
+    /// [`PoolPart::first_pass`].
+    pub first_pass: u64,
     /// The owner of every shard.
     pub owners: Vec<ProcessorIndex>,
     /// Requests that found their shard working on as many as it may.
@@ -267,12 +269,13 @@ fn describe(shard: &Shard<FileTail>, report: &RecoveryReport, recovery_ns: u64) 
 
 impl OpenPool {
     /// A pool whose shards are open.
-    pub fn new(processor: Processor<Mirrors<Devices>, FileTail>, owners: Vec<ProcessorIndex>) -> Self {
+    pub fn new(processor: Processor<Mirrors<Devices>, FileTail>, part: &PoolPart) -> Self {
         Self {
             processor,
             untold: None,
             passes: BTreeMap::new(),
-            owners,
+            first_pass: part.first_pass,
+            owners: part.owners.clone(),
             backlog: Backlog::default(),
             coordinator: Coordinator::new(),
             commands: BTreeMap::new(),

@@ -149,7 +149,7 @@ impl Loop {
             let told = LoopNotice::Mirror {
                 pool: PoolIndex(pool as u16),
                 processor: ProcessorIndex(self.index as u16),
-                pass: open.passes.get(&at).copied().unwrap_or(0),
+                pass: open.passes.get(&at).copied().unwrap_or(open.first_pass),
                 notice,
             };
             if self.notices.try_send(told).is_err() {

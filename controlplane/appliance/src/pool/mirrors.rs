@@ -51,7 +51,8 @@ struct Record {
     since_ns: u64,
     /// It failed and was there all the same: it is not taken back by itself while it stays.
     stayed: bool,
-    /// How often copying to it was begun since the pool was opened, and which of these it was attached for.
+    /// A number for each time that copying to it was begun, the first of which no other opening of a pool has had; and that of the
+    /// time that it was attached.
     pass: u64,
     attached: u64,
     /// The processors that have copied all they have to, in this pass.
@@ -60,7 +61,7 @@ struct Record {
 
 impl Sides {
     /// As the labels say. Sides that are out and there are being resynchronised.
-    pub(super) fn new(devices: &label::PoolDevices, rate_bytes_per_s: u64) -> Option<Self> {
+    pub(super) fn new(devices: &label::PoolDevices, rate_bytes_per_s: u64, first_pass: u64) -> Option<Self> {
         let label = devices.mirrors.clone()?;
         let record = |at: SideAt| {
             let path = devices.paths[usize::from(at.below().0)].clone();
@@ -76,8 +77,8 @@ impl Sides {
                 why: why.map(str::to_owned),
                 since_ns: wall_ns(),
                 stayed: false,
-                pass: 0,
-                attached: 0,
+                pass: first_pass,
+                attached: first_pass,
                 done: BTreeSet::new(),
             };
             (at, record)
@@ -679,3 +680,6 @@ fn check_size(file: &DeviceFile, size_blocks: u64) -> Result<()> {
         size_blocks * stillpoint_processor::BLOCK_BYTES as u64
     )))
 }
+
+#[cfg(test)]
+mod tests;

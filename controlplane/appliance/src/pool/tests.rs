@@ -210,6 +210,7 @@ impl Bench {
             owners: vec![ProcessorIndex(0); usize::from(SHARDS)],
             resync_bytes_per_s: 0,
             sequences: Arc::default(),
+            first_pass: 0,
             shards: (0..SHARDS).map(recovered).collect(),
         };
         let events = Arc::new(Events::default());

@@ -1,0 +1,304 @@
+//! A pool with mirrors whose processors only write down what they are told, and when.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::{Arc, Mutex};
+
+use crossbeam_channel::Receiver;
+use stillpoint_processor::ShardIndex;
+use stillpoint_processor::command::EventKind as ShardEventKind;
+use stillpoint_processor::ports::Side;
+
+use super::*;
+use crate::api::model::CreatePool;
+use crate::events::Events;
+use crate::mailbox::{PoolIndex, RecoveredShard, Wake, mailbox};
+use crate::make::make_pool;
+use crate::pool::OpenedPool;
+use crate::state::State;
+
+const PROCESSORS: u16 = 2;
+const FIRST: SideAt = SideAt {
+    device: DeviceIndex(0),
+    side: Side::First,
+};
+const SECOND: SideAt = SideAt {
+    device: DeviceIndex(0),
+    side: Side::Second,
+};
+const BROKEN: DeviceError = DeviceError::Os(5);
+
+/// What a processor was told, and which sequence of labels `mirrors.json` had then.
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    processor: u16,
+    change: MirrorChange,
+    kept: u64,
+}
+
+struct Quiet;
+
+impl Wake for Quiet {
+    fn wake(&self) {}
+}
+
+async fn poll_loop(
+    processor: u16,
+    messages: Receiver<ToProcessor>,
+    told: Arc<Mutex<Vec<Told>>>,
+    kept_in: PathBuf,
+) {
+    loop {
+        while let Ok(message) = messages.try_recv() {
+            match message {
+                ToProcessor::Shard { reply, .. } => drop(reply.send(ShardEventKind::Done)),
+                ToProcessor::Mirror { change, reply, .. } => {
+                    let kept = sequence_in(&kept_in);
+                    let one = Told {
+                        processor,
+                        change,
+                        kept,
+                    };
+                    told.lock().expect("no test panics with it").push(one);
+                    let _ = reply.send(());
+                }
+                other => panic!("nobody sends {other:?} here"),
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// What the file says of the only pool in it.
+fn sequence_in(path: &Path) -> u64 {
+    let Ok(bytes) = fs::read(path) else { return 0 };
+    let known: BTreeMap<String, u64> = serde_json::from_slice(&bytes).expect("numbers by pool");
+    known.into_values().next().unwrap_or(0)
+}
+
+struct Bench {
+    pool: Pool,
+    told: Arc<Mutex<Vec<Told>>>,
+    directory: tempfile::TempDir,
+    /// Its lock.
+    _state: State,
+}
+
+impl Bench {
+    /// A pool of one device with two sides, `p-0` and `p-1`, and a shard for each of two processors.
+    async fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let state = State::open(&directory.path().join("state")).expect("made");
+        let side = |name: &str| directory.path().join(name).display().to_string();
+        let request = CreatePool {
+            name: "p".to_owned(),
+            devices: vec![side("p-0"), side("p-1")],
+            size_bytes: Some(64 << 20),
+            shards: Some(PROCESSORS),
+            mirror: true,
+            force: false,
+            force_devices: Vec::new(),
+        };
+        let (devices, files) = make_pool(&request, usize::from(PROCESSORS)).expect("a pool");
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let mailboxes: Vec<_> = (0..PROCESSORS)
+            .map(|processor| {
+                let (to_loop, messages) = mailbox(Arc::new(Quiet));
+                let kept_in = directory.path().join("state/mirrors.json");
+                tokio::spawn(poll_loop(processor, messages, Arc::clone(&told), kept_in));
+                to_loop
+            })
+            .collect();
+        let recovered = |shard: u16| RecoveredShard {
+            shard: ShardIndex(shard),
+            volumes: Vec::new(),
+            snapshots: Vec::new(),
+            catalog: BTreeMap::new(),
+            log_records: 0,
+            tail_records: 0,
+            recovery_ns: 0,
+            remarks: Vec::new(),
+        };
+        let opened = OpenedPool {
+            index: PoolIndex(0),
+            devices,
+            files,
+            owners: (0..PROCESSORS).map(ProcessorIndex).collect(),
+            shards: (0..PROCESSORS).map(recovered).collect(),
+            resync_bytes_per_s: 0,
+            sequences: Arc::clone(state.sequences()),
+            first_pass: 0,
+        };
+        let pool = Pool::start(opened, mailboxes.into(), Arc::new(Events::default())).await;
+        Self {
+            pool: pool.expect("the pool opens"),
+            told,
+            directory,
+            _state: state,
+        }
+    }
+
+    async fn fails(&self, processor: u16, pass: u64, at: SideAt) {
+        let notice = MirrorNotice::SideFailed { at, error: BROKEN };
+        let processor = ProcessorIndex(processor);
+        self.pool.mirror_told(processor, pass, notice).await;
+    }
+
+    async fn resynced(&self, processor: u16, pass: u64, at: SideAt) {
+        let notice = MirrorNotice::Resynced { at };
+        let processor = ProcessorIndex(processor);
+        self.pool.mirror_told(processor, pass, notice).await;
+    }
+
+    /// The second side is there again.
+    async fn second_returns(&self) {
+        let path = self.directory.path().join("p-1");
+        self.pool
+            .side_returned(1, &path, false)
+            .await
+            .expect("it is taken");
+    }
+
+    /// What the processors were told since this was asked last.
+    fn told(&self) -> Vec<Told> {
+        core::mem::take(&mut *self.told.lock().expect("no test panics with it"))
+    }
+
+    /// The changes that every processor was told since this was asked last.
+    fn changes(&self) -> Vec<MirrorChange> {
+        let told = self.told();
+        let of = |processor: u16| -> Vec<MirrorChange> {
+            let of_processor = told.iter().filter(|told| told.processor == processor);
+            of_processor.map(|told| told.change).collect()
+        };
+        assert_eq!(of(0), of(1), "all are told the same");
+        of(0)
+    }
+
+    fn state(&self, at: SideAt) -> SideState {
+        let sides = self.pool.sides().expect("it has mirrors");
+        sides.known().record(at).state
+    }
+
+    /// What the label of a side says: its sequence, and since when the second side is out.
+    fn label(&self, name: &str) -> (u64, u64) {
+        match label::look(&self.directory.path().join(name)).expect("it can be read") {
+            Found::Label { label, .. } => (label.sequence.get(), label.mirrors[0].out_since[1].get()),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// A processor that had copied everything before the side went out again has not copied what it missed since.
+#[tokio::test]
+async fn what_was_copied_in_an_earlier_pass_does_not_count_for_a_later_one() {
+    let bench = Bench::new().await;
+    bench.fails(0, 0, SECOND).await;
+    bench.second_returns().await;
+    bench.resynced(0, 1, SECOND).await;
+    bench.fails(1, 1, SECOND).await;
+    assert_eq!(bench.state(SECOND), SideState::Out);
+    bench.second_returns().await;
+    bench.told();
+    bench.resynced(1, 2, SECOND).await;
+    assert_eq!(
+        bench.state(SECOND),
+        SideState::Resync,
+        "one of two has not copied it"
+    );
+    // Said before it went out, and heard only now.
+    bench.resynced(0, 1, SECOND).await;
+    assert_eq!(bench.state(SECOND), SideState::Resync, "of the pass before");
+    assert_ne!(bench.label("p-0").1, 0, "and the labels say so");
+    bench.resynced(0, 2, SECOND).await;
+    assert_eq!(bench.state(SECOND), SideState::InSync);
+    assert_eq!(bench.label("p-0"), bench.label("p-1"));
+    assert_eq!(bench.changes(), [MirrorChange::Joined { at: SECOND }]);
+}
+
+/// It begins another pass, of which nothing is done yet.
+#[tokio::test]
+async fn trying_again_is_a_pass_of_its_own_and_no_new_attachment() {
+    let bench = Bench::new().await;
+    bench.fails(0, 0, SECOND).await;
+    bench.second_returns().await;
+    bench.resynced(0, 1, SECOND).await;
+    bench.pool.resync(None, false).await.expect("tried again");
+    bench.resynced(0, 1, SECOND).await;
+    bench.resynced(1, 2, SECOND).await;
+    assert_eq!(
+        bench.state(SECOND),
+        SideState::Resync,
+        "the first has not done this pass"
+    );
+    // It was attached with pass 1: what failed since then counts.
+    bench.fails(0, 1, SECOND).await;
+    assert_eq!(bench.state(SECOND), SideState::Out);
+}
+
+/// An operation that failed before the side was given back says nothing of the side that is there now.
+#[tokio::test]
+async fn what_failed_before_a_side_was_attached_again_does_not_put_it_out() {
+    let bench = Bench::new().await;
+    bench.fails(0, 0, SECOND).await;
+    let episode = bench.label("p-0").0;
+    assert_eq!(bench.label("p-0"), (episode, episode));
+    assert_eq!(bench.changes(), [MirrorChange::Out { at: SECOND, episode }]);
+    // The other processor noticed too: it is told again, and it is the same time.
+    bench.fails(1, 0, SECOND).await;
+    assert_eq!(bench.changes(), [MirrorChange::Out { at: SECOND, episode }]);
+    bench.second_returns().await;
+    bench.told();
+    bench.fails(1, 0, SECOND).await;
+    assert_eq!(bench.state(SECOND), SideState::Resync, "heard too late");
+    assert!(bench.changes().is_empty());
+    bench.fails(1, 1, SECOND).await;
+    assert_eq!(bench.state(SECOND), SideState::Out);
+}
+
+#[tokio::test]
+async fn a_replaced_side_lacks_everything_since_the_episode_of_the_labels() {
+    let bench = Bench::new().await;
+    let new = bench.directory.path().join("new");
+    fs::write(&new, []).expect("written");
+    let file = fs::File::options().write(true).open(&new).expect("there");
+    file.set_len(64 << 20).expect("it grows");
+    let request = ReplaceDevice {
+        device: "0.1".to_owned(),
+        with: new.display().to_string(),
+        force: true,
+    };
+    bench.pool.replace_side(&request, false).await.expect("replaced");
+    let changes = bench.changes();
+    let (sequence, episode) = bench.label("p-0");
+    assert_eq!(bench.label("new"), (sequence, episode));
+    // The episode of the labels is that of the pages in which the processors note how far they are.
+    let [.., last, MirrorChange::Attach { at: SECOND, .. }] = changes[..] else {
+        panic!("{changes:?}");
+    };
+    assert_eq!(last, MirrorChange::Replaced { at: SECOND, episode });
+}
+
+/// Were an answer to rest on labels whose sequence nobody keeps, the side that missed it could be opened alone after a crash.
+#[tokio::test]
+async fn how_new_the_labels_are_is_kept_before_anybody_is_told_what_they_say() {
+    let bench = Bench::new().await;
+    bench.fails(0, 0, SECOND).await;
+    bench.second_returns().await;
+    bench.resynced(0, 1, SECOND).await;
+    bench.resynced(1, 1, SECOND).await;
+    bench.fails(1, 1, FIRST).await;
+    let told = bench.told();
+    let rest_on_labels = told.iter().filter_map(|told| match told.change {
+        MirrorChange::Out { episode, .. } => Some((told, episode)),
+        MirrorChange::Replaced { episode, .. } => Some((told, episode)),
+        MirrorChange::Joined { .. } => Some((told, 3)),
+        _ => None,
+    });
+    let rest_on_labels: Vec<_> = rest_on_labels.collect();
+    assert_eq!(rest_on_labels.len(), 3 * usize::from(PROCESSORS), "{told:?}");
+    for (told, sequence) in rest_on_labels {
+        assert!(told.kept >= sequence, "{told:?}: the labels have {sequence}");
+    }
+    assert_eq!(bench.label("p-1").0, 4, "out, in sync, and the other out");
+}
