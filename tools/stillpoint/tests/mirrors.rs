@@ -264,6 +264,28 @@ fn another_device_takes_the_place_of_a_side_while_clients_write() {
 }
 
 #[test]
+fn a_replacement_goes_on_where_it_was_after_a_restart() {
+    const MIB: u64 = 1 << 20;
+    let appliance = started();
+    let copied = || number(&pool(&appliance), "/sides/1/copied_bytes");
+    appliance.run(&["pool", "resync", "p", "--rate", "64MiB/s"]);
+    let new = appliance.path_text("new");
+    appliance.run(&["pool", "replace", "p", &appliance.path_text("p-1"), &new]);
+    appliance.wait_until("most of it is copied", || copied() > 160 * MIB);
+    appliance.kill();
+    appliance.start(&PROCESSORS);
+    appliance.run(&["pool", "resync", "p", "--rate", "0", "--wait"]);
+    assert!(is_in_sync(&appliance));
+    let again = copied();
+    // Each of two processors notes how far it is every 16 MiB.
+    assert!(
+        (1..160 * MIB).contains(&again),
+        "{again} bytes were copied after the restart"
+    );
+    expect_on(&appliance, "new", "p-0", &content(1));
+}
+
+#[test]
 fn mirrors_that_cannot_be_are_refused() {
     let appliance = Appliance::started(&PROCESSORS);
     let paths: Vec<String> = (0..3).map(|n| appliance.path_text(&format!("d{n}"))).collect();
