@@ -17,6 +17,7 @@ use stillpoint_ondisk::label::PoolLabel;
 use stillpoint_ondisk::layout::Layout;
 use stillpoint_ondisk::{BLOCK_BYTES, Damage, PAGE_BYTES};
 use stillpoint_processor::DeviceIndex;
+use stillpoint_processor::mirror::SideAt;
 use stillpoint_processor::ports::{DeviceError, OpenDevice, Transferred};
 
 /// A whole pool, as the labels of its devices describe it.
@@ -36,6 +37,10 @@ pub struct PoolDevices {
     pub unplaced: Vec<PathBuf>,
     /// What the newest label says of the sides, in a pool with mirrors.
     pub mirrors: Option<MirrorLabel>,
+    /// Sides that were in sync by the newest labels that there were, until they were found missing now.
+    pub went_missing: Vec<SideAt>,
+    /// A device that was named is there, and its label cannot be used: what else it has lost nobody knows.
+    pub has_doubtful: bool,
 }
 
 impl PoolDevices {
@@ -257,16 +262,24 @@ pub fn read(paths: &[PathBuf]) -> Result<PoolDevices> {
     let mut labels = Vec::with_capacity(paths.len());
     let mut remarks = Vec::new();
     let mut failure = None;
+    let mut has_doubtful = false;
     for path in paths {
         match read_label(path, &mut remarks) {
             Ok(label) => labels.push((label, path)),
-            Err(error) => failure = failure.or(Some(error)),
+            Err(error) => {
+                has_doubtful |= error.kind != ErrorKind::NotFound;
+                failure = failure.or(Some(error));
+            }
         }
     }
     if !labels.is_empty() && labels.iter().all(|(label, _)| label.is_mirrored()) {
         // Without one of its sides a pool goes on.
         remarks.extend(failure.map(|error| error.to_string()));
-        return mirrors::read(labels, paths, remarks);
+        let devices = mirrors::read(labels, paths, remarks)?;
+        return Ok(PoolDevices {
+            has_doubtful,
+            ..devices
+        });
     }
     match failure {
         Some(error) => Err(error),
@@ -360,5 +373,7 @@ fn whole(mut labels: Vec<(Box<PoolLabel>, &PathBuf)>, remarks: Vec<String>) -> R
         remarks,
         unplaced: Vec::new(),
         mirrors: None,
+        went_missing: Vec::new(),
+        has_doubtful: false,
     })
 }

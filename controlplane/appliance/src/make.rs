@@ -86,6 +86,8 @@ pub fn make_pool(request: &CreatePool, processors: usize) -> Result<(PoolDevices
         remarks: Vec::new(),
         unplaced: Vec::new(),
         mirrors: None,
+        went_missing: Vec::new(),
+        has_doubtful: false,
     };
     Ok((devices, files))
 }

@@ -98,6 +98,7 @@ marks! {
     MirrorReadRepaired = "mirror: what a side had damaged or could not read is written to it",
     MirrorRepairFailed = "mirror: a side fails to take what it had damaged or could not read",
     MirrorAllStale = "mirror: no stale page counts",
+    MirrorLackingNoted = "mirror: what a side may lack that is missing at the start is noted",
     MirrorWriteWaitsForNote = "mirror: a write waits for the stale page",
     MirrorPageWritten = "mirror: a stale page counts when it is written",
     MirrorPageFlushed = "mirror: a stale page says more and is flushed",

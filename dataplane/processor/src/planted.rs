@@ -56,11 +56,13 @@ pub enum PlantedBug {
     ChangeLogForgetsDiscards,
     /// What is written without a side that is out is not noted before.
     StaleRegionNotNoted,
+    /// What was written and not flushed before a crash is not noted for a side that is missing when the pool is opened.
+    MissingSideNotDoubted,
 }
 
 impl PlantedBug {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::AnswersNotHeld,
         Self::FlushAnsweredBeforeLog,
         Self::FlushSkipsOneShard,
@@ -87,5 +89,6 @@ impl PlantedBug {
         Self::PromotionTakesEverything,
         Self::ChangeLogForgetsDiscards,
         Self::StaleRegionNotNoted,
+        Self::MissingSideNotDoubted,
     ];
 }

@@ -339,6 +339,9 @@ pub trait OpenDevice {
     fn read_other(&mut self, _device: DeviceIndex, _offset_bytes: u64, _bytes: &mut [u8]) -> bool {
         false
     }
+    /// These blocks hold something that counts, and nothing says that a flush covered it since they were written: a side of the device
+    /// that is missing may not have it. Called for all such blocks.
+    fn doubt(&mut self, _device: DeviceIndex, _first_block: u64, _count: u64) {}
     /// Writes `bytes` (a multiple of 4096).
     ///
     /// # Errors

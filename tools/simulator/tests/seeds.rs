@@ -43,6 +43,7 @@ const TROUBLES: &[&str] = &[
     "mirrors: pages that were not the same on both sides",
     "mirrors: pools opened with a side missing",
     "mirrors: pools opened with the other side missing",
+    "mirrors: shards whose side is missing since the start, and what it may lack is known",
     "mirrors: sides that joined again",
     "mirrors: sides that were lost",
     "mirrors: sides that were replaced",

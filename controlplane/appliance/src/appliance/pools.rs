@@ -9,7 +9,7 @@ use super::{Appliance, FailedPool};
 use crate::api::model::{CreatePool, PoolInfo};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::EventKind;
-use crate::label::{self, MirrorLabel, PoolDevices};
+use crate::label::{self, PoolDevices};
 use crate::mailbox::{MailboxError, PoolIndex, PoolPart, ProcessorIndex, RecoveredShard, ToProcessor};
 use crate::make;
 use crate::name;
@@ -102,10 +102,14 @@ impl Appliance {
         let files = patience::unless_in_use(claim).await?;
         label::check_sizes(&devices, &files)?;
         let lacking = devices.lacking();
+        let is_newest = self.is_newest(&devices);
         self.check_degraded(&devices, &lacking, degraded)?;
         if !lacking.is_empty() {
-            let (changed, _) = put_out(devices, Arc::clone(&files), lacking).await?;
+            let (changed, _) = put_out(devices, Arc::clone(&files), lacking.clone()).await?;
             devices = changed;
+            if is_newest && !devices.has_doubtful {
+                devices.went_missing = lacking;
+            }
         }
         let pool = self.open(devices, self.as_served(files).await?).await?;
         self.lock()
@@ -172,6 +176,8 @@ impl Appliance {
             self.end_try(index).await;
             let (changed, file) = put_out(devices, Arc::clone(&files), vec![failed.at]).await?;
             devices = changed;
+            // What the first try wrote is noted by nobody who opens now.
+            devices.went_missing.clear();
             let path = file.map_or_else(String::new, |file| file.path().display().to_string());
             devices.remarks.push(format!("{path} is out: {}", failed.error));
         }
@@ -221,6 +227,13 @@ impl Appliance {
         Ok(pool)
     }
 
+    /// Whether no newer labels of the pool were seen here than those that were read.
+    fn is_newest(&self, devices: &PoolDevices) -> bool {
+        let seen = self.state.sequences().of(&devices.id_text());
+        let label = devices.mirrors.as_ref();
+        label.is_some_and(|label| label.sequence() >= seen)
+    }
+
     /// Refuses to go on without sides that were in sync, and with sides that missed what was written last.
     fn check_degraded(&self, devices: &PoolDevices, lacking: &[SideAt], degraded: Degraded) -> Result<()> {
         let Some(label) = &devices.mirrors else {
@@ -232,7 +245,7 @@ impl Appliance {
         }
         let missing = label.all().filter(|at| !devices.is_there(*at));
         let missing = missing.map(|at| at.to_string()).collect::<Vec<_>>().join("; ");
-        if !missing.is_empty() && self.state.sequences().of(&id) > sequence {
+        if !missing.is_empty() && !self.is_newest(devices) {
             return Err(Error::failure(format!(
                 "pool {pool} was used without the sides that are there now, and those that were used are missing: {missing}"
             ))
@@ -277,7 +290,10 @@ impl Appliance {
                 name: devices.name.clone(),
                 layout: devices.layout.clone(),
                 files: files.clone(),
-                sides: devices.mirrors.as_ref().map(MirrorLabel::sides),
+                sides: devices
+                    .mirrors
+                    .as_ref()
+                    .map(|label| label.sides(&devices.went_missing)),
                 shards: owned.collect(),
                 owners: owners.to_vec(),
                 first_pass,

@@ -108,8 +108,13 @@ pub(super) fn check(
                         None => check_shard(layout, shard_index, &mut opener, &mut tail, depth, now),
                         Some(label) => {
                             // Nothing is written: what is not the same on both sides stays so.
-                            let mut both =
-                                MirroredOpener::new(opener, layout, shard_index, label.sides(), Side::First);
+                            let mut both = MirroredOpener::new(
+                                opener,
+                                layout,
+                                shard_index,
+                                label.sides(&[]),
+                                Side::First,
+                            );
                             check_shard(layout, shard_index, &mut both, &mut tail, depth, now)
                         }
                     };

@@ -46,9 +46,9 @@ impl MirrorLabel {
         })
     }
 
-    /// Which sides of each device can be gone by.
+    /// Which sides of each device can be gone by. `went_missing`: those that are out only since the pool is being opened.
     #[must_use]
-    pub fn sides(&self) -> Vec<Sides> {
+    pub fn sides(&self, went_missing: &[SideAt]) -> Vec<Sides> {
         let of_device = |device: u16| {
             let out = Side::BOTH.into_iter().find_map(|side| {
                 let device = DeviceIndex(device as u8);
@@ -57,10 +57,14 @@ impl MirrorLabel {
             });
             match out {
                 None => Sides::Both,
-                Some((side, episode)) => Sides::Only {
-                    side: side.other(),
-                    episode,
-                },
+                Some((side, episode)) => {
+                    let device = DeviceIndex(device as u8);
+                    Sides::Only {
+                        side: side.other(),
+                        episode,
+                        begins: went_missing.contains(&SideAt { device, side }),
+                    }
+                }
             }
         };
         (0..self.0.device_count.get()).map(of_device).collect()
@@ -221,6 +225,8 @@ pub(super) fn read(
         remarks,
         unplaced,
         mirrors: Some(MirrorLabel(newest_label)),
+        went_missing: Vec::new(),
+        has_doubtful: false,
     };
     match devices.without_any_side() {
         None => Ok(devices),

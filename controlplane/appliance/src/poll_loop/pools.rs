@@ -205,7 +205,7 @@ fn open_mirrored(
         let mut opener = settled?;
         let mut stale = Vec::new();
         for (device, sides) in sides.iter().enumerate() {
-            if let Sides::Only { side, episode } = *sides {
+            if let Sides::Only { side, episode, .. } = *sides {
                 let device = DeviceIndex(device as u8);
                 let at = SideAt { device, side }.other();
                 stale.push(load_stale(&mut opener, &part.layout, shard, at, episode));

@@ -12,18 +12,27 @@
 //! | anything else that differs | the preferred side; the other if its checksum then does not fit ([`OpenDevice::read_other`]) |
 //!
 //! What nobody reads while a shard is opened was durable on both sides, or is referred to by nothing.
+//!
+//! So a side that was in sync until it was found missing lacks little, and that is noted before the shard serves anybody:
+//!
+//! | of its slices | why |
+//! |---|---|
+//! | everything that is no data or map page | header, bitmaps and log are written in place; the log of one side may be longer than that of the other |
+//! | what the log says was written, and not that a flush covered it ([`OpenDevice::doubt`]) | what was flushed both sides had flushed, or no answer rested on it |
+//! | what opening writes | as always |
 
 use core::fmt;
 use std::collections::{BTreeMap, BTreeSet};
 
 use stillpoint_ondisk::layout::Layout;
 use stillpoint_ondisk::page::{self, PAGE_BYTES, PageHeader, PageKind};
-use stillpoint_ondisk::stale::{StalePage, region_blocks, region_count};
+use stillpoint_ondisk::stale::{StalePage, region_blocks};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::SideAt;
 use crate::BLOCK_BYTES;
 use crate::ids::{DeviceIndex, ShardIndex};
+use crate::marks::{Mark, mark};
 use crate::ports::{DeviceError, OpenDevice, Side, Transferred};
 
 /// Bytes of the second side that are in memory at the same time at most.
@@ -40,6 +49,9 @@ pub enum Sides {
         side: Side,
         /// [`stillpoint_ondisk::label::MirrorRow::out_since`] of the other.
         episode: u64,
+        /// The newest labels said that the other was in sync too, and the episode begins with this opening: nothing was written
+        /// in it yet.
+        begins: bool,
     },
 }
 
@@ -92,6 +104,8 @@ pub struct MirroredOpener<O> {
     sides: Vec<Sides>,
     preferred: Side,
     differences: BTreeMap<(DeviceIndex, u64), Difference>,
+    /// By device, if an episode begins: what the missing side may lack.
+    lacking: Vec<Option<Box<StalePage>>>,
     failed: Option<SideFailed>,
 }
 
@@ -102,10 +116,19 @@ impl<O: OpenDevice> MirroredOpener<O> {
             layout.mirrored && sides.len() == layout.devices.len(),
             "each device has its sides"
         );
+        let lacking = (0..sides.len()).map(|device| match sides[device] {
+            Sides::Only {
+                episode,
+                begins: true,
+                ..
+            } => Some(missing_metadata(layout, shard, device, episode)),
+            _ => None,
+        });
         Self {
             inner,
             layout: layout.clone(),
             shard,
+            lacking: lacking.collect(),
             sides,
             preferred,
             differences: BTreeMap::new(),
@@ -119,16 +142,26 @@ impl<O: OpenDevice> MirroredOpener<O> {
         self.differences.len()
     }
 
-    /// Makes both sides what was read, and flushes them.
+    /// Makes both sides what was read, and flushes them. What a side lacks that is missing since this opening is noted on the other.
     ///
-    /// That a shard had nothing to replay does not say that a side which is missing now lacks nothing: it may have been out before, or
-    /// a crash came just after a checkpoint moved the root. So where no stale page says what it lacks, that is everything.
+    /// Where the episode began before and no stale page says what a side lacks, that is everything: it may have been out for long.
     ///
     /// # Errors
     /// The side that failed. The other one holds what was read.
     pub fn settle(mut self) -> Result<O, SideFailed> {
         if let Some(failed) = self.failed {
             return Err(failed);
+        }
+        for (device, lacking) in core::mem::take(&mut self.lacking).into_iter().enumerate() {
+            let (Some(mut page), Sides::Only { side, .. }) = (lacking, self.sides[device]) else {
+                continue;
+            };
+            let device = DeviceIndex(device as u8);
+            page::seal(page.as_mut_bytes());
+            let block = self.layout.stale_block(self.shard.0);
+            self.write_side(device, side, block, page.as_bytes())?;
+            self.flush_side(device, side)?;
+            mark(Mark::MirrorLackingNoted);
         }
         let mut written = BTreeSet::new();
         for ((device, block), difference) in core::mem::take(&mut self.differences) {
@@ -140,13 +173,25 @@ impl<O: OpenDevice> MirroredOpener<O> {
             written.insert((device, side));
         }
         for (device, side) in written {
-            let flushed = self.inner.flush(SideAt { device, side }.below());
-            flushed.map_err(|error| SideFailed {
-                at: SideAt { device, side },
-                error,
-            })?;
+            self.flush_side(device, side)?;
         }
         Ok(self.inner)
+    }
+
+    fn flush_side(&mut self, device: DeviceIndex, side: Side) -> Result<(), SideFailed> {
+        let at = SideAt { device, side };
+        let flushed = self.inner.flush(at.below());
+        flushed.map_err(|error| SideFailed { at, error })
+    }
+
+    /// The side that is missing since this opening may lack these blocks. Gives whether there is one.
+    fn lacks(&mut self, device: DeviceIndex, first_block: u64, count: u64) -> bool {
+        let index = usize::from(device.0);
+        let Some(page) = &mut self.lacking[index] else {
+            return false;
+        };
+        set_stale(page, &self.layout, self.shard, index, first_block, count);
+        true
     }
 
     fn write_side(
@@ -196,25 +241,19 @@ impl<O: OpenDevice> MirroredOpener<O> {
         length: usize,
     ) -> Result<(), DeviceError> {
         let index = usize::from(device.0);
-        let slice_blocks = self.layout.devices[index].slice_blocks;
-        let start = self.layout.slice_start_block(self.shard.0, index);
-        let first = offset_bytes / BLOCK_BYTES as u64 - start;
-        let last = first + (length / BLOCK_BYTES) as u64 - 1;
-        let of_region = region_blocks(slice_blocks);
-        let (mut page, regions) = match self.stale_page(device, side, episode) {
+        let first = offset_bytes / BLOCK_BYTES as u64;
+        let count = (length / BLOCK_BYTES) as u64;
+        let (mut page, first, count) = match self.stale_page(device, side, episode) {
             Ok(None) => return Ok(()),
-            Ok(Some(page)) => (page, first / of_region..=last / of_region),
+            Ok(Some(page)) => (page, first, count),
             // It may be read next time, and say less than what is missing then.
             Err(_) => {
-                let of_device = u16::from(device.0);
-                let page = StalePage::new(self.layout.pool, episode, self.shard.0, of_device, slice_blocks);
-                (page, 0..=region_count(slice_blocks) as u64 - 1)
+                let page = empty_page(&self.layout, self.shard, index, episode);
+                let start = self.layout.slice_start_block(self.shard.0, index);
+                (page, start, self.layout.devices[index].slice_blocks)
             }
         };
-        for region in regions {
-            let word = &mut page.words[(region / 64) as usize];
-            *word = (word.get() | 1 << (region % 64)).into();
-        }
+        set_stale(&mut page, &self.layout, self.shard, index, first, count);
         page::seal(page.as_mut_bytes());
         let place = self.layout.stale_block(self.shard.0) * BLOCK_BYTES as u64;
         let below = SideAt { device, side }.below();
@@ -275,6 +314,38 @@ impl<O: OpenDevice> MirroredOpener<O> {
             }
             read.result = Ok(());
         }
+    }
+}
+
+/// A page that says of a shard's slice that nothing of it is stale.
+fn empty_page(layout: &Layout, shard: ShardIndex, device: usize, episode: u64) -> Box<StalePage> {
+    let slice_blocks = layout.devices[device].slice_blocks;
+    StalePage::new(layout.pool, episode, shard.0, device as u16, slice_blocks)
+}
+
+/// A page that says that everything is stale which is written in place.
+fn missing_metadata(layout: &Layout, shard: ShardIndex, device: usize, episode: u64) -> Box<StalePage> {
+    let mut page = empty_page(layout, shard, device, episode);
+    let start = layout.slice_start_block(shard.0, device);
+    let count = layout.data_start_block(shard.0, device) - start;
+    set_stale(&mut page, layout, shard, device, start, count);
+    page
+}
+
+/// Has a page say that these blocks are stale.
+fn set_stale(
+    page: &mut StalePage,
+    layout: &Layout,
+    shard: ShardIndex,
+    device: usize,
+    first_block: u64,
+    count: u64,
+) {
+    let first = first_block - layout.slice_start_block(shard.0, device);
+    let of_region = region_blocks(layout.devices[device].slice_blocks);
+    for region in first / of_region..(first + count).div_ceil(of_region) {
+        let word = &mut page.words[(region / 64) as usize];
+        *word = (word.get() | 1 << (region % 64)).into();
     }
 }
 
@@ -345,12 +416,19 @@ impl<O: OpenDevice> OpenDevice for MirroredOpener<O> {
         true
     }
 
+    fn doubt(&mut self, device: DeviceIndex, first_block: u64, count: u64) {
+        self.lacks(device, first_block, count);
+    }
+
     fn write(&mut self, device: DeviceIndex, offset_bytes: u64, bytes: &[u8]) -> Result<(), DeviceError> {
         let sides = self.sides[usize::from(device.0)];
-        if let Sides::Only { side, episode } = sides {
+        let first = offset_bytes / BLOCK_BYTES as u64;
+        // While an episode has no page everything is stale.
+        if let Sides::Only { side, episode, .. } = sides
+            && !self.lacks(device, first, (bytes.len() / BLOCK_BYTES) as u64)
+        {
             self.note_stale(device, side, episode, offset_bytes, bytes.len())?;
         }
-        let first = offset_bytes / BLOCK_BYTES as u64;
         for block in first..first + (bytes.len() / BLOCK_BYTES) as u64 {
             self.differences.remove(&(device, block));
         }

@@ -55,6 +55,8 @@ pub(super) struct Pairs {
     known: Vec<Known>,
     /// The labels: with which sequence each side went out.
     out_since: Vec<Option<u64>>,
+    /// Sides that the labels say are out since this try to open the pool.
+    went_missing: BTreeSet<usize>,
     sequence: u64,
     /// Which processors have copied everything to which side.
     resynced: BTreeSet<(usize, usize)>,
@@ -76,6 +78,7 @@ impl Pairs {
             plan: plan.clone(),
             known: vec![Known::InSync; devices * 2],
             out_since: vec![None; devices * 2],
+            went_missing: BTreeSet::new(),
             sequence: 1,
             resynced: BTreeSet::new(),
             did: BTreeSet::new(),
@@ -98,19 +101,25 @@ impl Pairs {
 
     /// What opening can go by.
     fn usable(&self) -> Vec<Usable> {
-        let of_device = |pair: &[Option<u64>]| match pair {
+        let of_device = |(device, pair): (usize, &[Option<u64>])| match pair {
             [None, None] => Usable::Both,
             [None, Some(episode)] => Usable::Only {
                 side: Side::First,
                 episode: *episode,
+                begins: self.went_missing.contains(&(device * 2 + 1)),
             },
             [Some(episode), _] => Usable::Only {
                 side: Side::Second,
                 episode: *episode,
+                begins: self.went_missing.contains(&(device * 2)),
             },
             _ => unreachable!("pairs"),
         };
-        self.out_since.chunks_exact(2).map(of_device).collect()
+        self.out_since
+            .chunks_exact(2)
+            .enumerate()
+            .map(of_device)
+            .collect()
     }
 
     fn is_whole(&self, device: usize) -> bool {
@@ -164,6 +173,13 @@ impl OpenDevice for Opener {
         match self {
             Self::Plain(port) => port.read_other(device, offset_bytes, bytes),
             Self::Mirrored(opener) => opener.read_other(device, offset_bytes, bytes),
+        }
+    }
+
+    fn doubt(&mut self, device: DeviceIndex, first_block: u64, count: u64) {
+        match self {
+            Self::Plain(port) => port.doubt(device, first_block, count),
+            Self::Mirrored(opener) => opener.doubt(device, first_block, count),
         }
     }
 
@@ -222,9 +238,11 @@ impl World {
     /// Before a pool is opened: the labels say which sides are not there.
     pub(super) fn label_what_is_missing(&mut self) {
         let Some(pairs) = &mut self.pairs else { return };
+        pairs.went_missing.clear();
         for below in 0..pairs.known.len() {
             if self.devices.is_lost(below) && pairs.out_since[below].is_none() {
                 pairs.label_out(below);
+                pairs.went_missing.insert(below);
                 self.coverage.count("mirrors: pools opened with a side missing");
             }
         }
@@ -248,7 +266,14 @@ impl World {
             let at = SideAt::of_below(DeviceIndex(below));
             for shard in (0..self.layout.shard_count).map(ShardIndex) {
                 let mut port = self.devices.open_port(None);
-                stale.push(load_stale(&mut port, &self.layout, shard, at, episode));
+                let found = load_stale(&mut port, &self.layout, shard, at, episode);
+                if pairs.went_missing.contains(&usize::from(below)) {
+                    self.coverage.count(match found.words {
+                        Some(_) => "mirrors: shards whose side is missing since the start, and what it may lack is known",
+                        None => "mirrors: shards whose side is missing since the start, and may lack everything",
+                    });
+                }
+                stale.push(found);
             }
         }
         pairs.resynced.clear();

@@ -460,3 +460,39 @@ async fn a_side_that_was_in_sync_is_not_done_without_unless_somebody_says_so() {
     assert_ne!(bench.out_since(), 0);
     bench.close().await;
 }
+
+/// What the processors were told of the first device when the pool was opened last.
+fn sides(bench: &Bench) -> (Side, bool) {
+    let opened = bench.did().into_iter().rev().find_map(|(_, did)| match did {
+        Did::Opened(Sides::Only { side, begins, .. }, _) => Some((side, begins)),
+        Did::Opened(Sides::Both, _) => panic!("both are there"),
+        _ => None,
+    });
+    opened.expect("it was opened")
+}
+
+#[tokio::test]
+async fn only_a_side_that_is_away_and_was_in_sync_by_the_newest_labels_lacks_little() {
+    let bench = Bench::new(Plan::default());
+    bench.open(&["p-0"], Degraded::AsNew).await.expect("it opens");
+    assert_eq!(sides(&bench), (Side::First, true));
+    bench.close().await;
+    bench.open(&["p-0"], Degraded::AsNew).await.expect("it opens");
+    assert_eq!(sides(&bench), (Side::First, false), "it is out for longer now");
+    bench.close().await;
+    // By labels of which newer ones were seen.
+    bench.open(&["p-1"], Degraded::Allowed).await.expect("it opens");
+    assert_eq!(sides(&bench), (Side::Second, false));
+    bench.close().await;
+
+    // What else has one lost that has become smaller?
+    let bench = Bench::new(Plan::default());
+    let file = std::fs::File::options().write(true).open(bench.path("p-1"));
+    file.expect("there").set_len(32 << 20).expect("cut off");
+    bench
+        .open(&["p-0", "p-1"], Degraded::AsNew)
+        .await
+        .expect("it opens");
+    assert_eq!(sides(&bench), (Side::First, false));
+    bench.close().await;
+}

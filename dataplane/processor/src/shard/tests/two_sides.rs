@@ -2,7 +2,7 @@
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use stillpoint_ondisk::stale::StalePage;
+use stillpoint_ondisk::stale::{StalePage, region_blocks};
 use zerocopy::IntoBytes;
 
 use super::rig::*;
@@ -194,6 +194,61 @@ proptest! {
     }
 }
 
+/// Copies the regions that a page says are stale.
+fn copy_stale(layout: &Layout, page: &StalePage, from: &[u8], to: &mut [u8]) -> u64 {
+    let slice_blocks = layout.devices[0].slice_blocks;
+    let of_region = region_blocks(slice_blocks);
+    let start = layout.slice_start_block(0, 0);
+    let mut copied = 0;
+    for region in 0..slice_blocks.div_ceil(of_region) {
+        let word = page.words[(region / 64) as usize].get();
+        if word >> (region % 64) & 1 == 1 {
+            let end = ((region + 1) * of_region).min(slice_blocks);
+            let bytes = (start + region * of_region) as usize * BLOCK..(start + end) as usize * BLOCK;
+            to[bytes.clone()].copy_from_slice(&from[bytes]);
+            copied += 1;
+        }
+    }
+    copied
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    /// A crash left the sides different, and one of them is missing then. When it is back and was copied what is noted, it shows the
+    /// same as the other, which recovered alone.
+    #[test]
+    fn what_a_side_may_lack_that_is_missing_at_the_start_is_noted(
+        writes in vec((0..BLOCKS, 1..255u8, prop::bool::weighted(0.2)), 1..40),
+        kept in [vec(any::<bool>(), 64), vec(any::<bool>(), 64)],
+        second in any::<bool>(),
+    ) {
+        const EPISODE: u64 = 9;
+        let (layout, empty) = made();
+        let (durable_bytes, unflushed, _) = life(&layout, empty, &writes);
+        let side = |kept: &[bool]| {
+            let mut bytes = durable_bytes.clone();
+            for ((at, _, after), _) in unflushed.iter().zip(kept.iter().cycle()).filter(|(_, kept)| **kept) {
+                bytes[*at..at + after.len()].copy_from_slice(after);
+            }
+            bytes
+        };
+        let mut bytes = kept.map(|kept| side(&kept));
+        let there = if second { Side::Second } else { Side::First };
+        let mut missing = core::mem::take(&mut bytes[there.other().index()]);
+        let only = Sides::Only { side: there, episode: EPISODE, begins: true };
+        let (_, settled) = open_mirrored(&layout, TwoSides::new(bytes), only, Side::First);
+        let mut bytes = settled.expect("it can be written").bytes;
+        let whole = core::mem::take(&mut bytes[there.index()]);
+        let at = layout.stale_block(0) as usize * BLOCK;
+        let slice_blocks = layout.devices[0].slice_blocks;
+        let page = StalePage::parse(&whole[at..at + BLOCK], [3; 16], EPISODE, 0, 0, slice_blocks);
+        let copied = copy_stale(&layout, &page.expect("a page of this episode"), &whole, &mut missing);
+        prop_assert!(copied < slice_blocks / region_blocks(slice_blocks) / 2, "{copied} regions are not little");
+        prop_assert!(content_of(&layout, whole) == content_of(&layout, missing), "each side alone shows the same");
+    }
+}
+
 #[test]
 fn what_one_side_cannot_read_or_has_lost_comes_from_the_other() {
     let (layout, empty) = made();
@@ -230,6 +285,7 @@ fn opening_with_one_side_touches_the_other_not_and_notes_what_it_lacks() {
     let only = Sides::Only {
         side: Side::Second,
         episode: EPISODE,
+        begins: false,
     };
     let (layout, empty) = made();
     let page_of = |bytes: &[u8]| {
