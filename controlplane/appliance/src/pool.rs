@@ -206,7 +206,7 @@ impl Pool {
     pub fn describe_stall(&self, stall: &Stall) -> String {
         let path = |device: DeviceIndex| {
             if self.devices.layout.mirrored {
-                format!("device {} (a side of it)", device.0)
+                self.sides_text(device, stall.side)
             } else {
                 self.devices.paths[usize::from(device.0)].display().to_string()
             }

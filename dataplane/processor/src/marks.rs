@@ -97,6 +97,7 @@ marks! {
     MirrorReadFailed = "mirror: no side can read something",
     MirrorReadRepaired = "mirror: what a side had damaged or could not read is written to it",
     MirrorRepairFailed = "mirror: a side fails to take what it had damaged or could not read",
+    MirrorReadAfterAll = "mirror: a read that both sides failed is asked of the first again",
     MirrorAllStale = "mirror: no stale page counts",
     MirrorLackingNoted = "mirror: what a side may lack that is missing at the start is noted",
     MirrorWriteWaitsForNote = "mirror: a write waits for the stale page",

@@ -237,6 +237,8 @@ pub struct Operation {
     pub side: Option<Side>,
     /// Of a write: what it wrote is durable when it comes back (force unit access), and nothing else is for that.
     pub durable: bool,
+    /// Of a read: if it fails there is another device that has the same, so that nobody waits for it to be tried here again.
+    pub is_tried_once: bool,
     /// The ranges. For a flush: one (empty) per device.
     pub transfers: Vec<Transfer>,
     /// The memory of the ranges.
@@ -259,6 +261,7 @@ impl Operation {
             tag: 0,
             issued_ns: 0,
             kind: OperationKind::Flush,
+            is_tried_once: false,
             side: None,
             durable: false,
             transfers: Vec::with_capacity(4),
@@ -277,6 +280,7 @@ impl Operation {
         );
         self.side = None;
         self.durable = false;
+        self.is_tried_once = false;
         self.transfers.clear();
         self.segments.clear();
         self.result = Ok(());

@@ -1,7 +1,7 @@
 //! Devices that take so long that people notice: told once for each stall, when it has ended.
 
 use crate::ids::{DeviceIndex, Now};
-use crate::ports::{Operation, OperationKind};
+use crate::ports::{Operation, OperationKind, Side};
 
 /// What takes so long is told, in nanoseconds. No sound device comes near it, and clients wait longer before they give up.
 pub const STALL_NS: u64 = 1_000_000_000;
@@ -15,6 +15,8 @@ pub struct Stall {
     pub kind: OperationKind,
     /// The device; `None` if several had a part in it.
     pub device: Option<DeviceIndex>,
+    /// If it has two sides, and only one of them was asked: which.
+    pub side: Option<Side>,
     /// How long it took, in nanoseconds.
     pub took_ns: u64,
     /// When it ended, in nanoseconds since 1970.
@@ -52,6 +54,7 @@ impl Stalls {
         Some(Stall {
             kind: operation.kind,
             device: only_device(operation),
+            side: operation.side,
             took_ns,
             ended_wall_ns: now.wall_ns,
         })

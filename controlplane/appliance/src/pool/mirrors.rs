@@ -23,7 +23,7 @@ use crate::{make, patience};
 use stillpoint_hw::device::DeviceFile;
 use stillpoint_processor::DeviceIndex;
 use stillpoint_processor::mirror::{MirrorNotice, MirrorStatus, SideAt, SideState};
-use stillpoint_processor::ports::DeviceError;
+use stillpoint_processor::ports::{DeviceError, Side};
 
 /// What is known of the sides.
 #[derive(Debug)]
@@ -165,6 +165,26 @@ impl Pool {
         })
     }
 
+    /// A side of a device in words, or those of its sides that are asked for anything, with the devices that they are.
+    pub(super) fn sides_text(&self, device: DeviceIndex, side: Option<Side>) -> String {
+        let asked = |record: &Record| record.state != SideState::Out;
+        let sides = self.sides().map(|sides| {
+            let known = sides.known();
+            let of_device = known.sides.iter().filter(|(at, record)| {
+                at.device == device && side.map_or(asked(record), |side| side == at.side)
+            });
+            let paths = of_device.map(|(at, record)| {
+                let path = record
+                    .path
+                    .as_ref()
+                    .map_or("?".into(), |path| path.to_string_lossy());
+                format!("{}: {path}", at.side)
+            });
+            paths.collect::<Vec<_>>().join(", or ")
+        });
+        format!("device {} ({})", device.0, sides.unwrap_or_default())
+    }
+
     /// Places that the pool has for sides; none without mirrors.
     pub(super) fn side_places(&self) -> usize {
         self.sides().map_or(0, |sides| sides.known().sides.len())
@@ -287,8 +307,9 @@ impl Pool {
                 error,
             } => {
                 let text = format!(
-                    "{at} lacks what lies at byte {offset_bytes}, and the other side cannot read it: {error}; the rest is \
-                     copied, stillpoint pool resync tries again"
+                    "{} lacks what lies at byte {offset_bytes}, and the other side cannot read it: {error}; the rest is \
+                     copied, stillpoint pool resync tries again",
+                    self.sides_text(at.device, Some(at.side))
                 );
                 self.tell(EventKind::MirrorNotCopied, &at.to_string(), text);
             }
@@ -326,8 +347,10 @@ impl Pool {
                 Err(device) => {
                     let found = failing.iter().position(|(at, _)| at.device == device);
                     let (at, error) = failing.swap_remove(found.expect("it is one of these"));
-                    let text =
-                        format!("{at}: {error}, and the other side is out: what lies on this device fails");
+                    let shown = self.sides_text(at.device, Some(at.side));
+                    let text = format!(
+                        "{shown}: {error}, and the other side is out: what lies on this device fails"
+                    );
                     self.tell(EventKind::MirrorLost, &at.to_string(), text);
                     self.change_mirrors(MirrorChange::Lost { device, error }).await;
                     continue;
@@ -388,7 +411,7 @@ impl Pool {
         self.tell(
             EventKind::MirrorJoined,
             &at.to_string(),
-            format!("{at} is in sync again"),
+            format!("{} is in sync again", self.sides_text(at.device, Some(at.side))),
         );
         if let Err(failed) = written {
             self.put_out(sides, failed).await;

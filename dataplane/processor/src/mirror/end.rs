@@ -43,6 +43,7 @@ impl Mirror {
             },
             Purpose::Read => self.read(inner, id, operation),
             Purpose::ReadOther => self.read_from_other(inner, id, operation),
+            Purpose::ReadAgain => self.read_after_all(inner, id, operation),
             Purpose::Page(slice) => self.page_written(inner, id, operation, slice),
             Purpose::PageFlush(slice) => self.page_flushed(id, operation, slice),
             Purpose::CopyRead => self.chunk_read(inner, id, operation),
@@ -106,6 +107,7 @@ impl Mirror {
                         transfer,
                         side,
                         error,
+                        other_failed: false,
                     });
                 }
             }
@@ -259,25 +261,29 @@ impl Mirror {
                 transfer,
                 side: at.side,
                 error,
+                other_failed: false,
             });
         }
         mark(Mark::MirrorReadOther);
-        self.aim_misses(id, &mut operation);
         self.table[id].purpose = Purpose::ReadOther;
+        self.aim_misses(id, &mut operation);
         self.send(inner, id, operation);
     }
 
-    /// Gives an operation those transfers that a side missed, for the other side.
+    /// Gives an operation those transfers that a side missed, for the other side; or those that both missed, for the first one.
     fn aim_misses(&mut self, id: SlotId, operation: &mut Operation) {
         operation.result = Ok(());
+        operation.is_tried_once = false;
         operation.failures.clear();
         operation.transfers.clear();
         let slot = &self.table[id];
-        for miss in &slot.misses {
+        let is_again = slot.purpose == Purpose::ReadAgain;
+        for miss in slot.misses.iter().filter(|miss| miss.other_failed == is_again) {
             let transfer = &slot.transfers[miss.transfer as usize];
+            let side = if is_again { miss.side } else { miss.side.other() };
             operation
                 .transfers
-                .push(below(transfer, usize::from(transfer.device.0), miss.side.other()));
+                .push(below(transfer, usize::from(transfer.device.0), side));
         }
     }
 
@@ -293,9 +299,24 @@ impl Mirror {
         self.send(inner, id, operation);
     }
 
-    /// The other side answered, or failed too. What it said is not written to the side that failed: only the shard knows
-    /// whether it is sound.
-    fn read_from_other<D: BlockDevice>(&mut self, inner: &mut D, id: SlotId, operation: Box<Operation>) {
+    /// The other side answered, or failed too: then the first one, which was asked but once, is asked again.
+    fn read_from_other<D: BlockDevice>(&mut self, inner: &mut D, id: SlotId, mut operation: Box<Operation>) {
+        if self.is_outdated(id, &operation) {
+            return self.read_again(inner, id, operation);
+        }
+        if operation.failures.is_empty() {
+            return self.read_in_the_end(id, operation);
+        }
+        mark(Mark::MirrorReadAfterAll);
+        for (transfer, _) in &operation.failures {
+            self.table[id].misses[*transfer as usize].other_failed = true;
+        }
+        self.table[id].purpose = Purpose::ReadAgain;
+        self.aim_misses(id, &mut operation);
+        self.send(inner, id, operation);
+    }
+
+    fn read_after_all<D: BlockDevice>(&mut self, inner: &mut D, id: SlotId, operation: Box<Operation>) {
         if self.is_outdated(id, &operation) {
             return self.read_again(inner, id, operation);
         }
@@ -303,6 +324,12 @@ impl Mirror {
             mark(Mark::MirrorReadFailed);
             return self.complete(id, operation);
         }
+        self.table[id].misses.retain(|miss| !miss.other_failed);
+        self.read_in_the_end(id, operation);
+    }
+
+    /// Everything was read. What another side said is not written to the side that failed: only the shard knows whether it is sound.
+    fn read_in_the_end(&mut self, id: SlotId, operation: Box<Operation>) {
         let Self { table, devices, .. } = self;
         let slot = &mut table[id];
         let transfers = &slot.transfers;

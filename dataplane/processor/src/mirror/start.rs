@@ -187,10 +187,12 @@ impl Mirror {
         };
         let slot = &self.table[id];
         let mut has_other = false;
+        operation.is_tried_once = true;
         for transfer in &slot.transfers {
             let number = usize::from(transfer.device.0);
             let device = &self.devices[number];
             has_other |= device.is_whole();
+            operation.is_tried_once &= device.is_whole();
             let of_transfer = if device.is_in_sync(side) {
                 side
             } else {

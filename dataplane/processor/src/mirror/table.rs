@@ -19,6 +19,8 @@ pub(super) enum Purpose {
     Read,
     /// What that side could not read, at the other.
     ReadOther,
+    /// What the other could not read either, at the side that was picked: now it may take its time.
+    ReadAgain,
     /// The stale page of a slice, by its position.
     Page(usize),
     /// The flush that makes it durable.
@@ -38,6 +40,8 @@ pub(super) struct Miss {
     pub transfer: u32,
     pub side: Side,
     pub error: DeviceError,
+    /// The other side failed too.
+    pub other_failed: bool,
 }
 
 /// An operation.
@@ -133,6 +137,7 @@ impl Table {
         operation.tag = slot.tag;
         operation.kind = slot.kind;
         operation.side = slot.side;
+        operation.is_tried_once = false;
         operation.failures.clear();
         self.free.push(id);
     }

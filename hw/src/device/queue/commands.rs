@@ -172,7 +172,7 @@ impl Devices {
         let (slot, part) = ((ended.mark >> 32) as u32, ended.mark as u32);
         self.came_back(slot, part);
         let state = &mut self.slots[slot as usize];
-        let kind = state.kind();
+        let (kind, is_tried_once) = (state.kind(), state.is_tried_once());
         let piece = &mut state.parts[part as usize];
         let namespace = self.targets.at(piece.target).namespace;
         let namespace = namespace.expect("a device keeps the way in which it is served");
@@ -184,7 +184,7 @@ impl Devices {
         }
         let failure = outcome(ended.result).err();
         if let Some(failure) = failure
-            && failure.may_retry(kind)
+            && failure.may_retry(kind, is_tried_once)
             && piece.tries < TRIES_MAX
         {
             let pause = pause(ended.result, piece.tries, namespace.retry_delays);
@@ -238,9 +238,10 @@ struct Failure {
 impl Failure {
     /// Whether a command of this kind is sent again. What a flush was to make durable may be gone when the device fails it: a second try
     /// could succeed and mean nothing. One that was taken back leaves everything where it was, and the next one does all of its
-    /// work.
-    fn may_retry(self, kind: OperationKind) -> bool {
+    /// work. A read that is tried once goes elsewhere, unless it was never sent.
+    fn may_retry(self, kind: OperationKind, is_tried_once: bool) -> bool {
         match kind {
+            OperationKind::Read if is_tried_once => self.error == DeviceError::Os(libc::EAGAIN),
             OperationKind::Read | OperationKind::Write => self.may_pass,
             OperationKind::Flush => self.may_pass && self.was_taken_back,
             OperationKind::Discard => false,
@@ -293,6 +294,11 @@ impl Slot {
         operation.expect("an entry in flight has its operation").durable
     }
 
+    pub(super) fn is_tried_once(&self) -> bool {
+        let operation = self.operation.as_ref();
+        operation.is_some_and(|operation| operation.is_tried_once)
+    }
+
     /// A part failed, and with it its transfer.
     pub(super) fn fail(&mut self, part: u32, error: DeviceError) {
         let operation = self.operation.as_mut();
@@ -329,7 +335,7 @@ mod tests {
     fn answers_of_the_kernel_become_errors_of_devices() {
         assert_eq!(outcome(0), Ok(()));
         let failed = |result: i32| outcome(result).expect_err("a failure");
-        let read_again = |result| failed(result).may_retry(OperationKind::Read);
+        let read_again = |result| failed(result).may_retry(OperationKind::Read, false);
         // LBA out of range, do not retry.
         let out_of_range = failed(0x4080);
         assert_eq!(
@@ -351,10 +357,23 @@ mod tests {
     }
 
     #[test]
+    fn a_read_that_another_device_can_answer_is_not_sent_again_and_a_write_is() {
+        // An error of the media, a device that is not ready, a command that the kernel took back.
+        for result in [0x281, 0x082, -libc::EINTR] {
+            let failure = outcome(result).expect_err("a failure");
+            assert!(!failure.may_retry(OperationKind::Read, true), "{result:#x}");
+            assert!(failure.may_retry(OperationKind::Write, true), "{result:#x}");
+        }
+        // The device has not heard of it.
+        let failure = outcome(-libc::EAGAIN).expect_err("a failure");
+        assert!(failure.may_retry(OperationKind::Read, true));
+    }
+
+    #[test]
     fn a_flush_is_sent_again_only_if_it_was_taken_back() {
         let again = |result: i32| {
             let failure = outcome(result).expect_err("a failure");
-            failure.may_retry(OperationKind::Flush)
+            failure.may_retry(OperationKind::Flush, false)
         };
         // Taken back by the kernel, not sent; aborted on request, with its queue, by the host; not sent for want of a path.
         for result in [-libc::EINTR, -libc::EAGAIN, 0x007, 0x008, 0x371, 0x370] {

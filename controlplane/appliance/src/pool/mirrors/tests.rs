@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use crossbeam_channel::Receiver;
 use stillpoint_processor::ShardIndex;
 use stillpoint_processor::command::EventKind as ShardEventKind;
-use stillpoint_processor::ports::Side;
+use stillpoint_processor::ports::OperationKind;
+use stillpoint_processor::stall::Stall;
 
 use super::*;
 use crate::api::model::CreatePool;
@@ -301,4 +302,28 @@ async fn how_new_the_labels_are_is_kept_before_anybody_is_told_what_they_say() {
         assert!(told.kept >= sequence, "{told:?}: the labels have {sequence}");
     }
     assert_eq!(bench.label("p-1").0, 4, "out, in sync, and the other out");
+}
+
+#[tokio::test]
+async fn a_stall_of_a_mirror_names_the_devices_that_were_asked() {
+    let bench = Bench::new().await;
+    let stall = |kind, side| {
+        let device = Some(DeviceIndex(0));
+        let (took_ns, ended_wall_ns) = (2_000_000_000, 7);
+        bench.pool.describe_stall(&Stall {
+            kind,
+            device,
+            side,
+            took_ns,
+            ended_wall_ns,
+        })
+    };
+    let names = |text: &str| ["p-0", "p-1"].map(|name| text.contains(name));
+    let read = stall(OperationKind::Read, Some(Side::Second));
+    assert_eq!(names(&read), [false, true], "{read}");
+    let write = stall(OperationKind::Write, None);
+    assert_eq!(names(&write), [true, true], "{write}: it went to both");
+    bench.fails(0, 0, SECOND).await;
+    let write = stall(OperationKind::Write, None);
+    assert_eq!(names(&write), [true, false], "{write}: the other one is out");
 }

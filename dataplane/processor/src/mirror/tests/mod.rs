@@ -420,6 +420,45 @@ fn what_one_side_cannot_read_the_other_answers_and_the_shard_is_told() {
     );
 }
 
+#[test]
+fn a_read_that_a_side_fails_goes_to_the_other_at_once_and_back_only_if_that_fails_too() {
+    let mut rig = Rig::new(1);
+    rig.write(0, 3, 7);
+    rig.run();
+    let block = rig.block(0, 0, 3);
+    let asked = |rig: &Rig| {
+        let room = rig.room.borrow();
+        let reads = room.in_flight.iter().map(|(_, read, _)| {
+            assert_eq!(read.kind, OperationKind::Read);
+            (read.transfers[0].device.0, read.is_tried_once)
+        });
+        reads.collect::<Vec<_>>()
+    };
+    let fail = |rig: &Rig, below: usize| {
+        let mut room = rig.room.borrow_mut();
+        room.disks[below].unreadable.insert(block);
+        room.finish_all();
+        room.disks[below].unreadable.clear();
+    };
+    rig.read(0, 3, Some(Side::Second));
+    assert_eq!(asked(&rig), [(1, true)], "nobody waits for its tries");
+    fail(&rig, 1);
+    assert!(rig.turn().is_empty());
+    assert_eq!(asked(&rig), [(0, false)], "there is no third side");
+    fail(&rig, 0);
+    assert!(rig.turn().is_empty());
+    assert_eq!(asked(&rig), [(1, false)], "now it may take its time");
+    let read = rig.one();
+    assert_eq!((read.result, stamps(&read)), (Ok(()), vec![7]));
+    assert_eq!(&read.failures[..], &[][..], "it has it, after all");
+    // Alone there is nothing else to ask.
+    rig.without_second();
+    rig.run();
+    rig.read(0, 3, None);
+    assert_eq!(asked(&rig), [(0, false)]);
+    assert_eq!(rig.one().result, Ok(()));
+}
+
 /// The second side is lost, comes back and joins while something that was asked of it before has not ended.
 fn second_joins_again(rig: &mut Rig) {
     let old = rig.room.borrow_mut().in_flight.pop().expect("in flight");
