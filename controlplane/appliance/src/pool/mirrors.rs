@@ -7,6 +7,8 @@
 //! ```
 //! Labels change one at a time (`gate`). A crash in between leaves a side out that may be in sync, never the other way round.
 
+mod replace;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,12 +16,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 
 use super::{Pool, wall_ns};
-use crate::api::model::{MirrorSideInfo, ReplaceDevice};
+use crate::api::model::MirrorSideInfo;
 use crate::error::{Error, Result};
 use crate::events::EventKind;
 use crate::label::{self, Found, MirrorLabel};
 use crate::mailbox::{MirrorChange, ProcessorIndex, ToProcessor};
-use crate::{make, patience};
+use crate::patience;
 use stillpoint_hw::device::DeviceFile;
 use stillpoint_processor::DeviceIndex;
 use stillpoint_processor::mirror::{MirrorNotice, MirrorStatus, SideAt, SideState};
@@ -532,100 +534,6 @@ impl Pool {
         };
         self.tell(EventKind::DeviceReturned, &path.display().to_string(), text);
         self.change_mirrors(MirrorChange::Attach { at, pass }).await;
-    }
-
-    /// Puts another device in the place of a side, and copies everything to it.
-    ///
-    /// # Errors
-    /// Not found; conflict if the other side is not in sync, or the device is in use or not empty; usage if it is too small.
-    pub(crate) async fn replace_side(&self, request: &ReplaceDevice, passthrough: bool) -> Result<()> {
-        let sides = self.mirrored()?;
-        let _gate = sides.gate.lock().await;
-        let at = self.find_side(sides, &request.device)?;
-        if sides.known().record(at.other()).state != SideState::InSync {
-            let message = format!(
-                "{} of pool {} is not in sync: {at} is all there is",
-                at.other(),
-                self.name()
-            );
-            return Err(Error::conflict(message).hint("stillpoint pool show tells how far it is"));
-        }
-        let size_blocks = self.devices.layout.devices[usize::from(at.device.0)].size_blocks;
-        let (new, force) = (request.with.clone(), request.force);
-        let (file, uuid) = patience::beside(move || {
-            let file = make::claim_another(Path::new(&new), size_blocks, force)?;
-            check_size(&file, size_blocks)?;
-            make::wipe(&file).map_err(|error| Error::failure(format!("wiping {new}: {error}")))?;
-            let uuid = make::random()?;
-            Ok((
-                if passthrough {
-                    file.with_passthrough()
-                } else {
-                    file
-                },
-                uuid,
-            ))
-        })
-        .await?;
-        if sides.known().record(at).state != SideState::Out {
-            self.put_out(sides, vec![(at, DeviceError::Gone)]).await;
-        }
-        // Of an episode of its own, of which no page says that it lacks less than everything.
-        let (label, targets) = {
-            let known = sides.known();
-            let label = known.label.with_replaced(at, uuid);
-            (label, known.in_state(SideState::InSync))
-        };
-        let failed = |what: String| Error::failure(format!("replacing {at}: {what}"));
-        let label = label.map_err(|_| failed(format!("{} has failed meanwhile", at.other())))?;
-        let written = self.write_label(&label, targets).await;
-        let episode = label.sequence();
-        self.note_sequence(episode);
-        sides.known().label = label.clone();
-        // Before any device can be taken for the new one.
-        self.change_mirrors(MirrorChange::Replaced { at, episode }).await;
-        if let Err(others) = written {
-            let texts = others
-                .iter()
-                .map(|(other, error)| format!("writing the label of {other}: {error}"));
-            let text = texts.collect::<Vec<_>>().join("; ");
-            self.put_out(sides, others).await;
-            return Err(failed(text));
-        }
-        let place = usize::from(at.below().0);
-        self.files.put(place, file);
-        if let Err(others) = self.write_label(&label, vec![at]).await {
-            drop(self.files.take(place));
-            let error = others.first().map_or(DeviceError::Gone, |(_, error)| *error);
-            return Err(failed(format!("{}: {error}", request.with)));
-        }
-        let file = self.files.take(place).expect("it was put there");
-        let text = format!(
-            "{} takes the place of {at}: everything is copied to it",
-            request.with
-        );
-        self.attach(sides, at, file, text).await;
-        Ok(())
-    }
-
-    fn find_side(&self, sides: &Sides, device: &str) -> Result<SideAt> {
-        let wanted = label::absolute([device])?;
-        let known = sides.known();
-        let by_path = known
-            .sides
-            .iter()
-            .find(|(_, record)| record.path.as_ref() == wanted.first());
-        let by_number = || {
-            let (number, side) = device.split_once('.')?;
-            let place = number.parse::<u8>().ok()?.checked_mul(2)?
-                + side.parse::<u8>().ok().filter(|side| *side < 2)?;
-            let at = SideAt::of_below(DeviceIndex(place));
-            known.sides.contains_key(&at).then_some(at)
-        };
-        by_path.map(|(at, _)| *at).or_else(by_number).ok_or_else(|| {
-            Error::not_found(format!("{device} is no device of pool {}", self.name()))
-                .hint("stillpoint pool show lists them; 0.1 is the second side of device 0")
-        })
     }
 
     /// Tries again what could not be copied, and devices that failed and are there; `rate_bytes_per_s` counts from now on.

@@ -11,7 +11,7 @@ use stillpoint_processor::ports::OperationKind;
 use stillpoint_processor::stall::Stall;
 
 use super::*;
-use crate::api::model::CreatePool;
+use crate::api::model::{CreatePool, ReplaceDevice};
 use crate::events::Events;
 use crate::mailbox::{PoolIndex, RecoveredShard, Wake, mailbox};
 use crate::make::make_pool;
