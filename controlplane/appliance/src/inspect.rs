@@ -6,6 +6,7 @@
 mod labels;
 mod model;
 mod shards;
+mod sides;
 mod together;
 
 pub(crate) use model::FromCatalog;
@@ -25,6 +26,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::label::{self, PoolDevices};
 use stillpoint_hw::clock::Clock;
 use stillpoint_hw::device::{DeviceFile, Opener, PoolFiles};
+use stillpoint_processor::mirror::Sides;
+use stillpoint_processor::ports::DeviceError;
 use stillpoint_processor::shard::check::{Mend, carry_out, delete_snapshots};
 
 use shards::CheckedPool;
@@ -56,28 +59,12 @@ pub struct InspectOptions {
 /// the devices said while they were written.
 pub fn inspect(options: &InspectOptions) -> Result<InspectInfo> {
     let devices = label::read(&label::absolute(&options.devices)?)?;
-    if options.repair && devices.layout.mirrored {
-        let message = format!(
-            "pool {} has mirrors; what one side has damaged is repaired from the other while it is open",
-            devices.name
-        );
-        return Err(Error::usage(message).hint("stillpoint pool scrub reads and repairs all of it"));
-    }
     let files = claim(&devices, options.repair)?;
     label::check_sizes(&devices, &files)?;
     let checked = check(options, &devices, &files)?;
     let mut info = model::describe(&devices, &files, &checked, options.depth);
     if options.repair {
-        let mends: Vec<Mend> = checked
-            .mends()
-            .filter(|mend| options.accept_loss || !mend.loses)
-            .cloned()
-            .collect();
-        let mut done: Vec<String> = mends.iter().map(|mend| mend.what.clone()).collect();
-        let mut opener = Opener::new(files.clone());
-        carry_out(&mends, &mut opener)
-            .map_err(|error| Error::failure(format!("repairing pool {}: {error}", devices.name)))?;
-        done.extend(drop_unconfirmed(&devices, &mut opener, checked)?);
+        let done = mend(options, &devices, &files, checked)?;
         let left = check(options, &devices, &files)?;
         info.repair = Some(RepairInfo {
             done,
@@ -111,25 +98,60 @@ fn claim(devices: &PoolDevices, to_write: bool) -> Result<Arc<PoolFiles>> {
     }
 }
 
+/// Of a pool with mirrors each side that is in sync is checked, all by itself.
 fn check(options: &InspectOptions, devices: &PoolDevices, files: &Arc<PoolFiles>) -> Result<CheckedPool> {
-    let mut checked = shards::check(devices, files, &options.tails, options.depth)?;
+    let [first, second] = sides::views(devices);
+    let one = |sides: Option<&[Sides]>| shards::check(devices, files, &options.tails, options.depth, sides);
+    let mut checked = one(first.as_deref())?;
+    if let Some(second) = second {
+        checked.add_second(one(Some(&second))?, &devices.name);
+    }
     labels::check(devices, files, &mut checked);
     together::check(devices, &mut checked);
     Ok(checked)
 }
 
+/// Mends what can be; gives what was done.
+fn mend(
+    options: &InspectOptions,
+    devices: &PoolDevices,
+    files: &Arc<PoolFiles>,
+    checked: CheckedPool,
+) -> Result<Vec<String>> {
+    let failed = |error: DeviceError| Error::failure(format!("repairing pool {}: {error}", devices.name));
+    let mut done = Vec::new();
+    for (shard, mends) in checked.mends_by_shard() {
+        let mends: Vec<Mend> = mends
+            .iter()
+            .filter(|mend| options.accept_loss || !mend.loses)
+            .cloned()
+            .collect();
+        done.extend(mends.iter().map(|mend| mend.what.clone()));
+        let mut opener = Opener::new(files.clone());
+        match shard {
+            // Labels are those of one side.
+            None => carry_out(&mends, &mut opener).map_err(failed)?,
+            Some(shard) => {
+                sides::over(devices, shard, opener, |device| carry_out(&mends, device))?.map_err(failed)?
+            }
+        }
+    }
+    done.extend(drop_unconfirmed(devices, files, checked)?);
+    Ok(done)
+}
+
 /// Intermediate snapshots without a commit record: opening the pool drops them, and so does repairing it.
-fn drop_unconfirmed(devices: &PoolDevices, opener: &mut Opener, checked: CheckedPool) -> Result<Vec<String>> {
+fn drop_unconfirmed(
+    devices: &PoolDevices,
+    files: &Arc<PoolFiles>,
+    checked: CheckedPool,
+) -> Result<Vec<String>> {
     let mut done = Vec::new();
     for (shard, mut tail, unconfirmed) in checked.unconfirmed() {
-        let dropped = delete_snapshots(
-            &devices.layout,
-            shard,
-            opener,
-            &mut tail,
-            &unconfirmed,
-            Clock::new().now(),
-        );
+        let (layout, now) = (&devices.layout, Clock::new().now());
+        let dropped = sides::over(devices, shard, Opener::new(files.clone()), |device| {
+            delete_snapshots(layout, shard, device, &mut tail, &unconfirmed, now)
+        })?;
         dropped.map_err(|error| Error::failure(format!("shard {}: {error}", shard.0)))?;
         done.extend(unconfirmed.iter().map(|(volume, snapshot)| {
             format!(

@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
 use serde_json::Value;
-use support::{Appliance, list, member, number};
+use support::{Appliance, Told, list, member, number};
 
 const BLOCK: usize = 4096;
 const VOLUME_BYTES: usize = 16 << 20;
@@ -306,6 +306,80 @@ fn a_replacement_goes_on_where_it_was_after_a_restart() {
         "{again} bytes were copied after the restart"
     );
     expect_on(&appliance, "new", "p-0", &content(1));
+}
+
+/// What is damaged, by side; and what the notes of the first look, or of the repair, say.
+fn problems(told: &Told, list_of: &str) -> Vec<String> {
+    let messages = list(&told.json, list_of).iter();
+    messages
+        .map(|problem| member(problem, "/message").as_str().expect("a text").to_owned())
+        .collect()
+}
+
+#[test]
+fn inspect_looks_at_each_side_and_mends_what_both_have_damaged() {
+    let appliance = started();
+    appliance.stop();
+    let tails = appliance.tail_directory();
+    let sides = [appliance.path_text("p-0"), appliance.path_text("p-1")];
+    let inspect = |how: &str| appliance.tell(&["inspect", &sides[0], &sides[1], "--tail-dir", &tails, how]);
+    let clean = inspect("--check");
+    assert_eq!(clean.code, 0, "{}: {:#}", clean.errors, clean.json);
+    // The second header copy of shard 0 on both, and a block of data on the second.
+    let files = sides.clone().map(|path| {
+        let file = File::options().read(true).write(true).open(path);
+        file.expect("there")
+    });
+    for file in &files {
+        file.write_all_at(&[0xee; 16], (1 << 20) + BLOCK as u64 + 64)
+            .expect("damaged");
+    }
+    let wanted = &content(1)[5 * BLOCK..6 * BLOCK];
+    let mut bytes = vec![0; BLOCK];
+    let blocks = files[1].metadata().expect("there").len() / BLOCK as u64;
+    let place = (0..blocks).map(|block| block * BLOCK as u64).find(|place| {
+        files[1].read_exact_at(&mut bytes, *place).expect("read");
+        bytes == wanted
+    });
+    let place = place.expect("it is somewhere");
+    files[1].write_all_at(&[0xee; 16], place).expect("damaged");
+    let told = inspect("--check");
+    assert_eq!(told.code, 1, "{}: {:#}", told.errors, told.json);
+    let found = problems(&told, "/check/problems");
+    let of_side = |side: &str| found.iter().filter(|message| message.starts_with(side)).count();
+    assert_eq!(
+        (of_side("first side: "), of_side("second side: ")),
+        (1, 2),
+        "{found:?}"
+    );
+    let notes = list(&told.json, "/notes").iter().map(ToString::to_string);
+    assert!(
+        notes
+            .into_iter()
+            .any(|note| note.contains("stillpoint pool scrub p --wait")),
+        "{:#}",
+        told.json
+    );
+    // Of a shard whose sides are damaged in different ways nothing is written.
+    files[1].write_all_at(wanted, place).expect("as it was");
+    let told = inspect("--repair");
+    assert_eq!(told.code, 0, "{}: {:#}", told.errors, told.json);
+    assert_eq!(list(&told.json, "/repair/done").len(), 1, "{:#}", told.json);
+    files[1].write_all_at(&[0xee; 16], place).expect("damaged");
+    let told = inspect("--repair");
+    assert_eq!(
+        (told.code, list(&told.json, "/repair/done").len()),
+        (1, 0),
+        "{:#}",
+        told.json
+    );
+    assert_eq!(problems(&told, "/repair/left").len(), 1);
+    // The other way out, as it was told.
+    appliance.start(&PROCESSORS);
+    appliance.run(&["pool", "scrub", "p", "--rate", "1GiB/s", "--wait"]);
+    appliance.stop();
+    let clean = inspect("--check");
+    assert_eq!(clean.code, 0, "{}: {:#}", clean.errors, clean.json);
 }
 
 #[test]

@@ -285,7 +285,8 @@ fn describe_check(checked: &CheckedPool, depth: Depth) -> CheckInfo {
     for problem in &checked.of_pool {
         *counts.entry(problem.kind.clone()).or_insert(0) += 1;
     }
-    for (kind, count) in checked.shards.iter().flat_map(|shard| &shard.report.counts) {
+    let of_sides = checked.shards.iter().chain(&checked.second);
+    for (kind, count) in of_sides.flat_map(|shard| &shard.report.counts) {
         *counts.entry((*kind).to_owned()).or_insert(0) += count;
     }
     CheckInfo {
@@ -310,15 +311,21 @@ impl CheckedPool {
             Some(catalog) => Box::new(FromCatalog(catalog)),
             None => Box::new(Numbers),
         };
-        let of_shards = self.shards.iter().flat_map(|shard| {
+        let [of_first, of_second] = match self.second.is_empty() {
+            true => ["", ""],
+            false => ["first side: ", "second side: "],
+        };
+        let of_sides = (self.shards.iter().map(|shard| (of_first, shard)))
+            .chain(self.second.iter().map(|shard| (of_second, shard)));
+        let of_shards = of_sides.flat_map(|(side, shard)| {
             let index = shard.report.shard;
-            shard.report.problems.iter().map(move |problem| (index, problem))
+            (shard.report.problems.iter()).map(move |problem| (side, index, problem))
         });
-        let told = of_shards.map(|(shard, problem)| ProblemInfo {
+        let told = of_shards.map(|(side, shard, problem)| ProblemInfo {
             kind: problem.kind().to_owned(),
             shard: Some(shard.0),
             damage: problem.is_damage(),
-            message: problem.describe(shard, names.as_ref()),
+            message: format!("{side}{}", problem.describe(shard, names.as_ref())),
         });
         self.of_pool.iter().cloned().chain(told).collect()
     }

@@ -13,15 +13,17 @@ use crate::label::PoolDevices;
 use stillpoint_hw::clock::Clock;
 use stillpoint_hw::device::{Opener, PoolFiles};
 use stillpoint_hw::tail;
-use stillpoint_processor::mirror::MirroredOpener;
+use stillpoint_processor::mirror::{MirroredOpener, Sides};
 use stillpoint_processor::ports::{LogTail, MemoryTail, Side};
 use stillpoint_processor::shard::check::{CheckedShard, Depth, Mend, check_shard};
 use stillpoint_processor::{ShardIndex, SnapshotId, VolumeId};
 
 /// What was found out about a pool.
 pub(super) struct CheckedPool {
-    /// By shard.
+    /// By shard. Of a pool with mirrors: on the first side of every device that has both in sync.
     pub(super) shards: Vec<CheckedShard>,
+    /// The same on the second sides; nothing if there are none.
+    pub(super) second: Vec<CheckedShard>,
     /// The log tail of each.
     pub(super) tails: Vec<Option<MemoryTail>>,
     /// `None` if it cannot be told.
@@ -39,10 +41,40 @@ impl CheckedPool {
         self.label_mends.extend(mend);
     }
 
-    /// What can be mended, in the order in which it has to be done.
+    /// What was found on the second sides of mirrors, which were looked at like the first.
+    pub(super) fn add_second(&mut self, second: Self, pool: &str) {
+        self.second = second.shards;
+        let mut differ = false;
+        for (first, second) in self.shards.iter_mut().zip(&mut self.second) {
+            if first.found.is_none() {
+                first.found = second.found.take();
+            }
+            differ |= first.report.problems != second.report.problems;
+        }
+        if differ {
+            self.told.push(format!(
+                "what one side of a mirror has damaged and the other has not is repaired from the other while the pool is open: \
+                 stillpoint pool open PATH..., then stillpoint pool scrub {pool} --wait"
+            ));
+        }
+    }
+
+    /// What can be mended, in the order in which it has to be done: labels, then each shard. What the sides of mirrors have
+    /// damaged in different ways is mended while the pool is open, one from the other.
+    pub(super) fn mends_by_shard(&self) -> impl Iterator<Item = (Option<ShardIndex>, &[Mend])> {
+        let is_mended_here = |number: usize, shard: &CheckedShard| {
+            let second = self.second.get(number);
+            second.is_none_or(|second| second.mends == shard.mends)
+        };
+        let of_shards = (self.shards.iter().enumerate())
+            .filter(move |(number, shard)| is_mended_here(*number, shard))
+            .map(|(number, shard)| (Some(ShardIndex(number as u16)), shard.mends.as_slice()));
+        core::iter::once((None, self.label_mends.as_slice())).chain(of_shards)
+    }
+
+    /// All of that.
     pub(super) fn mends(&self) -> impl Iterator<Item = &Mend> {
-        let of_shards = self.shards.iter().flat_map(|shard| &shard.mends);
-        self.label_mends.iter().chain(of_shards)
+        self.mends_by_shard().flat_map(|(_, mends)| mends)
     }
 
     pub(super) fn notes(&self) -> Vec<String> {
@@ -55,9 +87,10 @@ impl CheckedPool {
     ) -> impl Iterator<Item = (ShardIndex, MemoryOrNone, Vec<(VolumeId, SnapshotId)>)> {
         let shards = std::mem::take(&mut self.unconfirmed).into_iter();
         shards.filter_map(move |(shard, unconfirmed)| {
-            let report = &self.shards[usize::from(shard.0)].report;
-            let tail = self.tails[usize::from(shard.0)].take();
-            let opens = !report.has("log") && !report.has("root");
+            let number = usize::from(shard.0);
+            let mut reports = self.shards.get(number).into_iter().chain(self.second.get(number));
+            let opens = reports.all(|shard| !shard.report.has("log") && !shard.report.has("root"));
+            let tail = self.tails[number].take();
             opens.then_some((shard, MemoryOrNone(tail), unconfirmed))
         })
     }
@@ -82,6 +115,7 @@ pub(super) fn check(
     files: &Arc<PoolFiles>,
     tails: &TailDirectory,
     depth: Depth,
+    sides: Option<&[Sides]>,
 ) -> Result<CheckedPool> {
     let count = devices.layout.shard_count;
     let mut found_tails = Vec::with_capacity(usize::from(count));
@@ -104,18 +138,12 @@ pub(super) fn check(
                     let (layout, shard_index) = (&devices.layout, ShardIndex(shard));
                     let now = Clock::new().now();
                     let mut opener = opener.clone();
-                    let checked = match &devices.mirrors {
+                    let checked = match sides {
                         None => check_shard(layout, shard_index, &mut opener, &mut tail, depth, now),
-                        Some(label) => {
-                            // Nothing is written: what is not the same on both sides stays so.
-                            let mut both = MirroredOpener::new(
-                                opener,
-                                layout,
-                                shard_index,
-                                label.sides(&[]),
-                                Side::First,
-                            );
-                            check_shard(layout, shard_index, &mut both, &mut tail, depth, now)
+                        Some(sides) => {
+                            let mut alone =
+                                MirroredOpener::new(opener, layout, shard_index, sides.to_vec(), Side::First);
+                            check_shard(layout, shard_index, &mut alone, &mut tail, depth, now)
                         }
                     };
                     let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
@@ -127,6 +155,7 @@ pub(super) fn check(
     let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     Ok(CheckedPool {
         shards: done.into_values().collect(),
+        second: Vec::new(),
         tails: found_tails,
         catalog: None,
         of_pool: Vec::new(),
