@@ -165,7 +165,7 @@ pub enum MirrorChange {
         /// What it said.
         error: DeviceError,
     },
-    /// The labels say that another device takes the place of a side that is out, and lacks everything.
+    /// The labels say that a side is out and lacks everything: another device takes its place, or it has become smaller. It is given up.
     Replaced {
         /// Which.
         at: SideAt,

@@ -141,7 +141,12 @@ impl Loop {
                 mirrors.out(at, episode);
             }
             MirrorChange::Lost { device, error } => mirrors.lost(device, error),
-            MirrorChange::Replaced { at, episode } => mirrors.replaced(at, episode),
+            MirrorChange::Replaced { at, episode } => {
+                mirrors
+                    .inner_mut()
+                    .detach(usize::from(at.below().0), &mut self.ring);
+                mirrors.replaced(at, episode);
+            }
             MirrorChange::Attach { at, .. } => {
                 mirrors
                     .inner_mut()

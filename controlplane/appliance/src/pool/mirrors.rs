@@ -388,7 +388,12 @@ impl Pool {
                     "{at} ({path}) is out: {error}; the other side has everything, and the pool goes on"
                 );
                 self.tell(EventKind::MirrorSideOut, &path, text);
-                self.change_mirrors(MirrorChange::Out { at, episode }).await;
+                self.change_mirrors(match error {
+                    // What lay behind its end is lost, whatever size it has when it is back.
+                    DeviceError::Shrunk => MirrorChange::Replaced { at, episode },
+                    _ => MirrorChange::Out { at, episode },
+                })
+                .await;
             }
             failing = unwritten;
         }

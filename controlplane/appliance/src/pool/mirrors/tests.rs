@@ -280,6 +280,17 @@ async fn a_replaced_side_lacks_everything_since_the_episode_of_the_labels() {
     assert_eq!(last, MirrorChange::Replaced { at: SECOND, episode });
 }
 
+/// It may have its size back when it is there again, and something else, or nothing, where its end was.
+#[tokio::test]
+async fn a_side_that_has_become_smaller_lacks_everything() {
+    let bench = Bench::new().await;
+    let error = DeviceError::Shrunk;
+    let notice = MirrorNotice::SideFailed { at: SECOND, error };
+    bench.pool.mirror_told(ProcessorIndex(0), 0, notice).await;
+    let (_, episode) = bench.label("p-0");
+    assert_eq!(bench.changes(), [MirrorChange::Replaced { at: SECOND, episode }]);
+}
+
 /// Were an answer to rest on labels whose sequence nobody keeps, the side that missed it could be opened alone after a crash.
 #[tokio::test]
 async fn how_new_the_labels_are_is_kept_before_anybody_is_told_what_they_say() {
