@@ -281,7 +281,8 @@ impl<T: LogTail> Shard<T> {
         match operation.result {
             Ok(()) => {
                 self.log.written();
-                if operation.durable {
+                // As with a flush: what another one lost is not brought back.
+                if operation.durable && self.stopped.is_none() {
                     mark(Mark::LogDurably);
                     self.log.flushed(self.log.written_lsn());
                     self.mark_soon();

@@ -45,6 +45,17 @@ fn ignores_force(model: &str) -> bool {
     IGNORING_FORCE.contains(&model.trim())
 }
 
+/// Whether the machine is said to be a virtual one, of which the controllers may be programs: several of these claim a cache and
+/// do not look at the bit either, under names that nobody can list.
+fn is_virtual() -> bool {
+    std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| says_virtual(&text))
+}
+
+fn says_virtual(cpuinfo: &str) -> bool {
+    let mut flags = cpuinfo.lines().filter(|line| line.starts_with("flags"));
+    flags.any(|line| line.split_whitespace().any(|flag| flag == "hypervisor"))
+}
+
 /// How long a controller wants commands to wait before they are tried again: CRDT1 to CRDT3, in units of 100 ms.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct RetryDelays([u16; 3]);
@@ -117,7 +128,7 @@ impl Passthrough {
             limits: limits(info, identified.controller.transfer_bytes_max()),
             discards: identified.controller.deallocates(),
             caches: identified.controller.has_volatile_write_cache(),
-            forces: info.fua && !ignores_force(info.model.as_deref().unwrap_or_default()),
+            forces: info.fua && !ignores_force(info.model.as_deref().unwrap_or_default()) && !is_virtual(),
             retry_delays: RetryDelays::new(identified.controller.retry_delays.map(U16::get)),
             polled: false,
         };
@@ -243,5 +254,11 @@ mod tests {
     fn a_model_that_only_says_it_makes_writes_durable_is_not_believed() {
         assert!(ignores_force("QEMU NVMe Ctrl") && ignores_force("QEMU NVMe Ctrl   "));
         assert!(!ignores_force("Drive 9000") && !ignores_force(""));
+        assert!(says_virtual(
+            "processor : 0\nflags\t\t: fpu sse2 hypervisor lahf_lm\n"
+        ));
+        assert!(!says_virtual(
+            "processor : 0\nflags\t\t: fpu sse2\nmodel name : hypervisor\n"
+        ));
     }
 }

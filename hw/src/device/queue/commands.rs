@@ -172,8 +172,9 @@ impl Devices {
         let (slot, part) = ((ended.mark >> 32) as u32, ended.mark as u32);
         self.came_back(slot, part);
         let state = &mut self.slots[slot as usize];
-        let (kind, is_tried_once) = (state.kind(), state.is_tried_once());
+        let (kind, is_tried_once, is_durable) = (state.kind(), state.is_tried_once(), state.is_durable());
         let piece = &mut state.parts[part as usize];
+        let target = piece.target;
         let namespace = self.targets.at(piece.target).namespace;
         let namespace = namespace.expect("a device keeps the way in which it is served");
         if ended.result == -libc::EINVAL && piece.registered {
@@ -195,6 +196,12 @@ impl Devices {
         }
         let error = failure.map(|failure| failure.error);
         match (kind, error) {
+            // A flush that failed took away what this write would have made count.
+            (OperationKind::Write, None)
+                if is_durable && let Some(error) = self.targets.at(target).file.failed_flush() =>
+            {
+                self.end_failed(slot, part, error);
+            }
             (OperationKind::Flush, error) => self.flushed(slot, part, error),
             (OperationKind::Discard, error) => self.discarded(slot, part, error),
             (_, Some(error)) => self.end_failed(slot, part, error),
