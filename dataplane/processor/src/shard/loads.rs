@@ -91,9 +91,9 @@ impl<T: LogTail> Shard<T> {
         !self.loads.to_issue.is_empty() && self.loads.in_flight < room.clamp(1, LOADS_MAX)
     }
 
-    /// Whether pages may be read that nobody waits for yet.
+    /// Whether pages may be read that nobody waits for yet. Not before those that somebody does wait for.
     pub(super) fn has_room_to_fetch(&self) -> bool {
-        self.cache.clean_room_pages() >= ROOM_PAGES_TO_FETCH
+        self.cache.clean_room_pages() >= ROOM_PAGES_TO_FETCH && self.loads.to_issue.len() < LEAVES_AHEAD
     }
 
     pub(super) fn issue_loads(&mut self, buffers: &mut impl BufferPool) {
