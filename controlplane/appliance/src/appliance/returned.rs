@@ -217,6 +217,9 @@ impl Appliance {
         let id = &waiting.known.id;
         let missing = waiting.missing.iter().flatten().enumerate();
         for place in missing.filter(|(_, missing)| **missing).map(|(place, _)| place) {
+            if search.is_too_small(id, place) {
+                pool.side_is_too_small(place).await;
+            }
             let Some(found) = search.at(id, place, &waiting.known.devices) else {
                 pool.side_went(place);
                 continue;
@@ -400,6 +403,13 @@ impl Search {
             .iter()
             .filter(|(_, seen)| seen.of.as_ref().is_some_and(is_it));
         one_of(here.collect(), known)
+    }
+
+    /// Whether a device of this place is there, and is smaller than its pool needs.
+    fn is_too_small(&self, id: &str, place: usize) -> bool {
+        let is_it = |of: &Place| of.pool == id && of.place == place;
+        let mut seen = self.seen.values();
+        seen.any(|seen| seen.too_small.is_some() && seen.of.as_ref().is_some_and(is_it))
     }
 
     /// The devices of a pool, in order, with their marks, if all are there and it was not tried in vain with just these.

@@ -53,6 +53,10 @@ struct Record {
     since_ns: u64,
     /// It failed and was there all the same: it is not taken back by itself while it stays.
     stayed: bool,
+    /// It was too small since it went out: whatever size it has when it is back, it lacks everything, and the processors know.
+    was_cut_off: bool,
+    /// Nothing is left of its device, and everybody was told.
+    is_lost: bool,
     /// A number for each time that copying to it was begun, the first of which no other opening of a pool has had; and that of the
     /// time that it was attached.
     pass: u64,
@@ -79,6 +83,8 @@ impl Sides {
                 why: why.map(str::to_owned),
                 since_ns: wall_ns(),
                 stayed: false,
+                was_cut_off: false,
+                is_lost: false,
                 pass: first_pass,
                 attached: first_pass,
                 done: BTreeSet::new(),
@@ -328,9 +334,29 @@ impl Pool {
         let _gate = sides.gate.lock().await;
         for (place, error) in failing {
             let at = SideAt::of_below(DeviceIndex(place as u8));
-            if sides.known().record(at).state != SideState::Out {
+            let is_news = {
+                let mut known = sides.known();
+                let record = known.record(at);
+                record.state != SideState::Out && !record.is_lost
+            };
+            if is_news {
                 self.put_out(sides, vec![(at, error)]).await;
             }
+        }
+    }
+
+    /// A side that is out was seen again, and is too small: what lay behind its end is lost, on top of what it lacked already.
+    pub(crate) async fn side_is_too_small(&self, place: usize) {
+        let Some(sides) = self.sides() else { return };
+        let _gate = sides.gate.lock().await;
+        let at = SideAt::of_below(DeviceIndex(place as u8));
+        let is_news = {
+            let mut known = sides.known();
+            let record = known.record(at);
+            record.state == SideState::Out && !record.was_cut_off
+        };
+        if is_news {
+            self.put_out(sides, vec![(at, DeviceError::Shrunk)]).await;
         }
     }
 
@@ -351,8 +377,10 @@ impl Pool {
                     let (at, error) = failing.swap_remove(found.expect("it is one of these"));
                     let shown = self.sides_text(at.device, Some(at.side));
                     let text = format!(
-                        "{shown}: {error}, and the other side is out: what lies on this device fails"
+                        "{shown}: {error}, and the other side is out: what lies on this device fails; when a side that had \
+                         everything is whole again, stillpoint pool close and pool open"
                     );
+                    sides.known().record(at).is_lost = true;
                     self.tell(EventKind::MirrorLost, &at.to_string(), text);
                     self.change_mirrors(MirrorChange::Lost { device, error }).await;
                     continue;
@@ -372,14 +400,18 @@ impl Pool {
                 let place = usize::from(at.below().0);
                 // A device that is gone leads nowhere; it is given up in any case.
                 let file = self.files.take(place);
+                let needed_bytes = self.needed_bytes(place);
+                let size_bytes = file.as_ref().map_or(0, |file| file.size_bytes_now());
+                // Some say it with errors of their own. What lay behind its end is lost, whatever size it has when it is back.
+                let is_cut_off = error == DeviceError::Shrunk || (1..needed_bytes).contains(&size_bytes);
                 {
                     let mut known = sides.known();
                     let record = known.record(at);
                     record.state = SideState::Out;
                     record.why = Some(error.to_string());
                     // One that is gone or too small is taken back by itself when it is there.
-                    let needed_bytes = self.needed_bytes(place);
-                    record.stayed = (file.as_ref()).is_some_and(|file| file.size_bytes_now() >= needed_bytes);
+                    record.stayed = size_bytes >= needed_bytes;
+                    record.was_cut_off = is_cut_off;
                     record.since_ns = wall_ns();
                     record.done.clear();
                 }
@@ -388,10 +420,9 @@ impl Pool {
                     "{at} ({path}) is out: {error}; the other side has everything, and the pool goes on"
                 );
                 self.tell(EventKind::MirrorSideOut, &path, text);
-                self.change_mirrors(match error {
-                    // What lay behind its end is lost, whatever size it has when it is back.
-                    DeviceError::Shrunk => MirrorChange::Replaced { at, episode },
-                    _ => MirrorChange::Out { at, episode },
+                self.change_mirrors(match is_cut_off {
+                    true => MirrorChange::Replaced { at, episode },
+                    false => MirrorChange::Out { at, episode },
                 })
                 .await;
             }
@@ -535,6 +566,7 @@ impl Pool {
             record.path = Some(path.clone());
             record.since_ns = wall_ns();
             record.attached = pass;
+            record.was_cut_off = false;
             pass
         };
         self.tell(EventKind::DeviceReturned, &path.display().to_string(), text);

@@ -291,6 +291,59 @@ async fn a_side_that_has_become_smaller_lacks_everything() {
     assert_eq!(bench.changes(), [MirrorChange::Replaced { at: SECOND, episode }]);
 }
 
+/// It went out for another reason, and comes back without its end: once that was seen, it lacks everything, whatever size it has then.
+#[tokio::test]
+async fn a_side_that_is_seen_too_small_while_it_is_out_lacks_everything() {
+    let bench = Bench::new().await;
+    bench.fails(0, 0, SECOND).await;
+    let (_, before) = bench.label("p-0");
+    bench.told();
+    bench.pool.side_is_too_small(1).await;
+    let (_, episode) = bench.label("p-0");
+    assert!(episode > before, "an episode of its own");
+    assert_eq!(bench.changes(), [MirrorChange::Replaced { at: SECOND, episode }]);
+    bench.pool.side_is_too_small(1).await;
+    assert_eq!(bench.changes(), [], "it is known");
+    // A side that is in use tells of itself.
+    bench.pool.side_is_too_small(0).await;
+    assert_eq!(bench.changes(), []);
+    bench.second_returns().await;
+    bench.resynced(0, 1, SECOND).await;
+    bench.resynced(1, 1, SECOND).await;
+    assert_eq!(bench.state(SECOND), SideState::InSync);
+}
+
+/// Some devices tell it with an error of their own before anybody looks at their size.
+#[tokio::test]
+async fn an_error_of_a_side_that_is_too_small_says_that_it_lacks_everything() {
+    let bench = Bench::new().await;
+    let file = fs::File::options()
+        .write(true)
+        .open(bench.directory.path().join("p-1"));
+    file.expect("there").set_len(32 << 20).expect("cut off");
+    bench.fails(0, 0, SECOND).await;
+    let (_, episode) = bench.label("p-0");
+    assert_eq!(bench.changes(), [MirrorChange::Replaced { at: SECOND, episode }]);
+}
+
+/// Nothing is left to be told after that, however often it is looked at.
+#[tokio::test]
+async fn the_last_side_is_lost_once() {
+    let bench = Bench::new().await;
+    bench.fails(0, 0, SECOND).await;
+    bench.told();
+    let file = fs::File::options()
+        .write(true)
+        .open(bench.directory.path().join("p-0"));
+    file.expect("there").set_len(32 << 20).expect("cut off");
+    for _ in 0..3 {
+        bench.pool.look_after_sides().await;
+    }
+    let device = DeviceIndex(0);
+    let error = DeviceError::Shrunk;
+    assert_eq!(bench.changes(), [MirrorChange::Lost { device, error }]);
+}
+
 /// Were an answer to rest on labels whose sequence nobody keeps, the side that missed it could be opened alone after a crash.
 #[tokio::test]
 async fn how_new_the_labels_are_is_kept_before_anybody_is_told_what_they_say() {
