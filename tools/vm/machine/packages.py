@@ -34,6 +34,8 @@ PACKAGE_OF = {
     "zstd": "zstd",
 }
 BIN_DIRECTORIES = ("usr/bin", "usr/sbin", "bin", "sbin", "usr/libexec")
+# A mirror that does not answer is asked again, ever later.
+PATIENTLY = ("-o", "Acquire::Retries=6", "-o", "Acquire::http::Timeout=60", "-o", "Acquire::https::Timeout=60")
 LIBRARY_DIRECTORIES = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/pulseaudio")
 
 
@@ -90,11 +92,12 @@ def find(program):
 
 
 def refresh_lists():
-    """`apt-get update`, as root; the one step that needs it, and only on a machine whose lists are empty or old."""
+    """`apt-get update`, as root; the one step that needs it, and only on a machine whose lists are empty or old. A mirror
+    that does not answer is asked again."""
     as_root = [] if os.geteuid() == 0 else ["sudo"]
     if as_root and not shutil.which("sudo"):
         raise Unavailable("the package lists are missing or too old; please run as root: apt-get update")
-    output_of([*as_root, "apt-get", "update", "-q"])
+    output_of([*as_root, "apt-get", *PATIENTLY, "update", "-q"])
 
 
 def with_fresh_lists(attempt):
@@ -114,7 +117,7 @@ def download(packages, into):
     """Downloads packages into a directory, which is new."""
     shutil.rmtree(into, ignore_errors=True)
     into.mkdir(parents=True)
-    command = ["apt-get", "download", "-q", *packages]
+    command = ["apt-get", *PATIENTLY, "download", "-q", *packages]
     done = subprocess.run(command, cwd=into, capture_output=True, text=True)
     if done.returncode != 0:
         raise Unavailable(f"{' '.join(command)} failed: {done.stderr.strip()[-600:]}")
@@ -189,8 +192,6 @@ def prepare_kernel(wanted, say):
     if release is None:
         archives = CACHE / "archives-kernel"
         release = with_fresh_lists(lambda: download_kernel(wanted, archives, say))
-        if release is None:
-            raise Unavailable(f"no package has a kernel {wanted}; there are {', '.join(sorted(offered_kernels()))}")
         unpack(archives.glob("*.deb"), KERNELS / release)
         shutil.rmtree(archives)
     return release, KERNELS / release
@@ -202,13 +203,14 @@ def newest(releases, wanted):
 
 
 def download_kernel(wanted, archives, say):
-    """Downloads the newest kernel of the package lists that matches; returns its release, None if they have others only.
-    Raises Unavailable if the lists have no kernel, or one that is gone."""
+    """Downloads the newest kernel of the package lists that matches; returns its release. Raises Unavailable if the lists
+    have none, or one that is gone."""
     offered = offered_kernels()
     if not offered:
         raise Unavailable("the package lists have no kernel for virtual machines (linux-image-...-cloud-amd64)")
     release = newest(offered, wanted)
-    if release is not None:
-        say(f"unpacking kernel {release}")
-        download([f"linux-image-{release}"], archives)
+    if release is None:
+        raise Unavailable(f"no package has a kernel {wanted}; there are {', '.join(sorted(offered, key=version_key))}")
+    say(f"unpacking kernel {release}")
+    download([f"linux-image-{release}"], archives)
     return release
