@@ -21,6 +21,8 @@ const ROOM_BYTES: u64 = 4 << 30;
 
 /// The largest pool that is checked when it is made.
 const CHECKED_GIB_MAX: u64 = 64;
+/// The same for pools of which all data is read, block by block.
+const DATA_CHECKED_GIB_MAX: u64 = 16;
 
 /// Whether data is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,8 +104,8 @@ impl MappedPool {
     /// Has the product look for damage, where that does not take long.
     fn check(&self, path: &str) -> Result<(), Failure> {
         let depth = match self.kind {
-            Kind::DataLeftOut => "--metadata-only",
-            Kind::Real => "--check",
+            Kind::Real if self.mapped_gib <= DATA_CHECKED_GIB_MAX => "--check",
+            Kind::Real | Kind::DataLeftOut => "--metadata-only",
         };
         if self.mapped_gib <= CHECKED_GIB_MAX {
             let mut command = Command::new(&self.program);
