@@ -18,11 +18,14 @@
 //! | the host that is asked for is this machine's loopback | names that an attacker lets point here (DNS rebinding) |
 //! | what changes something comes from the page itself (`Origin`) | other pages in the same browser |
 //! | the key, for all but the page itself | other users of this machine |
+//!
+//! Who is connected and does nothing keeps nobody out (`seats`).
 
 mod access;
 mod assets;
 mod daemon;
 mod history;
+mod seats;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -30,7 +33,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::extract::{Request, State};
+use axum::extract::{Extension, Request, State};
 use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -42,7 +45,7 @@ use hyper_util::service::TowerToHyperService;
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, timeout};
 
 use crate::api::extract::Query;
@@ -50,13 +53,14 @@ use crate::error::{Error, ErrorKind, Result};
 use access::{Access, Refusal};
 use daemon::Daemon;
 use history::{History, HistoryQuery, Sample};
+use seats::{Impatient, Seat, Seats};
 
-/// Browsers that are connected at the same time, at most; others wait.
-const CONNECTIONS_MAX: usize = 64;
 /// How long the head of a request may take to come, and how long a connection stays without one.
-const HEAD_LIMIT: Duration = Duration::from_secs(30);
+const HEAD_LIMIT: Duration = Duration::from_secs(10);
 /// How long the body of a request may take to come.
 const BODY_LIMIT: Duration = Duration::from_secs(10);
+/// How long the other end may take nothing of an answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Bytes of the body of a request, at most.
 const BODY_BYTES_MAX: usize = 256 << 10;
 /// How often the daemon is asked for its figures.
@@ -156,19 +160,12 @@ fn invitation(console: &Console, address: SocketAddr) -> Result<String> {
 }
 
 async fn accept(listener: TcpListener, router: Router) {
-    let seats = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let seats = Arc::new(Seats::default());
     loop {
-        let seat = Arc::clone(&seats)
-            .acquire_owned()
-            .await
-            .expect("the seats are never closed");
         match listener.accept().await {
             Ok((stream, _)) => {
-                let router = router.clone();
-                tokio::spawn(async move {
-                    converse(stream, router).await;
-                    drop(seat);
-                });
+                let (seat, leave) = seats.take();
+                tokio::spawn(converse(stream, router.clone(), seat, leave));
             }
             // No descriptors, or the client is gone already: the next one may have more luck.
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
@@ -176,12 +173,17 @@ async fn accept(listener: TcpListener, router: Router) {
     }
 }
 
-async fn converse(stream: TcpStream, router: Router) {
+async fn converse(stream: TcpStream, router: Router, seat: Seat, leave: oneshot::Receiver<()>) {
+    let router = router.layer(Extension(Arc::new(seat)));
+    let stream = TokioIo::new(Impatient::new(stream, ANSWER_LIMIT));
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT);
-    let connection = server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    // A browser that breaks off has no use for a word about it.
-    let _ = connection.await;
+    tokio::select! {
+        // A browser that breaks off has no use for a word about it.
+        _ = server.serve_connection(stream, TowerToHyperService::new(router)) => {}
+        // Another needs the seat.
+        _ = leave => {}
+    }
 }
 
 fn router(console: Arc<Console>) -> Router {
@@ -215,9 +217,17 @@ async fn from_the_page(request: Request, next: Next) -> Result<Response, Infalli
     Ok(response)
 }
 
-async fn with_key(State(console): State<Arc<Console>>, request: Request, next: Next) -> Response {
+async fn with_key(
+    State(console): State<Arc<Console>>,
+    Extension(seat): Extension<Arc<Seat>>,
+    request: Request,
+    next: Next,
+) -> Response {
     match console.access.check_key(request.headers()) {
-        Ok(()) => next.run(request).await,
+        Ok(()) => {
+            seat.becomes_known();
+            next.run(request).await
+        }
         Err(refusal) => refusal.into_response(),
     }
 }
@@ -317,7 +327,12 @@ async fn sample(console: Arc<Console>) {
         let asked = async {
             let status = console.daemon.get("/v1/status").await?;
             let stages = console.daemon.get("/v1/stages").await?;
-            Ok::<_, daemon::Away>(Sample { status, stages })
+            let events = console.daemon.get("/v1/events?limit=1").await?;
+            Ok::<_, daemon::Away>(Sample {
+                status,
+                stages,
+                events,
+            })
         };
         let sample = match timeout(SAMPLE_LIMIT, asked).await {
             Ok(Ok(sample)) => Ok(sample),

@@ -7,6 +7,10 @@ const KEPT = "stillpoint-key";
 export const CHANGED = "stillpoint-changed";
 /** The key is good for nothing any more, or there is one now. */
 export const SESSION = "stillpoint-session";
+/** How long is waited for what is only shown. */
+export const ASK_LIMIT_MS = 10_000;
+/** How long for what changes something. The console gives the daemon 300 s and says then that it may go on. */
+export const CHANGE_LIMIT_MS = 310_000;
 
 export class ApiError extends Error {
   constructor(readonly status: number, readonly mistake: Mistake) {
@@ -34,35 +38,65 @@ export async function admit(): Promise<void> {
     return;
   }
   history.replaceState(null, "", "/#/");
-  const { key } = await call<{ key: string }>("POST", "/session", { ticket });
+  // Without the key of before: it is not what is refused if the ticket is not good any more.
+  const { key } = await send<{ key: string }>("POST", "/session", { ticket }, null);
   setKey(key);
 }
 
-export async function call<T>(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<T> {
-  const headers: Record<string, string> = { "content-type": "application/json" };
+interface Manner {
+  /** Nobody wants the answer any more. */
+  signal?: AbortSignal;
+  limit_ms?: number;
+}
+
+export async function call<T>(method: string, path: string, body?: unknown, manner: Manner = {}): Promise<T> {
   const key = sessionStorage.getItem(KEPT);
+  try {
+    return await send<T>(method, path, body, key, manner);
+  } catch (error) {
+    // Only the key that was refused goes: there may be another since.
+    if (error instanceof ApiError && error.status === 401 && key !== null && sessionStorage.getItem(KEPT) === key) {
+      setKey(null);
+    }
+    throw error;
+  }
+}
+
+async function send<T>(method: string, path: string, body: unknown, key: string | null, { signal, limit_ms }: Manner = {}): Promise<T> {
+  const headers: Record<string, string> = { "content-type": "application/json" };
   if (key !== null) {
     headers.authorization = `Bearer ${key}`;
   }
+  const patience_ms = limit_ms ?? (method === "GET" ? ASK_LIMIT_MS : CHANGE_LIMIT_MS);
+  const limit = AbortSignal.timeout(patience_ms);
   let response: Response;
   let text: string;
   try {
-    response = await fetch(path, { method, headers, body: body === undefined ? null : JSON.stringify(body), signal: signal ?? null });
+    const either = signal ? AbortSignal.any([signal, limit]) : limit;
+    response = await fetch(path, { method, headers, body: body === undefined ? null : JSON.stringify(body), signal: either });
     text = await response.text();
   } catch (error) {
     if (signal?.aborted) {
       throw error;
     }
-    const hint = "is `stillpoint console` still running, and the way to it (ssh -L)?";
-    throw new ApiError(0, { kind: "unavailable", message: "the console does not answer", hint });
+    throw new ApiError(0, limit.aborted ? late(method, path, patience_ms) : GONE);
   }
   if (response.ok) {
     return (text === "" ? null : JSON.parse(text)) as T;
   }
-  if (response.status === 401 && key !== null) {
-    setKey(null);
-  }
   throw new ApiError(response.status, mistakeIn(text, response.status));
+}
+
+const GONE: Mistake = {
+  kind: "unavailable",
+  message: "the console does not answer",
+  hint: "is `stillpoint console` still running, and the way to it (ssh -L)?",
+};
+
+function late(method: string, path: string, patience_ms: number): Mistake {
+  const who = path.startsWith("/v1/") ? "the daemon" : "the console";
+  const may = method === "GET" ? "it may be busy, or hang; it is asked again" : "what was asked for may go on: look before it is done again";
+  return { kind: "unavailable", message: `${who} gave no answer within ${patience_ms / 1000} s`, hint: may };
 }
 
 function mistakeIn(text: string, status: number): Mistake {
@@ -77,8 +111,8 @@ function mistakeIn(text: string, status: number): Mistake {
   return { kind: "failure", message: `${status}: ${text.slice(0, 300)}` };
 }
 
-export function get<T>(path: string, signal?: AbortSignal): Promise<T> {
-  return call<T>("GET", path, undefined, signal);
+export function get<T>(path: string, signal: AbortSignal, limit_ms = ASK_LIMIT_MS): Promise<T> {
+  return call<T>("GET", path, undefined, { signal, limit_ms });
 }
 
 /** Changes something; what is shown is asked for again then. */

@@ -2,6 +2,7 @@
 
 import { useEffect, useRef } from "preact/hooks";
 import uPlot from "uplot";
+import type { Mark } from "./figures";
 import { clock } from "./format";
 
 export interface Line {
@@ -10,12 +11,6 @@ export interface Line {
   colour: string;
   dashed?: boolean;
   values: (number | null)[];
-}
-
-export interface Mark {
-  time_s: number;
-  label: string;
-  about: string;
 }
 
 const HEIGHT = 150;

@@ -68,7 +68,7 @@ function Closed({ mistake }: { mistake: Mistake | null }) {
 function Console({ page }: { page: string }) {
   const status = useAsked<Status>("/v1/status", 2000);
   const past = usePast();
-  const occurrences = useOccurrences();
+  const occurrences = useOccurrences(past);
   useKeys();
   useEffect(() => {
     document.title = `${PAGES.find(([path]) => path === page)?.[1]} · Stillpoint`;

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { difference, joined, POINTS_MAX, stageRows, tree } from "./figures";
-import type { Point, Snapshot, Stage, Volume } from "./model";
+import { answersWith, difference, joined, knownWith, marksWith, NOTHING_KNOWN, OCCURRENCES_MAX, POINTS_MAX, stageRows, tree, whereToAsk } from "./figures";
+import type { Occurrence, Point, Snapshot, Stage, Volume } from "./model";
 
 function stage(processor: number, name: string, counted: [number, number][]): Stage {
   const count = counted.reduce((sum, [, n]) => sum + n, 0);
@@ -48,4 +48,58 @@ test("points follow each other, for ten minutes, until a clock is set back", () 
   assert.deepEqual(times(joined(points(1, 5), [])), [4, 1, 4]);
   assert.deepEqual(times(joined(points(1, POINTS_MAX + 1), points(POINTS_MAX + 1, POINTS_MAX + 3))), [POINTS_MAX, 3, POINTS_MAX + 2]);
   assert.deepEqual(times(joined(points(100, 200), points(50, 52))), [2, 50, 51]);
+});
+
+test("answers are added without changing those before, and begin anew with another daemon", () => {
+  const answer = (time_ms: number, pid: number, count: number) => ({ time_ms, pid, stages: [stage(0, "map", [[16, count]])] });
+  const times = (answers: { time_ms: number }[]) => answers.map((one) => one.time_ms);
+  const one = Object.freeze([answer(1, 0, 5)]) as ReturnType<typeof answer>[];
+  const two = answersWith(one, answer(2, 7, 5));
+  assert.deepEqual([times(one), times(two)], [[1], [1, 2]]);
+  // Asked again for the same reason: the same.
+  assert.deepEqual(answersWith(one, answer(2, 7, 5)), two);
+  let many = two;
+  for (let time_ms = 3; time_ms < 30; time_ms++) {
+    many = answersWith(many, answer(time_ms, 7, time_ms + 5));
+  }
+  assert.deepEqual([times(many).length, times(many)[0], times(many).at(-1)], [11, 19, 29]);
+  assert.deepEqual(times(answersWith(two, answer(3, 8, 9))), [3]);
+  assert.deepEqual(times(answersWith(two, answer(3, 7, 4))), [3], "it counts less: it was started again");
+  assert.deepEqual(times(answersWith(two, { time_ms: 3, pid: 7, stages: [] })), [3]);
+});
+
+const occurrence = (number: number): Occurrence => ({ number, time_ns: number, level: "info", kind: "", pool: "", subject: "", text: "" });
+const occurrences = (from: number, to: number) => Array.from({ length: to - from }, (_, index) => occurrence(from + index));
+
+test("events are asked for when there are some, and nobody waits for them", () => {
+  const daemon = (last: number, started_ms = 1) => ({ last, started_ms });
+  assert.equal(whereToAsk(NOTHING_KNOWN, null), null);
+  const first = whereToAsk(NOTHING_KNOWN, daemon(5));
+  assert.equal(first, "/v1/events?limit=200");
+  let known = knownWith(NOTHING_KNOWN, daemon(5), { events: occurrences(1, 6), last: 5 });
+  assert.deepEqual([known.last, known.occurrences[0]?.number], [5, 5]);
+  assert.equal(whereToAsk(known, daemon(5)), null);
+  assert.equal(whereToAsk(known, daemon(7)), "/v1/events?after=5&limit=200");
+  // Those of the background are not told, and not asked for again.
+  known = knownWith(known, daemon(7), { events: [occurrence(6)], last: 7 });
+  assert.deepEqual([whereToAsk(known, daemon(7)), known.occurrences.map(({ number }) => number)], [null, [6, 5, 4, 3, 2, 1]]);
+  // More than are told at once: the others next.
+  known = knownWith(known, daemon(999), { events: occurrences(8, 208), last: 999 });
+  assert.equal(whereToAsk(known, daemon(999)), "/v1/events?after=207&limit=200");
+  known = knownWith(knownWith(known, daemon(999), { events: occurrences(208, 408), last: 999 }), daemon(999), { events: occurrences(408, 608), last: 999 });
+  assert.deepEqual([known.occurrences.length, known.occurrences[0]?.number], [OCCURRENCES_MAX, 607]);
+  // Another daemon counts anew.
+  assert.equal(whereToAsk(known, daemon(3, 2)), "/v1/events?limit=200");
+  known = knownWith(known, daemon(3, 2), { events: occurrences(1, 4), last: 3 });
+  assert.deepEqual([known.last, known.occurrences.length], [3, 3]);
+});
+
+test("instants of snapshots stay for ten minutes, also of those that were deleted", () => {
+  const at = (seconds: number) => ({ ...snapshot(`a@${seconds}`, seconds * 1e9, ["a"]), hold_ns_max: 7000 });
+  const before = Object.freeze(marksWith([], [at(900), at(100), at(500)], 1000)) as ReturnType<typeof marksWith>;
+  const times = (marks: { time_s: number }[]) => marks.map((mark) => mark.time_s);
+  assert.deepEqual(times(before), [500, 900]);
+  assert.match(before[0]?.about ?? "", /a@500: hold 7 µs/);
+  assert.deepEqual(times(marksWith(before, [at(900), at(1200)], 1200)), [900, 1200]);
+  assert.deepEqual(times(before), [500, 900]);
 });

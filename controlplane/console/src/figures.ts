@@ -1,6 +1,7 @@
 // What is made of the API's answers: pure functions.
 
-import type { Point, Snapshot, Stage, Volume } from "./model";
+import { duration } from "./format";
+import type { Newest, Occurrence, Occurrences, Point, Snapshot, Stage, Volume } from "./model";
 
 export const KINDS = ["read", "write", "discard", "flush", "query"];
 export const STAGES = ["receive", "ring", "map", "device", "log", "held", "reply", "total"];
@@ -37,6 +38,27 @@ export function difference(before: Stage[], after: Stage[]): Stage[] {
       };
     })
     .filter((stage) => stage.count > 0);
+}
+
+/** What the daemon had counted at one moment. */
+export interface Answer {
+  time_ms: number;
+  /** 0: not known. */
+  pid: number;
+  stages: Stage[];
+}
+
+/** What is shown was counted in so many answers: ten seconds. */
+const ANSWERS_MAX = 11;
+
+/** The answers before and one more; alone, if another daemon gave it, which counts anew. */
+export function answersWith(before: Answer[], more: Answer): Answer[] {
+  const last = before.at(-1);
+  const key = (stage: Stage) => `${stage.processor} ${stage.kind} ${stage.stage}`;
+  const counts = new Map(more.stages.map((stage) => [key(stage), stage.count]));
+  const isLess = last?.stages.some((stage) => (counts.get(key(stage)) ?? 0) < stage.count);
+  const isAnother = last !== undefined && last.pid !== 0 && more.pid !== 0 && last.pid !== more.pid;
+  return [...(isLess || isAnother ? [] : before), more].slice(-ANSWERS_MAX);
 }
 
 /** One row for each kind and stage, of one processor or of all, in the order of a request's way. */
@@ -87,6 +109,60 @@ export function joined(known: Point[], more: Point[]): Point[] {
   const [first, last] = [more[0], known.at(-1)];
   const follows = !first || !last || first.time_ms > last.time_ms;
   return [...(follows ? known : []), ...more].slice(-POINTS_MAX);
+}
+
+/** The events that are known. */
+export interface Known {
+  /** Of which daemon; 0: none yet. */
+  started_ms: number;
+  /** Up to this number. */
+  last: number;
+  /** Newest first. */
+  occurrences: Occurrence[];
+}
+
+export const NOTHING_KNOWN: Known = { started_ms: 0, last: 0, occurrences: [] };
+export const OCCURRENCES_MAX = 500;
+const OCCURRENCES_AT_ONCE = 200;
+
+/** What to ask for when `newest` is there: at once answered, for a request that waits would take one of a browser's six connections. */
+export function whereToAsk(known: Known, newest: Newest | null): string | null {
+  if (!newest || (newest.started_ms === known.started_ms && newest.last <= known.last)) {
+    return null;
+  }
+  const isAnother = newest.started_ms !== known.started_ms;
+  return `/v1/events?${isAnother ? "" : `after=${known.last}&`}limit=${OCCURRENCES_AT_ONCE}`;
+}
+
+/** What is known then. */
+export function knownWith(known: Known, newest: Newest, list: Occurrences): Known {
+  const isAnother = newest.started_ms !== known.started_ms;
+  const isAll = isAnother || list.events.length < OCCURRENCES_AT_ONCE;
+  return {
+    started_ms: newest.started_ms,
+    last: isAll ? list.last : (list.events.at(-1)?.number ?? list.last),
+    occurrences: [...list.events.toReversed(), ...(isAnother ? [] : known.occurrences)].slice(0, OCCURRENCES_MAX),
+  };
+}
+
+/** The instant of a snapshot in a chart. */
+export interface Mark {
+  key: string;
+  time_s: number;
+  label: string;
+  about: string;
+}
+
+/** The snapshots of the last ten minutes, oldest first, also those that have been deleted since they were seen. */
+export function marksWith(before: Mark[], snapshots: Snapshot[], now_s: number): Mark[] {
+  const marks = new Map(before.map((mark) => [mark.key, mark]));
+  for (const snapshot of snapshots) {
+    const key = `${snapshot.pool}/${snapshot.id}`;
+    const hold = duration(snapshot.hold_ns_max);
+    const about = `${snapshot.name}: hold ${hold}, ${snapshot.answers_held} answers held, durable in ${duration(snapshot.durable_ns)}`;
+    marks.set(key, { key, time_s: snapshot.time_stamp_ns / 1e9, label: hold, about });
+  }
+  return [...marks.values()].filter((mark) => mark.time_s >= now_s - POINTS_MAX).sort((a, b) => a.time_s - b.time_s);
 }
 
 export type Node = { depth: number; volume: Volume } & ({ snapshot: Snapshot; view: string } | { snapshot: null });

@@ -2,10 +2,11 @@
 
 import { useCallback, useEffect, useRef, useState } from "preact/hooks";
 import { ApiError, CHANGED, get } from "./api";
-import { joined } from "./figures";
-import type { History, Mistake, Occurrence, Occurrences, Point } from "./model";
+import { joined, knownWith, NOTHING_KNOWN, whereToAsk } from "./figures";
+import type { History, Mistake, Newest, Occurrence, Occurrences, Point } from "./model";
 
-const OCCURRENCES_MAX = 500;
+/** The console answers by itself: it is soon noticed when it does not. */
+const PAST_LIMIT_MS = 5000;
 /** What happens often does not have everything asked for more often than this. */
 const CHANGES_MS = 1500;
 
@@ -16,6 +17,13 @@ export interface Asked<T> {
 
 export function mistakeOf(error: unknown): Mistake {
   return error instanceof ApiError ? error.mistake : { kind: "failure", message: error instanceof Error ? error.message : String(error) };
+}
+
+/** The daemon is known not to answer: what hangs there would only take connections, which are needed to see it come back. */
+let isAway = false;
+
+function tellChanged() {
+  window.dispatchEvent(new Event(CHANGED));
 }
 
 /** GET, again each period while the page is seen, and whenever something changed. What is there stays when the daemon is away. */
@@ -46,7 +54,7 @@ export function useAsked<T>(path: string, period_ms: number): Asked<T> {
       }
     };
     const seen = () => {
-      if (!document.hidden) {
+      if (!document.hidden && !isAway) {
         void ask();
       }
     };
@@ -67,91 +75,92 @@ export function useAsked<T>(path: string, period_ms: number): Asked<T> {
 export interface Past {
   points: Point[];
   away: History["away"];
+  newest: Newest | null;
   /** The console itself does not answer. */
   lost: Mistake | null;
 }
 
-/** The last ten minutes, each second. */
+/** The last ten minutes, each second while the page is seen. */
 export function usePast(): Past {
-  const [past, setPast] = useState<Past>({ points: [], away: null, lost: null });
+  const [past, setPast] = useState<Past>({ points: [], away: null, newest: null, lost: null });
   const points = useRef<Point[]>([]);
   useEffect(() => {
     const ended = new AbortController();
     let asking = false;
     const ask = async () => {
-      if (asking) {
+      if (asking || document.hidden) {
         return;
       }
       asking = true;
       try {
         const last = points.current.at(-1)?.time_ms ?? 0;
-        const history = await get<History>(`/history?after_ms=${last}`, ended.signal);
-        points.current = joined(points.current, history.points);
-        setPast({ points: points.current, away: history.away, lost: null });
+        const { points: more, away, newest } = await get<History>(`/history?after_ms=${last}`, ended.signal, PAST_LIMIT_MS);
+        points.current = joined(points.current, more);
+        setPast({ points: points.current, away, newest, lost: null });
+        const isBack = isAway && away === null;
+        isAway = away !== null;
+        if (isBack) {
+          tellChanged();
+        }
       } catch (error) {
         if (!ended.signal.aborted) {
-          setPast({ points: points.current, away: null, lost: mistakeOf(error) });
+          setPast({ points: points.current, away: null, newest: null, lost: mistakeOf(error) });
+          isAway = true;
         }
       }
       asking = false;
     };
     void ask();
     const timer = setInterval(ask, 1000);
+    document.addEventListener("visibilitychange", ask);
     return () => {
       ended.abort();
       clearInterval(timer);
+      document.removeEventListener("visibilitychange", ask);
+      isAway = false;
     };
   }, []);
   return past;
 }
 
-/** What happened, newest first; waits for more. */
-export function useOccurrences(): Occurrence[] {
-  const [occurrences, setOccurrences] = useState<Occurrence[]>([]);
+/** What happened, newest first; asked for when the past says that there is more. */
+export function useOccurrences({ newest }: Past): Occurrence[] {
+  const [known, setKnown] = useState(NOTHING_KNOWN);
+  const ended = useRef<AbortController | null>(null);
+  const asking = useRef(false);
+  const due = useRef(0);
   useEffect(() => {
-    const ended = new AbortController();
-    let due = 0;
-    const tell = () => {
-      if (due === 0) {
-        due = window.setTimeout(() => {
-          due = 0;
-          window.dispatchEvent(new Event(CHANGED));
-        }, CHANGES_MS);
-      }
-    };
-    const follow = async () => {
-      let started_ns = 0;
-      let last = 0;
-      while (!ended.signal.aborted) {
-        try {
-          const path = started_ns === 0 ? "/v1/events?limit=200" : `/v1/events?after=${last}&limit=200&wait_s=20`;
-          const list = await get<Occurrences>(path, ended.signal);
-          if (started_ns !== 0 && list.started_ns !== started_ns) {
-            // Another daemon: it counts anew.
-            started_ns = 0;
-            continue;
-          }
-          const first = started_ns === 0;
-          started_ns = list.started_ns;
-          last = list.events.at(-1)?.number ?? list.last;
-          const newest = list.events.toReversed();
-          setOccurrences((before) => (first ? newest : [...newest, ...before].slice(0, OCCURRENCES_MAX)));
-          if (first || newest.length > 0) {
-            tell();
-          }
-        } catch {
-          started_ns = 0;
-          await new Promise((done) => setTimeout(done, 2000));
-        }
-      }
-    };
-    void follow();
+    ended.current = new AbortController();
     return () => {
-      ended.abort();
-      clearTimeout(due);
+      ended.current?.abort();
+      clearTimeout(due.current);
     };
   }, []);
-  return occurrences;
+  useEffect(() => {
+    const path = whereToAsk(known, newest);
+    const signal = ended.current?.signal;
+    if (!path || !newest || !signal || asking.current) {
+      return;
+    }
+    asking.current = true;
+    const ask = async () => {
+      try {
+        const list = await get<Occurrences>(path, signal);
+        setKnown((before) => knownWith(before, newest, list));
+        if (list.events.length > 0 && due.current === 0) {
+          due.current = window.setTimeout(() => {
+            due.current = 0;
+            tellChanged();
+          }, CHANGES_MS);
+        }
+      } catch {
+        // The next answer about the past has it asked again.
+      }
+      asking.current = false;
+    };
+    void ask();
+  }, [newest]);
+  return known.occurrences;
 }
 
 /** Does something that may go wrong; says whether it is under way, and what went wrong. */

@@ -51,6 +51,8 @@ export interface Pool {
   id: string;
   shards: number;
   devices: PoolDevice[];
+  /** Of a pool that is not open. */
+  known_devices?: string[];
   total_bytes: number;
   used_bytes: number;
   pending_bytes: number;
@@ -169,7 +171,6 @@ export interface Occurrence {
 export interface Occurrences {
   events: Occurrence[];
   last: number;
-  started_ns: number;
 }
 
 export interface Smart {
@@ -265,4 +266,11 @@ export interface Point {
 export interface History {
   points: Point[];
   away: { since_ms: number; why: string } | null;
+  newest: Newest | null;
+}
+
+/** The newest event that there is. */
+export interface Newest {
+  last: number;
+  started_ms: number;
 }

@@ -1,7 +1,8 @@
 // What goes on: pools, processors, the last ten minutes, what happened.
 
-import { useMemo, useRef } from "preact/hooks";
-import { Chart, type Mark } from "./chart";
+import { useEffect, useMemo, useState } from "preact/hooks";
+import { Chart } from "./chart";
+import { type Mark, marksWith } from "./figures";
 import { clock, count, duration, perSecond, size, time } from "./format";
 import { type Past, useAsked } from "./hooks";
 import type { KindFigures, Occurrence, Pool, Snapshot, Status } from "./model";
@@ -90,27 +91,15 @@ function Charts({ past }: { past: Past }) {
 
 const short = (value: number) => (value >= 10_000 ? `${+(value / 1000).toFixed(1)}k` : count(value));
 
-/** The snapshots of the last ten minutes, also those that have been deleted since the page saw them. */
 function useMarks(): Mark[] {
   const { data } = useAsked<Snapshot[]>("/v1/snapshots", 30_000);
-  const seen = useRef(new Map<string, Mark>());
-  return useMemo(() => {
-    const oldest_s = Date.now() / 1000 - 600;
-    for (const snapshot of data ?? []) {
-      const time_s = snapshot.time_stamp_ns / 1e9;
-      if (time_s >= oldest_s) {
-        const hold = duration(snapshot.hold_ns_max);
-        const about = `${snapshot.name}: hold ${hold}, ${snapshot.answers_held} answers held, durable in ${duration(snapshot.durable_ns)}`;
-        seen.current.set(`${snapshot.pool}/${snapshot.id}`, { time_s, label: hold, about });
-      }
+  const [marks, setMarks] = useState<Mark[]>([]);
+  useEffect(() => {
+    if (data) {
+      setMarks((before) => marksWith(before, data, Date.now() / 1000));
     }
-    for (const [key, mark] of seen.current) {
-      if (mark.time_s < oldest_s) {
-        seen.current.delete(key);
-      }
-    }
-    return [...seen.current.values()].sort((a, b) => a.time_s - b.time_s);
   }, [data]);
+  return marks;
 }
 
 function Processors({ status, past }: { status: Status | null; past: Past }) {

@@ -115,6 +115,11 @@ export interface Field {
 
 export type Values = Record<string, string>;
 
+/** What was typed, one a line. */
+export function linesOf(text: string | undefined): string[] {
+  return (text ?? "").split("\n").map((line) => line.trim()).filter(Boolean);
+}
+
 export interface Question {
   title: string;
   text?: ComponentChildren;

@@ -3,14 +3,14 @@
 import { at, change } from "./api";
 import { count, duration, parseSize, perSecond, size, time } from "./format";
 import type { Pool, PoolDevice, Scrub, Side, Status } from "./model";
-import { Act, Ask, Bar, Pairs, type Question, State, Table, type Values } from "./parts";
+import { Act, Ask, Bar, linesOf, Pairs, type Question, State, Table, type Values } from "./parts";
 
 export function Pools({ status }: { status: Status | null }) {
   return (
     <>
       <header>
         <h1>Pools</h1>
-        <Ask name="Open a pool…" question={OPEN} />
+        <Ask name="Open a pool…" question={open([])} />
       </header>
       {status?.pools.length === 0 && <p class="empty">No pool is open. On the server: stillpoint pool create NAME DEVICE...</p>}
       {status?.pools.map((pool) => <OnePool key={pool.name} pool={pool} />)}
@@ -18,23 +18,22 @@ export function Pools({ status }: { status: Status | null }) {
   );
 }
 
-const OPEN: Question = {
-  title: "Open a pool",
-  text: "A pool that was made before, here or on another machine.",
-  fields: [
-    { name: "devices", label: "All its devices, one a line", kind: "lines" },
-    { name: "degraded", label: "Although sides of mirrors are missing", kind: "check" },
-  ],
-  button: "Open",
-  act: (values) => {
-    const devices = (values.devices ?? "").split("\n").map((line) => line.trim()).filter(Boolean);
-    return change("POST", "/v1/pools/open", { devices, degraded: values.degraded === "yes" });
-  },
-};
+function open(devices: string[]): Question {
+  return {
+    title: "Open a pool",
+    text: "A pool that was made before, here or on another machine.",
+    fields: [
+      { name: "devices", label: "All its devices, one a line", kind: "lines", value: devices.join("\n") },
+      { name: "degraded", label: "Although sides of mirrors are missing: leave out what is not there", kind: "check" },
+    ],
+    button: "Open",
+    act: (values) => change("POST", "/v1/pools/open", { devices: linesOf(values.devices), degraded: values.degraded === "yes" }),
+  };
+}
 
 function OnePool({ pool }: { pool: Pool }) {
   const isOpen = ["open", "degraded", "device_lost", "device_shrunk", "stopped"].includes(pool.state);
-  const paths = pool.devices.map((device) => device.path);
+  const known = pool.known_devices ?? [];
   const close: Question = {
     title: `Close pool ${pool.name}`,
     text: "Its clients are disconnected, and it is not opened at the next start.",
@@ -47,7 +46,8 @@ function OnePool({ pool }: { pool: Pool }) {
     <section class="card">
       <header>
         <h2>{pool.name} <State name={pool.state} /></h2>
-        {!isOpen && paths.length > 0 && <Act name="Try to open" act={() => change("POST", "/v1/pools/open", { devices: paths })} />}
+        {pool.state === "failed" && known.length > 0 && <Act name="Try to open" act={() => change("POST", "/v1/pools/open", { devices: known })} />}
+        {pool.state === "failed" && <Ask name="Open otherwise…" question={open(known)} />}
         <Ask name="Close…" question={close} />
       </header>
       {pool.error && <p class="wrong"><b>{pool.error}</b></p>}

@@ -6,7 +6,7 @@ import { type Node, tree } from "./figures";
 import { count, duration, size, stamp, time } from "./format";
 import { useAsked } from "./hooks";
 import type { Snapshot, Volume } from "./model";
-import { Ask, Pairs, type Question, Table, Wrong } from "./parts";
+import { Ask, linesOf, Pairs, type Question, Table, Wrong } from "./parts";
 import { exporting, useVolumes } from "./volumes";
 
 export function Snapshots() {
@@ -149,7 +149,7 @@ function take(volumes: Volume[]): Question {
     ],
     button: "Take",
     act: ({ name, volumes }) => {
-      const given = several ? (volumes ?? "").split("\n").map((line) => line.trim()).filter(Boolean) : names;
+      const given = several ? linesOf(volumes) : names;
       return change("POST", "/v1/snapshots", { volumes: given, name, ...(one && !several ? { pool: one.pool } : {}) });
     },
   };

@@ -1,15 +1,13 @@
 // Where the time of requests goes.
 
-import { useEffect, useMemo, useRef, useState } from "preact/hooks";
-import { difference, STAGES, type StageRow, stageRows } from "./figures";
+import { useEffect, useMemo, useState } from "preact/hooks";
+import { type Answer, answersWith, difference, STAGES, type StageRow, stageRows } from "./figures";
 import { count, duration, percent } from "./format";
 import { useAsked } from "./hooks";
 import type { Stage, Status } from "./model";
 import { Table, Wrong } from "./parts";
 
 const PERIOD_MS = 1000;
-/** What is shown was counted in so many answers: ten seconds. */
-const ANSWERS = 11;
 
 const WHAT: Record<string, string> = {
   receive: "from the header to the hand-over to the shard; a write's data arrive in it",
@@ -26,20 +24,19 @@ export function Stages({ status }: { status: Status | null }) {
   const { data, mistake } = useAsked<Stage[]>("/v1/stages", PERIOD_MS);
   const [processor, setProcessor] = useState<number | null>(null);
   const [always, setAlways] = useState(false);
-  const answers = useRef<{ time_ms: number; stages: Stage[] }[]>([]);
-  const [window_ms, setWindow] = useState(0);
+  const [answers, setAnswers] = useState<Answer[]>([]);
   const pid = status?.pid ?? 0;
   useEffect(() => {
-    answers.current = [];
-  }, [pid]);
-  const rows = useMemo(() => {
-    if (!data) {
-      return [];
+    if (data) {
+      setAnswers((before) => answersWith(before, { time_ms: Date.now(), pid, stages: data }));
     }
-    answers.current = [...answers.current, { time_ms: Date.now(), stages: data }].slice(-ANSWERS);
-    return stageRows(always ? data : difference(answers.current[0]?.stages ?? data, data), processor);
-  }, [data, processor, always]);
-  useEffect(() => setWindow(Date.now() - (answers.current[0]?.time_ms ?? Date.now())), [data]);
+  }, [data]);
+  const [first, last] = [answers[0], answers.at(-1)];
+  const rows = useMemo(() => {
+    const counted = always ? last?.stages : first && last && difference(first.stages, last.stages);
+    return stageRows(counted ?? [], processor);
+  }, [first, last, processor, always]);
+  const window_ms = first && last ? last.time_ms - first.time_ms : 0;
   const seconds = always ? (status?.uptime_ns ?? 0) / 1e9 : window_ms / 1000;
   const kinds = [...new Set(rows.map((row) => row.kind))];
   return (

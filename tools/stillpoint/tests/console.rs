@@ -4,7 +4,7 @@
 mod support;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -329,6 +329,11 @@ fn a_daemon_that_goes_away_is_said_and_found_again() {
     };
     appliance.wait_until("there are figures", || with_figures(&history()) > 0);
     assert_eq!(member(&history(), "/away"), &Value::Null);
+    // Which event is the newest, so that pages need not wait for one.
+    let newest = || number(&history(), "/newest/last");
+    let before = newest();
+    appliance.run(&["volume", "create", "w", "--size", "16MiB"]);
+    appliance.wait_until("the event is known", || newest() > before);
     appliance.kill();
     let refused = console.ask("GET /v1/status", &key, "");
     refused.says(502, "no daemon answers");
@@ -342,6 +347,72 @@ fn a_daemon_that_goes_away_is_said_and_found_again() {
     console.ask("GET /v1/status", &key, "").says(200, "uptime_ns");
     appliance.wait_until("figures go on", || with_figures(&history()) > known);
     assert_eq!(member(&history(), "/away"), &Value::Null);
+}
+
+/// Whether the other end has closed it.
+fn has_ended(mut stream: &TcpStream) -> bool {
+    stream.set_nonblocking(true).expect("set");
+    !matches!(stream.read(&mut [0; 64]), Err(error) if error.kind() == ErrorKind::WouldBlock)
+}
+
+#[test]
+fn idle_connections_keep_nobody_out_and_end() {
+    let appliance = Appliance::started(&[]);
+    let console = Console::started(&appliance, &[], &[]);
+    let key = console.key();
+    let idle: Vec<TcpStream> = (0..130)
+        .map(|_| TcpStream::connect(&console.address).expect("connected"))
+        .collect();
+    console.ask("GET /v1/status", &key, "").says(200, "uptime_ns");
+    let ended = idle.iter().filter(|stream| has_ended(stream)).count();
+    assert!(
+        (66..130).contains(&ended),
+        "the oldest made room, not all: {ended}"
+    );
+    appliance.wait_until("idle connections end", || idle.iter().all(has_ended));
+}
+
+#[test]
+fn a_request_that_does_not_end_and_an_answer_that_is_not_taken_do() {
+    let appliance = Appliance::new();
+    let console = Console::started(&appliance, &[], &[]);
+    let mut slow = TcpStream::connect(&console.address).expect("connected");
+    let mut deaf = TcpStream::connect(&console.address).expect("connected");
+    slow.write_all(b"GET / HTTP/1.1\r\nhost: ").expect("sent");
+    // More than all buffers on the way hold.
+    let request = format!("GET /console.js HTTP/1.1\r\nhost: {}\r\n\r\n", console.address);
+    deaf.write_all(request.repeat(400).as_bytes()).expect("sent");
+    for (what, stream) in [("the slow one ends", &mut slow), ("the deaf one ends", &mut deaf)] {
+        stream.set_nonblocking(true).expect("set");
+        // Whoever has closed it refuses what still comes.
+        appliance.wait_until(what, || {
+            let sent = stream.write(b"x");
+            sent.is_err_and(|error| error.kind() != ErrorKind::WouldBlock)
+        });
+    }
+}
+
+#[test]
+fn a_pool_that_failed_says_which_devices_it_had() {
+    let appliance = with_volume();
+    appliance.stop();
+    let pools = |answer: &Answer| list(&answer.json(), "").to_vec();
+    let (path, away) = (appliance.path("p-0"), appliance.path("away"));
+    fs::rename(&path, &away).expect("moved");
+    appliance.start(&[]);
+    let console = Console::started(&appliance, &[], &[]);
+    let key = console.key();
+    let failed = pools(&console.ask("GET /v1/pools", &key, ""));
+    assert_eq!(member(&failed[0], "/state"), "failed");
+    assert_eq!(member(&failed[0], "/known_devices"), &json!([path]));
+    fs::rename(&away, &path).expect("moved");
+    // What the page does when it is to try.
+    let devices = json!({ "devices": member(&failed[0], "/known_devices") }).to_string();
+    console
+        .ask("POST /v1/pools/open", &key, &devices)
+        .says(200, "\"state\":\"open\"");
+    let opened = pools(&console.ask("GET /v1/pools", &key, ""));
+    assert_eq!(opened[0].get("known_devices"), None);
 }
 
 #[test]

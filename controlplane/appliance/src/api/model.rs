@@ -496,6 +496,9 @@ pub struct PoolInfo {
     pub shards: u16,
     /// Its devices.
     pub devices: Vec<DeviceInfo>,
+    /// Of a pool that is not open: the paths of the devices that are remembered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub known_devices: Vec<String>,
     /// Room for data and maps.
     pub total_bytes: u64,
     /// In use.

@@ -423,6 +423,8 @@ impl Appliance {
     /// What is known of a pool that could not be opened.
     #[must_use]
     pub fn failed_info(failed: &FailedPool) -> PoolInfo {
+        let devices = failed.known.devices.iter();
+        let known_devices: Vec<String> = devices.map(|path| path.display().to_string()).collect();
         PoolInfo {
             name: failed.known.name.clone(),
             state: if failed.opening { "opening" } else { "failed" }.to_owned(),
@@ -437,12 +439,11 @@ impl Appliance {
             snapshots: 0,
             recovery_ns: 0,
             sides: Vec::new(),
-            remarks: failed
-                .known
-                .devices
+            remarks: known_devices
                 .iter()
-                .map(|path| format!("device {}", path.display()))
+                .map(|path| format!("device {path}"))
                 .collect(),
+            known_devices,
             scrub: None,
         }
     }

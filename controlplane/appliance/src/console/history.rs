@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::model::{StageInfo, StatusInfo};
+use crate::api::model::{EventList, StageInfo, StatusInfo};
 
 /// Points that are kept: ten minutes.
 pub(super) const POINTS_MAX: usize = 600;
@@ -20,6 +20,7 @@ const ELAPSED_NS_MIN: u64 = 500_000_000;
 pub(super) struct Sample {
     pub(super) status: StatusInfo,
     pub(super) stages: Vec<StageInfo>,
+    pub(super) events: EventList,
 }
 
 /// GET `/history`
@@ -38,6 +39,18 @@ pub(super) struct HistoryInfo {
     pub(super) points: Vec<Point>,
     /// If the daemon does not answer.
     pub(super) away: Option<AwayInfo>,
+    /// The newest event, when it was asked last: a page that has it need not ask for events. So no page keeps a connection waiting for
+    /// them, of which a browser has six for all its tabs.
+    pub(super) newest: Option<NewestEvent>,
+}
+
+/// Which event is the newest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct NewestEvent {
+    /// Its number; 0 if there is none.
+    pub(super) last: u64,
+    /// When the daemon started, in whole milliseconds: numbers began anew then.
+    pub(super) started_ms: u64,
 }
 
 /// Since when the daemon does not answer, and why.
@@ -82,6 +95,7 @@ pub(super) struct History {
     points: VecDeque<Point>,
     last: Option<Counters>,
     away: Option<AwayInfo>,
+    newest: Option<NewestEvent>,
 }
 
 /// What was counted since the daemon started.
@@ -107,6 +121,10 @@ impl History {
         let figures = match sample {
             Ok(sample) => {
                 self.away = None;
+                self.newest = Some(NewestEvent {
+                    last: sample.events.last,
+                    started_ms: sample.events.started_ns / 1_000_000,
+                });
                 let counters = Counters::of(&sample);
                 if self.last.as_ref().is_some_and(|last| counters.is_too_near(last)) {
                     return;
@@ -141,6 +159,7 @@ impl History {
         HistoryInfo {
             points: points.cloned().collect(),
             away: self.away.clone(),
+            newest: self.newest,
         }
     }
 }
@@ -154,7 +173,7 @@ impl Counters {
     }
 
     fn of(sample: &Sample) -> Self {
-        let Sample { status, stages } = sample;
+        let Sample { status, stages, .. } = sample;
         let shards = || status.processors.iter().flat_map(|processor| &processor.shards);
         let kind = |kind: &str, bytes: u64| {
             let mut counted: BTreeMap<u64, u64> = BTreeMap::new();
@@ -250,7 +269,11 @@ mod tests {
         let stages = json!([{"processor": 0, "kind": "read", "stage": "total", "count": requests, "sum_ns": 0,
             "counted": counted}, {"processor": 0, "kind": "read", "stage": "device", "count": 7, "sum_ns": 0,
             "counted": [(9, 7)]}]);
-        Ok(serde_json::from_value(json!({"status": status, "stages": stages})).expect("a sample"))
+        let events = json!({"events": [], "last": requests, "started_ns": u64::from(pid) * SECOND_NS});
+        Ok(
+            serde_json::from_value(json!({"status": status, "stages": stages, "events": events}))
+                .expect("a sample"),
+        )
     }
 
     #[test]
@@ -300,6 +323,25 @@ mod tests {
             })
             .collect();
         assert_eq!(reads, [(2 * SECOND_MS, Some(5)), (4 * SECOND_MS, Some(190))]);
+    }
+
+    #[test]
+    fn the_newest_event_is_known_even_when_a_second_makes_no_point() {
+        let newest = |last, started_ms| Some(NewestEvent { last, started_ms });
+        let mut history = History::default();
+        assert_eq!(history.after(0).newest, None);
+        history.add(SECOND_MS, sample(1, 5 * SECOND_NS, 3, 0));
+        assert_eq!(history.after(0).newest, newest(3, SECOND_MS));
+        history.add(2 * SECOND_MS, sample(1, 5 * SECOND_NS + 1, 4, 0));
+        let too_near = history.after(0);
+        assert_eq!(
+            (too_near.points.len(), too_near.newest),
+            (1, newest(4, SECOND_MS))
+        );
+        // It counts anew.
+        history.add(3 * SECOND_MS, Err("gone".to_owned()));
+        history.add(4 * SECOND_MS, sample(2, SECOND_NS, 1, 0));
+        assert_eq!(history.after(0).newest, newest(1, 2 * SECOND_MS));
     }
 
     #[test]

@@ -74,6 +74,7 @@ impl Pool {
                     lost_since_ns: lost.get(&device).map(|lost| lost.since_ns),
                 })
                 .collect(),
+            known_devices: Vec::new(),
             total_bytes: sum(|shard| shard.total_blocks),
             used_bytes: sum(|shard| shard.used_blocks),
             pending_bytes: sum(|shard| shard.pending_blocks),
