@@ -73,7 +73,8 @@ async function send<T>(method: string, path: string, body: unknown, key: string 
   let text: string;
   try {
     const either = signal ? AbortSignal.any([signal, limit]) : limit;
-    response = await fetch(path, { method, headers, body: body === undefined ? null : JSON.stringify(body), signal: either });
+    // Past the cache: browsers let requests for the same address wait for each other there, also those of other tabs.
+    response = await fetch(path, { method, headers, body: body === undefined ? null : JSON.stringify(body), signal: either, cache: "no-store" });
     text = await response.text();
   } catch (error) {
     if (signal?.aborted) {

@@ -10,6 +10,7 @@ import type { Mistake, Status } from "./model";
 import { Overview } from "./overview";
 import { Wrong } from "./parts";
 import { Pools } from "./pools";
+import { Schedules } from "./schedules";
 import { Snapshots } from "./snapshots";
 import { Stages } from "./stages";
 import { Volumes } from "./volumes";
@@ -19,6 +20,7 @@ const PAGES: [string, string][] = [
   ["pools", "Pools"],
   ["volumes", "Volumes"],
   ["snapshots", "Snapshots"],
+  ["schedules", "Schedules"],
   ["devices", "Devices"],
   ["stages", "Latency"],
 ];
@@ -88,7 +90,8 @@ function Console({ page }: { page: string }) {
         {page === "pools" && <Pools status={status.data} />}
         {page === "volumes" && <Volumes status={status.data} />}
         {page === "snapshots" && <Snapshots />}
-        {page === "devices" && <Devices status={status.data} />}
+        {page === "schedules" && <Schedules />}
+        {page === "devices" && <Devices status={status.data} occurrences={occurrences} />}
         {page === "stages" && <Stages status={status.data} />}
       </main>
     </>
@@ -103,7 +106,7 @@ function Away({ past: { away, lost } }: { past: Past }) {
   return away && <div class="away" role="alert"><b>Not reachable since {time(away.since_ms * 1e6)}.</b> {away.why}. It is looked for each second.</div>;
 }
 
-/** 1 to 6: the pages. */
+/** 1 to 7: the pages. */
 function useKeys() {
   useEffect(() => {
     const press = (event: KeyboardEvent) => {

@@ -1,21 +1,58 @@
 // The block devices of the machine.
 
 import { useState } from "preact/hooks";
-import { count, percent, size, words } from "./format";
+import { change } from "./api";
+import { count, percent, size, time, words } from "./format";
 import { useAsked } from "./hooks";
-import type { Device, Identified, Nvme, Pool, Smart, Status } from "./model";
-import { Pairs, State, Table, Wrong } from "./parts";
+import { type Choice, choiceOf, pairs, poolRequest, uses } from "./making";
+import type { Device, Identified, Nvme, Occurrence, Pool, Smart, Status } from "./model";
+import { Ask, linesOf, Pairs, type Question, State, Table, type Values, Wrong } from "./parts";
+import { lastOf, type Trouble, troublesOf } from "./troubles";
 
 type Rows = Parameters<typeof Pairs>[0]["rows"];
 
-export function Devices({ status }: { status: Status | null }) {
-  const { data, mistake } = useAsked<Device[]>("/v1/devices", 10_000);
+/** The devices of the machine, and which of them somebody should look at. */
+export function useDevices(period_ms: number, pools: Pool[], occurrences: Occurrence[]) {
+  const { data, mistake } = useAsked<Device[]>("/v1/devices", period_ms);
+  return { data, mistake, troubles: troublesOf(data ?? [], pools, occurrences, Date.now() * 1e6) };
+}
+
+/** What fails, or should be watched; nothing if all is well. */
+export function Troubles({ troubles }: { troubles: Trouble[] }) {
+  if (troubles.length === 0) {
+    return null;
+  }
+  return (
+    <section>
+      <h2>Devices to look at</h2>
+      <Table columns={["Device", "Pool", "State", "What", "Told last"]} empty="-">
+        {troubles.map((trouble) => (
+          <tr key={`${trouble.path} ${trouble.state} ${trouble.text}`}>
+            <td>{trouble.path}</td>
+            <td>{trouble.pool ?? "-"}</td>
+            <td><State name={trouble.isBad ? "error" : "warning"} text={trouble.state} /></td>
+            <td class="wrap">{trouble.text}</td>
+            <td class="wrap">{trouble.last ? `${time(trouble.last.time_ns)}: ${trouble.last.text}` : "-"}</td>
+          </tr>
+        ))}
+      </Table>
+    </section>
+  );
+}
+
+export function Devices({ status, occurrences }: { status: Status | null; occurrences: Occurrence[] }) {
+  const pools = status?.pools ?? [];
+  const { data, mistake, troubles } = useDevices(10_000, pools, occurrences);
   const [open, setOpen] = useState<string | null>(null);
   return (
     <>
-      <header><h1>Devices</h1></header>
+      <header>
+        <h1>Devices</h1>
+        <Ask name="Make a pool…" question={making((data ?? []).map(choiceOf))} disabled={data === null} />
+      </header>
       <Wrong mistake={mistake} />
-      <Table columns={["Device", ">Size", ">Block", "Model", "Serial", "Driver", "PCI", ">Node", ">Queues", ">Polled", ">°C", "Health", "Used by"]}
+      <Troubles troubles={troubles} />
+      <Table columns={["Device", ">Size", ">Block", "Model", "Serial", "Driver", "PCI", ">Node", ">Queues", ">Polled", ">°C", "State", "Used by"]}
         empty={data ? "This machine has no block devices that anybody may see." : "…"}>
         {(data ?? []).flatMap((device) => [
           <tr key={device.name}>
@@ -30,39 +67,59 @@ export function Devices({ status }: { status: Status | null }) {
             <td class="right">{device.nvme?.queues ?? device.queues}</td>
             <td class="right">{device.nvme ? device.nvme.poll_queues : device.polled ? "yes" : "-"}</td>
             <td class="right">{device.nvme?.identified?.smart?.temperature_celsius ?? "-"}</td>
-            <td><Health nvme={device.nvme} /></td>
+            <td><Health device={device} troubles={troubles.filter(({ path }) => path === device.path)} /></td>
             <td class="wrap">{uses(device)}</td>
           </tr>,
-          ...(open === device.name ? [<tr key={`${device.name} details`}><td colSpan={13} class="details"><Details device={device} pools={status?.pools ?? []} /></td></tr>] : []),
+          ...(open === device.name ? [<tr key={`${device.name} details`}><td colSpan={13} class="details"><Details device={device} pools={pools} last={lastOf(occurrences, device.path)} /></td></tr>] : []),
         ])}
       </Table>
     </>
   );
 }
 
-function Health({ nvme }: { nvme: Nvme | null }) {
-  const smart = nvme?.identified?.smart;
-  if (!smart) {
-    return <>-</>;
+function Health({ device, troubles }: { device: Device; troubles: Trouble[] }) {
+  const worst = troubles[0];
+  if (worst) {
+    return <State name={worst.isBad ? "error" : "warning"} text={worst.state} />;
   }
-  return smart.warnings.length === 0 ? <State name="good" text="good" /> : <State name="error" text={smart.warnings.join(", ")} />;
+  return device.nvme?.identified?.smart ? <State name="good" text="good" /> : <>-</>;
 }
 
-/** Who uses it, or what keeps a pool from being made on it. */
-function uses(device: Device): string {
-  const used = device.used_by.map(({ kind, name }) => ({ pool: `pool ${name}`, mount: `mounted on ${name}`, swap: "swap", holder: `part of ${name}` })[kind] ?? `${kind} ${name}`);
-  if (used.length > 0) {
-    return used.join(", ");
-  }
-  if (device.partitions.length > 0) {
-    return `has partitions: ${device.partitions.join(", ")}`;
-  }
-  return device.content !== null ? `holds ${device.content}` : device.content_error !== undefined ? "not readable" : "-";
+/** Makes a pool of what is free, or of what is named again because it holds something. */
+function making(choices: Choice[]): Question {
+  const chosen = (values: Values) => [...linesOf(values.devices), ...linesOf(values.files)];
+  const holding = (values: Values) => choices.filter(({ path, holds }) => holds !== undefined && linesOf(values.devices).includes(path));
+  return {
+    title: "Make a pool",
+    text: "Its devices belong to it from then on: what lies on them is gone.",
+    fields: (values) => [
+      { name: "name", label: "Name" },
+      { name: "devices", label: "Devices", kind: "devices", devices: choices, optional: true },
+      ...holding(values).map(({ path, holds }) => ({ name: `again ${path}`, label: `${path} holds ${holds}. To overwrite it, type its path`, must: path })),
+      { name: "mirror", label: "Mirrors: the first and the second hold the same, the third and the fourth, and so on", kind: "check" },
+      { name: "files", label: "Files, beside the devices or instead, one a line", kind: "lines", optional: true, hint: "whole paths on the server" },
+      ...(linesOf(values.files).length > 0 ? [
+        { name: "size", label: "Size of each file that does not exist yet", optional: true, hint: "as 10GiB; they are made sparse" },
+        { name: "again", label: "Files that are overwritten although they hold something, named again, one a line", kind: "lines" as const, optional: true },
+      ] : []),
+    ],
+    note: (values) => values.mirror === "yes" && (
+      <ul>{pairs(chosen(values)).map(([first, second]) => <li key={first}>{first} {second === undefined ? <b>has no other side yet</b> : <>and {second} hold the same</>}</li>)}</ul>
+    ),
+    typed: (values) => (values.name ?? "").trim(),
+    button: "Make",
+    dangerous: true,
+    act: async (values) => {
+      const again = [...holding(values).map(({ path }) => path), ...linesOf(values.again)];
+      const wish = { name: (values.name ?? "").trim(), devices: chosen(values), mirror: values.mirror === "yes", size: values.size ?? "", again };
+      await change("POST", "/v1/pools", poolRequest(wish));
+    },
+  };
 }
 
 const yes = (is: boolean) => (is ? "yes" : "no");
 
-function Details({ device, pools }: { device: Device; pools: Pool[] }) {
+function Details({ device, pools, last }: { device: Device; pools: Pool[]; last: Occurrence | null }) {
   const here = pools.flatMap((pool) => pool.devices).find((known) => known.path === device.path || known.path === device.nvme?.generic);
   const cache = device.volatile_write_cache;
   return (
@@ -71,6 +128,7 @@ function Details({ device, pools }: { device: Device; pools: Pool[] }) {
         <h3>Device</h3>
         <Pairs rows={[
           ["used by", device.unused_bytes > 0 ? `${uses(device)}; ${size(device.unused_bytes)} of it are unused` : uses(device)],
+          ["told last", last && `${time(last.time_ns)}: ${last.text}`],
           ["content", device.content_error ?? device.content],
           ["partitions", device.partitions.join(", ") || "-"],
           ...(here ? [["served as", `${here.kind}${here.polled ? ", polled" : ""}`] as Rows[0]] : []),

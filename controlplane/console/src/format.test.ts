@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { duration, parseSize, percent, size, stamp, words } from "./format";
+import { duration, keep, parseKeep, parsePeriod, parseSize, period, percent, size, stamp, words } from "./format";
 
 test("sizes are said as the command line says them", () => {
   const said: [number, string][] = [
@@ -59,4 +59,21 @@ test("small things", () => {
   assert.equal(percent(1, 0), "-");
   assert.equal(stamp(Date.UTC(2026, 10, 22, 11, 17, 59)), "20261122T111759Z");
   assert.equal(words("device_lost"), "device lost");
+});
+
+test("periods are read and said as the command line has them", () => {
+  const read: [string, number | null][] = [["15m", 900e9], [" 1d ", 86_400e9], ["90s", 90e9], ["2w", 1_209_600e9], ["3min", 180e9], ["0s", null], ["1.5h", null], ["5", null], ["", null], ["m", null], ["99999999d", null]];
+  for (const [text, ns] of read) {
+    assert.equal(parsePeriod(text), ns, text);
+  }
+  assert.deepEqual([900e9, 90e9, 86_400e9, 1_209_600e9, 7200e9, 1e9].map(period), ["15m", "90s", "1d", "14d", "2h", "1s"]);
+});
+
+test("rules of what is kept are read and said", () => {
+  const rules = parseKeep("last=2, daily = 7");
+  assert.deepEqual(rules, { last: 2, daily: 7 });
+  assert.equal(keep({ ...rules, hourly: 0, yearly: 1 }), "last=2, daily=7, yearly=1");
+  for (const wrong of ["", "last", "last=x", "newest=1", "last=1,last=2", "last=1,"]) {
+    assert.throws(() => parseKeep(wrong), /no rule/, wrong);
+  }
 });

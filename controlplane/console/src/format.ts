@@ -82,3 +82,39 @@ export function stamp(ms: number): string {
 export function words(name: string): string {
   return name.replaceAll("_", " ");
 }
+
+const PERIODS: [string, number][] = [["d", 86_400], ["h", 3600], ["m", 60], ["s", 1]];
+
+/** A period as the command line has it, in nanoseconds: 15m, 90s, 1d; null if it is none. */
+export function parsePeriod(text: string): number | null {
+  const found = /^(\d+)\s*(s|m|min|h|d|w)$/.exec(text.trim());
+  const [unit, times] = found?.[2] === "w" ? ["d", 7] : [found?.[2]?.slice(0, 1), 1];
+  const factor = (PERIODS.find(([name]) => name === unit)?.[1] ?? Number.NaN) * times;
+  const ns = Number(found?.[1]) * factor * 1e9;
+  return Number.isSafeInteger(ns) && ns > 0 ? ns : null;
+}
+
+/** The same as text. */
+export function period(ns: number): string {
+  const [unit, factor] = PERIODS.find(([, factor]) => (ns / 1e9) % factor === 0) ?? ["s", 1];
+  return `${ns / 1e9 / factor}${unit}`;
+}
+
+const RULES = ["last", "hourly", "daily", "weekly", "monthly", "yearly"];
+
+/** What is kept, as the command line has it: last=60,hourly=24; an error if it is nothing of that kind. */
+export function parseKeep(text: string): Record<string, number> {
+  const rules: Record<string, number> = {};
+  for (const part of text.split(",")) {
+    const [, name, number] = /^\s*(\w+)\s*=\s*(\d+)\s*$/.exec(part) ?? [];
+    if (name === undefined || !RULES.includes(name) || rules[name] !== undefined) {
+      throw new Error(`${part.trim() || "nothing"} is no rule: last=60,hourly=24,daily=7,weekly=4,monthly=12,yearly=10, or some of these`);
+    }
+    rules[name] = Number(number);
+  }
+  return rules;
+}
+
+export function keep(rules: Record<string, number>): string {
+  return RULES.filter((name) => (rules[name] ?? 0) > 0).map((name) => `${name}=${rules[name]}`).join(", ");
+}

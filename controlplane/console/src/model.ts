@@ -149,6 +149,27 @@ export interface Snapshot {
   }[];
 }
 
+export interface Schedule {
+  name: string;
+  pool: string;
+  volumes: string[];
+  every_ns?: number;
+  cron?: string;
+  time_zone: string;
+  keep: Record<string, number>;
+  state: "active" | "paused";
+  created_ns: number;
+  last_run_ns: number;
+  last_error?: string;
+  next_runs_ns: number[];
+  runs: number;
+  missed: number;
+  failed: number;
+  pruned: number;
+  snapshots: number;
+  kept?: { name: string; time_stamp_ns: number; pruned_next: boolean; kept_by: string[] }[];
+}
+
 export interface Stage {
   processor: number;
   kind: string;

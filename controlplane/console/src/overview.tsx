@@ -2,6 +2,7 @@
 
 import { useEffect, useMemo, useState } from "preact/hooks";
 import { Chart } from "./chart";
+import { Troubles, useDevices } from "./devices";
 import { type Mark, marksWith } from "./figures";
 import { clock, count, duration, perSecond, size, time } from "./format";
 import { type Past, useAsked } from "./hooks";
@@ -15,9 +16,11 @@ interface Props {
 }
 
 export function Overview({ status, past, occurrences }: Props) {
+  const { troubles } = useDevices(60_000, status?.pools ?? [], occurrences);
   return (
     <>
       <Pools pools={status?.pools ?? []} />
+      <Troubles troubles={troubles} />
       <Charts past={past} />
       <div class="beside">
         <Processors status={status} past={past} />
@@ -46,7 +49,7 @@ function Pools({ pools }: { pools: Pool[] }) {
   return (
     <section>
       <h2>Pools</h2>
-      <Table columns={["Pool", "State", "Used", ">In use", ">Size", ">Free soon", ">Volumes", ">Snapshots", "Look at"]} empty="No pool yet: stillpoint pool create NAME DEVICE...">
+      <Table columns={["Pool", "State", "Used", ">In use", ">Size", ">Free soon", ">Volumes", ">Snapshots", "Look at"]} empty="No pool yet. They are made on the page Devices.">
         {pools.map((pool) => (
           <tr key={pool.name}>
             <td><a href="#/pools">{pool.name}</a></td>

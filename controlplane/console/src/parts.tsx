@@ -4,6 +4,7 @@ import type { ComponentChildren } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { percent, size } from "./format";
 import { useDoing } from "./hooks";
+import type { Choice } from "./making";
 import type { Mistake } from "./model";
 
 export function Wrong({ mistake }: { mistake: Mistake | null }) {
@@ -15,7 +16,7 @@ export function Wrong({ mistake }: { mistake: Mistake | null }) {
   );
 }
 
-const GOOD = ["open", "in_sync", "done", "there", "active"];
+const GOOD = ["good", "open", "in_sync", "done", "there", "active"];
 const BAD = ["failed", "device_lost", "device_shrunk", "stopped", "out", "lost", "damaged", "error"];
 
 export function State({ name, text }: { name: string; text?: string }) {
@@ -77,11 +78,11 @@ export function Copy({ text }: { text: string }) {
 }
 
 /** A button that does something at once; what goes wrong is shown beside it. */
-export function Act({ name, act, disabled }: { name: string; act: () => Promise<unknown>; disabled?: boolean }) {
+export function Act({ name, act, small, disabled }: { name: string; act: () => Promise<unknown>; small?: boolean; disabled?: boolean }) {
   const { busy, mistake, clear, doing } = useDoing();
   return (
     <>
-      <button type="button" disabled={busy || disabled} onClick={() => doing(act)}>{name}</button>
+      <button type="button" class={small ? "small" : ""} disabled={busy || disabled} onClick={() => doing(act)}>{name}</button>
       {mistake && (
         <Dialog title={name} close={clear}>
           <Wrong mistake={mistake} />
@@ -106,11 +107,15 @@ function Dialog({ title, close, children }: { title: string; close: () => void; 
 export interface Field {
   name: string;
   label: string;
-  kind?: "text" | "check" | "choice" | "lines";
+  kind?: "text" | "check" | "choice" | "lines" | "devices" | "device";
   value?: string;
   choices?: string[];
+  /** What "devices" and "device" are chosen of. */
+  devices?: Choice[];
   hint?: string;
   optional?: boolean;
+  /** What has to be typed, and nothing else. */
+  must?: string;
 }
 
 export type Values = Record<string, string>;
@@ -123,9 +128,12 @@ export function linesOf(text: string | undefined): string[] {
 export interface Question {
   title: string;
   text?: ComponentChildren;
-  fields?: Field[];
+  /** What is asked for; it may depend on what was given. */
+  fields?: Field[] | ((values: Values) => Field[]);
+  /** What comes of what was given. */
+  note?: (values: Values) => ComponentChildren;
   /** What has to be typed before it is done. */
-  typed?: string;
+  typed?: string | ((values: Values) => string);
   button: string;
   dangerous?: boolean;
   act: (values: Values) => Promise<unknown>;
@@ -145,8 +153,11 @@ export function Ask({ question, name, small, disabled }: { question: Question; n
 }
 
 function Form({ question, close }: { question: Question; close: () => void }) {
-  const fields = question.fields ?? [];
-  const [values, setValues] = useState<Values>(Object.fromEntries(fields.map((field) => [field.name, field.value ?? ""])));
+  const asked = question.fields ?? [];
+  const fieldsOf = (values: Values) => (typeof asked === "function" ? asked(values) : asked);
+  const [values, setValues] = useState<Values>(() => Object.fromEntries(fieldsOf({}).map((field) => [field.name, field.value ?? ""])));
+  const fields = fieldsOf(values);
+  const must = typeof question.typed === "function" ? question.typed(values) : question.typed;
   const [typed, setTyped] = useState("");
   const { busy, mistake, doing } = useDoing();
   const set = (name: string, value: string) => setValues((before) => ({ ...before, [name]: value }));
@@ -156,32 +167,66 @@ function Form({ question, close }: { question: Question; close: () => void }) {
       close();
     }
   };
-  const ready = (question.typed === undefined || typed === question.typed)
-    && fields.every((field) => field.optional || field.kind === "check" || values[field.name] !== "");
+  const given = (field: Field) => values[field.name] ?? "";
+  const ready = (must === undefined || (must !== "" && typed === must))
+    && fields.every((field) => field.optional || field.kind === "check" || (field.must === undefined ? given(field) !== "" : given(field) === field.must));
   return (
     <Dialog title={question.title} close={close}>
       <form onSubmit={submit}>
         {question.text && <div class="text">{question.text}</div>}
         {fields.map((field, index) => (
-          <label key={field.name} class={field.kind === "check" ? "check" : ""}>
-            <span>{field.label}</span>
-            <Input field={field} value={values[field.name] ?? ""} set={(value) => set(field.name, value)} first={index === 0} />
-            {field.hint && <small>{field.hint}</small>}
-          </label>
+          field.devices ? (
+            <fieldset key={field.name}>
+              <legend>{field.label}</legend>
+              <Choices field={field} choices={field.devices} value={given(field)} set={(value) => set(field.name, value)} />
+            </fieldset>
+          ) : (
+            <label key={field.name} class={field.kind === "check" ? "check" : ""}>
+              <span>{field.label}</span>
+              <Input field={field} value={given(field)} set={(value) => set(field.name, value)} first={index === 0} />
+              {field.hint && <small>{field.hint}</small>}
+            </label>
+          )
         ))}
-        {question.typed !== undefined && (
+        {question.note?.(values)}
+        {must !== undefined && (
           <label>
-            <span>Type <b>{question.typed}</b> to go on</span>
+            <span>{must === "" ? "Then its name again" : <>Type <b>{must}</b> to go on</>}</span>
             <input value={typed} onInput={(event) => setTyped(event.currentTarget.value)} autofocus={fields.every((field) => field.kind === "check")} autocomplete="off" spellcheck={false} />
           </label>
         )}
         <Wrong mistake={mistake} />
         <menu>
-          <button type="button" onClick={close} autofocus={question.typed === undefined && fields.length === 0}>Cancel</button>
+          <button type="button" onClick={close} autofocus={must === undefined && fields.length === 0}>Cancel</button>
           <button type="submit" class={question.dangerous ? "dangerous" : "main"} disabled={!ready || busy}>{busy ? "…" : question.button}</button>
         </menu>
       </form>
     </Dialog>
+  );
+}
+
+/** Devices to choose one or several of; those that cannot be are greyed, with the reason. */
+function Choices({ field, choices, value, set }: { field: Field; choices: Choice[]; value: string; set: (value: string) => void }) {
+  const chosen = linesOf(value);
+  const choose = (path: string, on: boolean) => {
+    const others = field.kind === "device" ? [] : chosen.filter((other) => other !== path);
+    set([...others, ...(on ? [path] : [])].join("\n"));
+  };
+  if (choices.length === 0) {
+    return <p class="quiet">This machine has no block devices that anybody may see.</p>;
+  }
+  return (
+    <ul class="choices">
+      {choices.map(({ path, about, refused, holds }) => (
+        <li key={path} class={refused === undefined ? "" : "refused"}>
+          <label>
+            <input type="checkbox" checked={chosen.includes(path)} disabled={refused !== undefined} onChange={(event) => choose(path, event.currentTarget.checked)} />
+            <b>{path}</b> <span class="quiet">{about}</span>
+          </label>
+          {(refused ?? holds) && <small>{refused ?? `holds ${holds}`}</small>}
+        </li>
+      ))}
+    </ul>
   );
 }
 
@@ -197,7 +242,7 @@ function Input({ field, value, set, first }: { field: Field; value: string; set:
     );
   }
   if (field.kind === "lines") {
-    return <textarea rows={4} value={value} onInput={(event) => set(event.currentTarget.value)} autofocus={first} spellcheck={false} />;
+    return <textarea rows={3} value={value} onInput={(event) => set(event.currentTarget.value)} autofocus={first} spellcheck={false} />;
   }
-  return <input value={value} onInput={(event) => set(event.currentTarget.value)} autofocus={first} autocomplete="off" spellcheck={false} />;
+  return <input value={value} placeholder={field.must} onInput={(event) => set(event.currentTarget.value)} autofocus={first} autocomplete="off" spellcheck={false} />;
 }

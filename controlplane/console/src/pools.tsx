@@ -2,7 +2,9 @@
 
 import { at, change } from "./api";
 import { count, duration, parseSize, perSecond, size, time } from "./format";
-import type { Pool, PoolDevice, Scrub, Side, Status } from "./model";
+import { useAsked } from "./hooks";
+import { type Choice, choiceOf, sideName } from "./making";
+import type { Device, Pool, PoolDevice, Scrub, Side, Status } from "./model";
 import { Act, Ask, Bar, linesOf, Pairs, type Question, State, Table, type Values } from "./parts";
 
 export function Pools({ status }: { status: Status | null }) {
@@ -12,7 +14,7 @@ export function Pools({ status }: { status: Status | null }) {
         <h1>Pools</h1>
         <Ask name="Open a pool…" question={open([])} />
       </header>
-      {status?.pools.length === 0 && <p class="empty">No pool is open. On the server: stillpoint pool create NAME DEVICE...</p>}
+      {status?.pools.length === 0 && <p class="empty">No pool yet. They are made on the page <a href="#/devices">Devices</a>.</p>}
       {status?.pools.map((pool) => <OnePool key={pool.name} pool={pool} />)}
     </>
   );
@@ -94,7 +96,47 @@ function DeviceState({ device }: { device: PoolDevice }) {
     : <><State name="lost" />{since}</>;
 }
 
+/** Another device in the place of a side, which gets everything copied to it. */
+function replacing(pool: Pool, side: Side, choices: Choice[]): Question {
+  const name = sideName(side);
+  const holding = (values: Values) => choices.find(({ path, holds }) => holds !== undefined && linesOf(values.device)[0] === path);
+  return {
+    title: `Replace side ${name} of ${pool.name}`,
+    text: (
+      <p>
+        {side.path ?? "The device that is missing"} leaves the pool for good; until all is copied the other side is the only one.
+        {side.state === "in_sync" && <b> It is in sync now.</b>}
+      </p>
+    ),
+    fields: (values) => {
+      const held = holding(values);
+      return [
+        { name: "device", label: "By which device", kind: "device", devices: choices, optional: true },
+        ...(held ? [{ name: "again", label: `${held.path} holds ${held.holds}. To overwrite it, type its path`, must: held.path }] : []),
+        ...(linesOf(values.device).length === 0 ? [
+          { name: "file", label: "Or by which file", hint: "a whole path on the server; it is made if it does not exist" },
+          { name: "force", label: "If it may be overwritten although it holds something: its path again", optional: true },
+        ] : []),
+      ];
+    },
+    typed: name,
+    button: "Replace",
+    dangerous: true,
+    act: async (values) => {
+      const device = linesOf(values.device)[0];
+      const [file, again] = [(values.file ?? "").trim(), (values.force ?? "").trim()];
+      if (device === undefined && again !== "" && again !== file) {
+        throw new Error(`${again} is to be overwritten, but is not what was chosen`);
+      }
+      const force = device === undefined ? again !== "" : holding(values) !== undefined;
+      await change("POST", at`/v1/pools/${pool.name}/replace`, { device: name, with: device ?? file, force });
+    },
+  };
+}
+
 function Sides({ pool, sides }: { pool: Pool; sides: Side[] }) {
+  const devices = useAsked<Device[]>("/v1/devices", 30_000);
+  const choices = (devices.data ?? []).map(choiceOf);
   const resync: Question = {
     title: `Resynchronise ${pool.name}`,
     text: "Tries again to give the sides what they lack.",
@@ -108,10 +150,10 @@ function Sides({ pool, sides }: { pool: Pool; sides: Side[] }) {
         <h3>Sides of mirrors</h3>
         {sides.some((side) => side.state !== "in_sync") && <Ask name="Resynchronise…" small question={resync} />}
       </header>
-      <Table columns={["Side", "Path", "State", "Progress", ">Left", ">Copied", ">Reads repaired", "Why"]} empty="-">
+      <Table columns={["Side", "Path", "State", "Progress", ">Left", ">Copied", ">Reads repaired", "Why", ""]} empty="-">
         {sides.map((side) => (
-          <tr key={`${side.device}.${side.side}`}>
-            <td>{side.device}.{side.side}</td>
+          <tr key={sideName(side)}>
+            <td>{sideName(side)}</td>
             <td>{side.path ?? "-"}</td>
             <td><State name={side.state} /></td>
             <td>{side.state === "resync" ? <Bar part={side.copied_bytes} whole={side.copied_bytes + side.left_bytes} /> : "-"}</td>
@@ -119,6 +161,7 @@ function Sides({ pool, sides }: { pool: Pool; sides: Side[] }) {
             <td class="right">{size(side.copied_bytes)}</td>
             <td class="right">{count(side.repaired_reads)}</td>
             <td class="wrap">{side.why ?? "-"}{side.since_ns !== undefined && ` (since ${time(side.since_ns)})`}</td>
+            <td class="acts"><Ask name="Replace…" small question={replacing(pool, side, choices)} /></td>
           </tr>
         ))}
       </Table>

@@ -416,6 +416,33 @@ fn a_pool_that_failed_says_which_devices_it_had() {
 }
 
 #[test]
+fn schedules_are_run_through_the_console() {
+    let appliance = with_volume();
+    let console = Console::started(&appliance, &[], &[]);
+    let key = console.key();
+    let make = |name: &str, due: (&str, Value)| {
+        let mut request = json!({"name": name, "pool": "p", "volumes": ["v"], "time_zone": "Europe/Berlin",
+            "keep": {"last": 2, "daily": 7}});
+        request[due.0] = due.1;
+        console.ask("POST /v1/schedules", &key, &request.to_string())
+    };
+    make("often", ("every_ns", json!(3_600_000_000_000_u64))).says(201, "\"active\"");
+    make("nightly", ("cron", json!("30 2 * * *"))).says(201, "Europe/Berlin");
+    make("never", ("cron", json!("30 2 * *"))).says(400, "cron");
+    let ask = |head: &str| console.ask(head, &key, "");
+    ask("POST /v1/schedules/often/pause?pool=p").says(200, "\"paused\"");
+    ask("POST /v1/schedules/often/run?pool=p").says(201, "v@often-");
+    ask("GET /v1/schedules/often?pool=p").says(200, "\"kept\":[{");
+    ask("POST /v1/schedules/often/resume?pool=p").says(200, "\"active\"");
+    ask("DELETE /v1/schedules/often?pool=p").says(204, "");
+    let left = ask("GET /v1/schedules").json();
+    assert_eq!(
+        (list(&left, "").len(), member(&left, "/0/name")),
+        (1, &json!("nightly"))
+    );
+}
+
+#[test]
 fn enter_lets_another_browser_in_and_the_first_stays() {
     let appliance = Appliance::started(&[]);
     let mut console = Console::started(&appliance, &[], &[]);
