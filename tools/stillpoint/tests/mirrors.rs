@@ -161,6 +161,67 @@ fn a_side_that_is_too_small_is_out_until_it_has_its_size() {
     expect_on(&appliance, "p-1", "p-0", &expected);
 }
 
+/// What is in a file when nothing more comes.
+fn at_rest(file: &File) -> Vec<u8> {
+    let read = || {
+        let mut bytes = vec![0; file.metadata().expect("there").len() as usize];
+        file.read_exact_at(&mut bytes, 0).expect("read");
+        bytes
+    };
+    let mut before = read();
+    loop {
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let now = read();
+        if now == before {
+            return now;
+        }
+        before = now;
+    }
+}
+
+#[test]
+fn a_last_side_that_is_whole_again_comes_back_by_itself() {
+    let appliance = started();
+    let sides = ["p-0", "p-1"].map(|name| {
+        let file = File::options().read(true).write(true).open(appliance.path(name));
+        file.expect("there")
+    });
+    let whole = sides[0].metadata().expect("there").len();
+    let mut expected = content(1);
+    let state = || {
+        member(&pool(&appliance), "/state")
+            .as_str()
+            .expect("a word")
+            .to_owned()
+    };
+    let of_first = at_rest(&sides[0]);
+    sides[0].set_len(whole / 2).expect("cut off");
+    appliance.wait_until("the first side is out", || {
+        states(&pool(&appliance)) == ["out", "in_sync"]
+    });
+    let quarter = VOLUME_BYTES / 4;
+    expected[..quarter].copy_from_slice(&content(2)[..quarter]);
+    write(&appliance, 0, &expected[..quarter]);
+    // Cut off, then with nothing left, as what was taken out.
+    for (left, word) in [(whole / 2, "device_shrunk"), (0, "device_lost")] {
+        let of_last = at_rest(&sides[1]);
+        sides[1].set_len(left).expect("cut off");
+        appliance.wait_until(word, || state() == word);
+        let error = member(&pool(&appliance), "/error").to_string();
+        assert!(error.contains("p-1") && error.contains("by itself"), "{error}");
+        let refused = appliance.connect("v").write(0, &content(9)[..BLOCK], true);
+        refused.expect_err("neither side can have it");
+        let cut_off = &of_last[left as usize..];
+        sides[1].write_all_at(cut_off, left).expect("given back");
+        appliance.wait_until("the pool is open again", || state() == "degraded");
+        assert!(read(&appliance) == expected);
+    }
+    // The other one was not forgotten.
+    sides[0].write_all_at(&of_first, 0).expect("given back");
+    appliance.wait_until("both sides are there", || is_in_sync(&appliance));
+    expect_on(&appliance, "p-0", "p-1", &expected);
+}
+
 #[test]
 fn a_side_that_was_missing_gets_what_it_lacks_when_it_is_back() {
     let appliance = started();

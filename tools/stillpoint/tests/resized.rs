@@ -289,3 +289,23 @@ fn a_device_that_shrinks_fails_what_lies_behind_its_end_and_works_again_with_its
         .check_devices(&[rig.device.path()])
         .expect("nothing is damaged");
 }
+
+#[test]
+fn a_device_that_had_no_bytes_for_a_while_is_opened_again() {
+    let Some(rig) = Rig::new("a_device_that_had_no_bytes_for_a_while_is_opened_again") else {
+        return;
+    };
+    let lost = rig.cut_off(0);
+    rig.wait_for_state("device_lost");
+    rig.is_refused(2);
+    // The pool has had it open all the while.
+    rig.give_back(&lost);
+    rig.wait_for_state("open");
+    assert!(rig.holds(1));
+    rig.write(3).expect("written");
+    assert!(rig.holds(3));
+    rig.appliance.stop();
+    rig.appliance
+        .check_devices(&[rig.device.path()])
+        .expect("nothing is damaged");
+}

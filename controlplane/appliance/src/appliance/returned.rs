@@ -8,7 +8,8 @@
 //! ```
 //! A device that is smaller than its pool needs is not there until it has its size back.
 //! A pool that could not be opened although its devices are there is tried again when one of them has changed, or while one is in
-//! use. A pool with mirrors goes on without a side; the side is given back to it when it is there again.
+//! use. A pool with mirrors goes on without a side; the side is given back to it when it is there again. Only when a last side was lost
+//! it is opened again.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -37,8 +38,21 @@ struct Waiting {
     known: KnownPool,
     /// By place: whether it is not there. `None`: none of them is; how many there are only their labels tell.
     missing: Option<Vec<bool>>,
+    /// Of the missing places those of sides of mirrors that are out: the pool is opened without them, and they are given to it then.
+    out: Vec<usize>,
     /// It was given at the start, and nothing else is known of it: only the devices that were given are its own.
     given: bool,
+}
+
+impl Waiting {
+    /// All that is missing are sides of mirrors that are out: these are given to the open pool.
+    fn waits_for_sides_alone(&self) -> bool {
+        let missing = self.missing.iter().flatten().enumerate();
+        self.missing.is_some()
+            && missing
+                .filter(|(_, missing)| **missing)
+                .all(|(place, _)| self.out.contains(&place))
+    }
 }
 
 /// A device as it was when its label was read.
@@ -125,29 +139,32 @@ impl Appliance {
     fn waiting_for_devices(&self) -> Vec<Waiting> {
         let mut waiting = Vec::new();
         for pool in self.pools() {
-            let missing = pool.sides_missing();
-            if !missing.is_empty() {
-                let places = 0..pool.devices.paths.len();
-                waiting.push(Waiting {
-                    known: pool.known(),
-                    missing: Some(places.map(|place| missing.contains(&place)).collect()),
-                    given: false,
-                });
-            }
+            let out = pool.sides_missing();
             let lost = pool.lost_devices();
-            if !lost.is_empty() && !pool.devices.layout.mirrored {
-                let places = 0..pool.devices.paths.len();
-                waiting.push(Waiting {
-                    known: pool.known(),
-                    missing: Some(places.map(|place| lost.contains_key(&place)).collect()),
-                    given: false,
-                });
+            if lost.is_empty() && out.is_empty() {
+                continue;
             }
+            let mut known = pool.known();
+            if pool.devices.layout.mirrored && !lost.is_empty() {
+                // By place; then names that nothing was found by so far.
+                let placed = pool.placed_sides();
+                known.devices.retain(|path| !placed.contains(path));
+                known.devices.splice(0..0, placed);
+            }
+            let places = 0..pool.devices.paths.len();
+            let is_missing = |place| lost.contains_key(&place) || out.contains(&place);
+            waiting.push(Waiting {
+                known,
+                missing: Some(places.map(is_missing).collect()),
+                out,
+                given: false,
+            });
         }
         let failed = self.failed_pools().into_iter();
         waiting.extend(failed.map(|failed| Waiting {
             known: failed.known,
             missing: None,
+            out: Vec::new(),
             given: failed.given,
         }));
         waiting
@@ -179,18 +196,23 @@ impl Appliance {
     /// Opens a pool if all its devices are there.
     async fn bring_back(&self, waiting: &Waiting, search: &mut Search) {
         let name = &waiting.known.name;
-        if let Some(pool) = self.with_mirrors(&waiting.known.id) {
-            return self.bring_back_sides(&pool, waiting, search).await;
-        }
-        let Some(found) = search.complete(waiting) else {
+        let found = match waiting.waits_for_sides_alone() {
+            true => None,
+            false => search.complete(waiting),
+        };
+        let Some(found) = found else {
+            // What was lost is not back; sides of mirrors may be.
+            if let Some(pool) = self.with_mirrors(&waiting.known.id) {
+                self.bring_back_sides(&pool, waiting, search).await;
+            }
             return;
         };
         let paths: Vec<PathBuf> = found.iter().map(|(path, _)| path.clone()).collect();
         let result = match &waiting.missing {
-            Some(missing) => {
-                let returned = paths.iter().zip(missing).filter(|(_, missing)| **missing);
+            Some(_) => {
+                let returned = found.iter().filter(|(_, mark)| !mark.is_empty());
                 let returned = returned.map(|(path, _)| path.clone()).collect();
-                self.reopen(&waiting.known.id, &paths, returned).await
+                self.reopen(waiting, &paths, returned).await
             }
             None => self.open_failed(&waiting.known.id, &paths).await,
         };
@@ -215,8 +237,7 @@ impl Appliance {
     /// Gives an open pool with mirrors those of its sides that are there again. One that failed and stayed is not there again.
     async fn bring_back_sides(&self, pool: &Pool, waiting: &Waiting, search: &mut Search) {
         let id = &waiting.known.id;
-        let missing = waiting.missing.iter().flatten().enumerate();
-        for place in missing.filter(|(_, missing)| **missing).map(|(place, _)| place) {
+        for &place in &waiting.out {
             if search.is_too_small(id, place) {
                 pool.side_is_too_small(place).await;
             }
@@ -249,12 +270,16 @@ impl Appliance {
     }
 
     /// Closes what is left of an open pool, and opens it with these devices, of which some have `returned`.
-    async fn reopen(&self, id: &str, paths: &[PathBuf], returned: Vec<PathBuf>) -> Result<()> {
-        let held = self.held_too_small(id);
+    async fn reopen(&self, waiting: &Waiting, paths: &[PathBuf], returned: Vec<PathBuf>) -> Result<()> {
+        let id = &waiting.known.id;
+        let held = self.held_again(id);
         let others = returned.iter().filter(|path| !held.contains(path));
         claimable(others.cloned().collect()).await?;
         let structure = self.structure.lock().await;
-        let open = self.pools().into_iter().find(|pool| pool.devices.id_text() == id);
+        let open = self
+            .pools()
+            .into_iter()
+            .find(|pool| pool.devices.id_text() == *id);
         let Some(pool) = open.filter(|pool| !pool.lost_devices().is_empty()) else {
             return Ok(()); // somebody has closed it, and may have opened it, meanwhile
         };
@@ -262,8 +287,14 @@ impl Appliance {
             let text = "back: the pool is closed and opened again";
             pool.tell(EventKind::DeviceReturned, &path.display().to_string(), text);
         }
+        // Sides that are out may come back by these.
+        let places = waiting.missing.as_ref().map_or(0, Vec::len);
+        let names = (waiting.known.devices.iter().enumerate()).filter(|(place, path)| {
+            !path.as_os_str().is_empty() && (waiting.out.contains(place) || *place >= places)
+        });
+        let names: Vec<PathBuf> = names.map(|(_, path)| path.clone()).collect();
         let known = KnownPool {
-            devices: paths.to_vec(),
+            devices: paths.iter().chain(&names).cloned().collect(),
             ..pool.known()
         };
         // In between it is known too, and by its new devices.
@@ -274,26 +305,28 @@ impl Appliance {
             given: false,
         });
         self.shut(&pool).await?;
+        let cut_off = pool.sides_cut_off();
         // It has the devices that stayed, until nobody has it.
         drop(pool);
-        let opened = self.open_in_structure(paths, Degraded::Refused).await;
-        if let Err(error) = &opened {
-            self.not_opened(known, error.clone());
+        let opened = self.open_in_structure(paths, Degraded::AsNew).await;
+        match &opened {
+            Ok(pool) => {
+                pool.remember_names(names);
+                for place in cut_off {
+                    pool.side_is_too_small(place).await;
+                }
+            }
+            Err(error) => self.not_opened(known, error.clone()),
         }
         drop(structure);
         self.pools_changed().await?;
         opened.map(drop)
     }
 
-    /// The devices that an open pool has, and which were too small.
-    fn held_too_small(&self, id: &str) -> Vec<PathBuf> {
+    /// The devices that an open pool has and that were lost; see [`Pool::held_again`].
+    fn held_again(&self, id: &str) -> Vec<PathBuf> {
         let open = self.pools().into_iter().find(|pool| pool.devices.id_text() == id);
-        let lost = open.iter().flat_map(|pool| {
-            let lost = pool.lost_devices().into_iter();
-            let there = lost.filter(|(_, lost)| lost.is_there());
-            there.map(|(place, _)| pool.devices.paths[place].clone())
-        });
-        lost.collect()
+        open.map(|pool| pool.held_again()).unwrap_or_default()
     }
 
     /// Opens a pool that could not be opened before.
@@ -412,7 +445,8 @@ impl Search {
         seen.any(|seen| seen.too_small.is_some() && seen.of.as_ref().is_some_and(is_it))
     }
 
-    /// The devices of a pool, in order, with their marks, if all are there and it was not tried in vain with just these.
+    /// The devices of a pool, in order, with their marks (those that stayed have none), if all are there and it was not tried in vain
+    /// with just these.
     fn complete(&self, waiting: &Waiting) -> Option<Vec<(PathBuf, String)>> {
         let id = &waiting.known.id;
         let of_pool: Vec<(&PathBuf, &Seen, &Place)> = (self.seen.iter())
@@ -427,6 +461,9 @@ impl Search {
         };
         let mut found = Vec::with_capacity(places);
         for place in 0..places {
+            if waiting.out.contains(&place) {
+                continue;
+            }
             if waiting.missing.as_ref().is_some_and(|missing| !missing[place]) {
                 found.push((waiting.known.devices[place].clone(), String::new()));
                 continue;

@@ -4,6 +4,7 @@
 //! looked at when a shard stops, when somebody asks for the pool, and every two seconds (`appliance/returned.rs`).
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{Pool, time_text, wall_ns};
@@ -63,7 +64,7 @@ impl Pool {
     }
 
     /// The devices with room that the pool does not use: path, and how many bytes.
-    pub(crate) fn unused(&self) -> Vec<(std::path::PathBuf, u64)> {
+    pub(crate) fn unused(&self) -> Vec<(PathBuf, u64)> {
         let present = self.files.present();
         let unused = present.map(|(place, file)| (file.path().to_owned(), self.unused_bytes(place, &file)));
         unused.collect()
@@ -101,10 +102,11 @@ impl Pool {
         self.files.present().filter_map(why).collect()
     }
 
-    /// Looks which devices are gone or too small by now, tells of those that nobody was told of, and gives all of them by place.
+    /// Looks which devices are gone or too small by now, tells of those that nobody was told of, and gives all of them by place. Of
+    /// mirrors only last sides count: of others the other side has what they had.
     pub(crate) fn lost_devices(&self) -> BTreeMap<usize, Lost> {
         if self.devices.layout.mirrored {
-            return BTreeMap::new(); // the other side has what it had
+            return self.lost_sides();
         }
         self.look_at_sizes();
         let mut gone = Vec::new();
@@ -113,8 +115,8 @@ impl Pool {
             for (place, file) in self.files.present() {
                 let size_bytes = file.size_bytes_now();
                 let known = state.lost.get(&place);
-                let was_there = known.is_none_or(|lost| lost.is_there());
-                if size_bytes >= self.needed_bytes(place) || !was_there {
+                let is_known = known.is_some_and(|lost| lost.size_bytes == size_bytes);
+                if size_bytes >= self.needed_bytes(place) || is_known {
                     continue; // what was lost counts as lost until the pool is opened again
                 }
                 if size_bytes == 0 {
@@ -133,6 +135,16 @@ impl Pool {
         lost
     }
 
+    /// The devices that were lost, are there again, and were never let go of: the kernel gave them their bytes back.
+    pub(crate) fn held_again(&self) -> Vec<PathBuf> {
+        let lost = self.lost_devices().into_keys();
+        let files = lost.filter_map(|place| self.files.get(place));
+        files
+            .filter(|file| file.size_bytes_now() > 0)
+            .map(|file| file.path().to_owned())
+            .collect()
+    }
+
     /// A shard stopped writing.
     pub(crate) fn shard_stopped(&self, shard: ShardIndex, operation: &str, error: DeviceError) {
         let when = time_text(wall_ns());
@@ -149,7 +161,10 @@ impl Pool {
         let lost = self.lost_devices();
         if !lost.is_empty() {
             let each = lost.iter().map(|(&place, lost)| {
-                let (path, since) = (self.devices.paths[place].display(), time_text(lost.since_ns));
+                let since = time_text(lost.since_ns);
+                let file = self.files.get(place);
+                let path = file.as_ref().map_or(&*self.devices.paths[place], |file| file.path());
+                let path = path.display();
                 match lost.size_bytes {
                     0 => format!("{path} is gone since {since}"),
                     size_bytes => format!(
@@ -158,7 +173,10 @@ impl Pool {
                     ),
                 }
             });
-            let what = each.collect::<Vec<_>>().join(", ");
+            let mut what = each.collect::<Vec<_>>().join(", ");
+            if let Some(others) = self.degraded() {
+                what = format!("{what}; {others}");
+            }
             return if lost.values().all(|lost| lost.is_there()) {
                 let mend = "give it its size back: the pool is then opened again by itself";
                 ("device_shrunk", Some(format!("{what}; {mend}")))

@@ -7,6 +7,7 @@
 //! ```
 //! Labels change one at a time (`gate`). A crash in between leaves a side out that may be in sync, never the other way round.
 
+mod last;
 mod replace;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
+use super::losses::Lost;
 use super::{Pool, wall_ns};
 use crate::api::model::MirrorSideInfo;
 use crate::error::{Error, Result};
@@ -39,6 +41,8 @@ pub(super) struct Sides {
 struct Known {
     label: MirrorLabel,
     sides: BTreeMap<SideAt, Record>,
+    /// Names that sides had before the pool was opened anew, and may have when they are back.
+    names: BTreeSet<PathBuf>,
     /// By side, summed over the processors, when they were last asked.
     figures: BTreeMap<SideAt, MirrorStatus>,
     rate_bytes_per_s: u64,
@@ -55,8 +59,10 @@ struct Record {
     stayed: bool,
     /// It was too small since it went out: whatever size it has when it is back, it lacks everything, and the processors know.
     was_cut_off: bool,
-    /// Nothing is left of its device, and everybody was told.
-    is_lost: bool,
+    /// It was too small while nothing was left of the other one, and no label says so.
+    is_cut_off_unnoted: bool,
+    /// It was the last one of its device and failed, and everybody was told: since when, and what was left of it.
+    lost: Option<Lost>,
     /// A number for each time that copying to it was begun, the first of which no other opening of a pool has had; and that of the
     /// time that it was attached.
     pass: u64,
@@ -84,7 +90,8 @@ impl Sides {
                 since_ns: wall_ns(),
                 stayed: false,
                 was_cut_off: false,
-                is_lost: false,
+                is_cut_off_unnoted: false,
+                lost: None,
                 pass: first_pass,
                 attached: first_pass,
                 done: BTreeSet::new(),
@@ -97,6 +104,7 @@ impl Sides {
             known: Mutex::new(Known {
                 label,
                 sides,
+                names: BTreeSet::new(),
                 figures: BTreeMap::new(),
                 rate_bytes_per_s,
             }),
@@ -128,6 +136,15 @@ impl Known {
     }
 }
 
+impl Known {
+    /// The sides that labels are written to. One of which nothing is left would make them older than they are known to be.
+    fn written(&self) -> Vec<SideAt> {
+        let mut all = self.in_state(SideState::InSync);
+        all.retain(|at| self.sides[at].lost.is_none());
+        all
+    }
+}
+
 impl Pool {
     fn sides(&self) -> Option<&Sides> {
         self.sides.as_ref()
@@ -144,7 +161,8 @@ impl Pool {
     pub(crate) fn side_paths(&self) -> Option<Vec<PathBuf>> {
         let known = self.sides()?.known();
         let paths = known.sides.values().filter_map(|record| record.path.clone());
-        let paths: BTreeSet<PathBuf> = paths.chain(self.devices.unplaced.iter().cloned()).collect();
+        let names = self.devices.unplaced.iter().chain(&known.names).cloned();
+        let paths: BTreeSet<PathBuf> = paths.chain(names).collect();
         Some(paths.into_iter().collect())
     }
 
@@ -334,10 +352,15 @@ impl Pool {
         let _gate = sides.gate.lock().await;
         for (place, error) in failing {
             let at = SideAt::of_below(DeviceIndex(place as u8));
+            let size_bytes = self.size_bytes_now(place);
             let is_news = {
                 let mut known = sides.known();
                 let record = known.record(at);
-                record.state != SideState::Out && !record.is_lost
+                if let Some(lost) = &mut record.lost {
+                    // It may have failed before anybody saw why.
+                    lost.size_bytes = size_bytes;
+                }
+                record.state != SideState::Out && record.lost.is_none()
             };
             if is_news {
                 self.put_out(sides, vec![(at, error)]).await;
@@ -352,8 +375,11 @@ impl Pool {
         let at = SideAt::of_below(DeviceIndex(place as u8));
         let is_news = {
             let mut known = sides.known();
+            let has_other = known.record(at.other()).lost.is_none();
             let record = known.record(at);
-            record.state == SideState::Out && !record.was_cut_off
+            let is_news = record.state == SideState::Out && !record.was_cut_off;
+            record.is_cut_off_unnoted |= is_news && !has_other;
+            is_news && has_other
         };
         if is_news {
             self.put_out(sides, vec![(at, DeviceError::Shrunk)]).await;
@@ -362,11 +388,17 @@ impl Pool {
 
     /// Puts sides out that failed, and whatever fails with them. The gate is held.
     async fn put_out(&self, sides: &Sides, mut failing: Vec<(SideAt, DeviceError)>) {
+        let has_other = |(at, _): &(SideAt, DeviceError)| sides.known().record(at.other()).lost.is_none();
+        let (others, alone): (Vec<_>, Vec<_>) = failing.into_iter().partition(has_other);
+        failing = others;
+        for (at, error) in alone {
+            self.give_up(sides, at, error).await;
+        }
         while !failing.is_empty() {
             let (label, targets) = {
                 let known = sides.known();
                 let out: Vec<_> = failing.iter().map(|(at, _)| *at).collect();
-                let mut targets = known.in_state(SideState::InSync);
+                let mut targets = known.written();
                 targets.retain(|at| !out.contains(at));
                 (known.label.with_out(&out), targets)
             };
@@ -375,13 +407,7 @@ impl Pool {
                 Err(device) => {
                     let found = failing.iter().position(|(at, _)| at.device == device);
                     let (at, error) = failing.swap_remove(found.expect("it is one of these"));
-                    let shown = self.sides_text(at.device, Some(at.side));
-                    let text = format!(
-                        "{shown}: {error}, and the other side is out: what lies on this device fails; when a side that had \
-                         everything is whole again, stillpoint pool close and pool open"
-                    );
-                    sides.known().record(at).is_lost = true;
-                    self.tell(EventKind::MirrorLost, &at.to_string(), text);
+                    self.lose_last(sides, at, error);
                     self.change_mirrors(MirrorChange::Lost { device, error }).await;
                     continue;
                 }
@@ -434,7 +460,7 @@ impl Pool {
     async fn join(&self, sides: &Sides, at: SideAt) {
         let (label, targets) = {
             let known = sides.known();
-            let mut targets = known.in_state(SideState::InSync);
+            let mut targets = known.written();
             targets.push(at);
             (known.label.with_joined(at), targets)
         };
@@ -486,7 +512,7 @@ impl Pool {
         let (label, targets) = {
             let known = sides.known();
             let label = known.label.with_incompatible(bit);
-            (label, known.in_state(SideState::InSync))
+            (label, known.written())
         };
         let written = self.write_label(&label, targets).await;
         sides.known().label = label;

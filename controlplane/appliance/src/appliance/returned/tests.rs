@@ -45,6 +45,7 @@ fn a_pool_that_was_not_opened_waits_for_all_of_its_devices_whatever_their_names(
     let waiting = Waiting {
         known: known(&["/dev/a", "/dev/b"]),
         missing: None,
+        out: Vec::new(),
         given: false,
     };
     assert_eq!(paths(&search(&[]), &waiting), None);
@@ -63,6 +64,7 @@ fn an_open_pool_waits_only_for_what_it_lost() {
     let mut waiting = Waiting {
         known: known(&["/dev/a", "/dev/b"]),
         missing: Some(vec![false, true]),
+        out: Vec::new(),
         given: false,
     };
     assert_eq!(paths(&search(&[("/dev/a", "aa", 0)]), &waiting), None);
@@ -77,6 +79,7 @@ fn a_known_name_is_kept_and_a_copy_is_taken_for_nothing() {
     let waiting = Waiting {
         known: known(&["/dev/disk/by-id/a", "/dev/b"]),
         missing: Some(vec![true, false]),
+        out: Vec::new(),
         given: false,
     };
     let named = search(&[("/dev/disk/by-id/a", "aa", 0), ("/dev/nvme9n1", "aa", 0)]);
@@ -93,6 +96,7 @@ fn a_copy_does_not_take_the_place_of_a_device_that_became_too_small() {
     let waiting = Waiting {
         known: known(&["/dev/a", "/dev/b"]),
         missing: Some(vec![true, false]),
+        out: Vec::new(),
         given: false,
     };
     let mut search = search(&[("/dev/a", "aa", 0), ("/dev/copy", "aa", 0)]);
@@ -109,6 +113,7 @@ fn a_pool_that_was_only_given_is_opened_with_nothing_else() {
     let mut waiting = Waiting {
         known: known(&["/dev/a"]),
         missing: None,
+        out: Vec::new(),
         given: true,
     };
     let there = search(&[("/dev/a", "aa", 0), ("/dev/b", "aa", 1)]);
@@ -122,6 +127,7 @@ fn what_was_tried_in_vain_is_tried_again_when_a_device_has_changed() {
     let waiting = Waiting {
         known: known(&["/dev/a", "/dev/b"]),
         missing: None,
+        out: Vec::new(),
         given: false,
     };
     let mut search = search(&[("/dev/a", "aa", 0), ("/dev/b", "aa", 1)]);
@@ -154,6 +160,7 @@ fn labels_are_read_once_and_again_when_something_else_is_there() {
             devices: vec![path.clone()],
         },
         missing: None,
+        out: Vec::new(),
         given: false,
     };
     let mut search = Search::default();

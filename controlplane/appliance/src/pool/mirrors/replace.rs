@@ -21,7 +21,12 @@ impl Pool {
         let sides = self.mirrored()?;
         let _gate = sides.gate.lock().await;
         let at = self.find_side(sides, &request.device)?;
-        if sides.known().record(at.other()).state != SideState::InSync {
+        let has_other = {
+            let mut known = sides.known();
+            let other = known.record(at.other());
+            other.state == SideState::InSync && other.lost.is_none()
+        };
+        if !has_other {
             let message = format!(
                 "{} of pool {} is not in sync: {at} is all there is",
                 at.other(),
@@ -53,7 +58,7 @@ impl Pool {
         let (label, targets) = {
             let known = sides.known();
             let label = known.label.with_replaced(at, uuid);
-            (label, known.in_state(SideState::InSync))
+            (label, known.written())
         };
         let failed = |what: String| Error::failure(format!("replacing {at}: {what}"));
         let label = label.map_err(|_| failed(format!("{} has failed meanwhile", at.other())))?;

@@ -344,6 +344,49 @@ async fn the_last_side_is_lost_once() {
     assert_eq!(bench.changes(), [MirrorChange::Lost { device, error }]);
 }
 
+/// A label that nobody has would make the last side older than the labels are known to be: it could not be opened when it is back.
+#[tokio::test]
+async fn no_label_is_made_while_nothing_is_left_of_the_last_side() {
+    let bench = Bench::new().await;
+    bench.fails(0, 0, SECOND).await;
+    let path = bench.directory.path().join("p-0");
+    let file = fs::File::options().write(true).open(&path).expect("there");
+    let whole = file.metadata().expect("there").len();
+    let label = fs::read(&path).expect("read")[..4096].to_vec();
+    let kept = || sequence_in(&bench.directory.path().join("state/mirrors.json"));
+    let before = kept();
+    file.set_len(0).expect("cut off");
+    bench.pool.look_after_sides().await;
+    bench.told();
+    bench.pool.side_is_too_small(1).await;
+    bench.fails(0, 0, SECOND).await;
+    assert_eq!((kept(), file.metadata().expect("there").len()), (before, 0));
+    assert_eq!(
+        bench.pool.sides_cut_off(),
+        [1],
+        "it is to be told when there is a label"
+    );
+    let request = ReplaceDevice {
+        device: "0.1".to_owned(),
+        with: bench.directory.path().join("new").display().to_string(),
+        force: false,
+    };
+    let refused = bench.pool.replace_side(&request, false).await;
+    refused.expect_err("there is nothing to copy from");
+    fs::write(&path, &label).expect("given back");
+    file.set_len(whole).expect("given back");
+    assert_eq!(
+        bench.label("p-0").0,
+        before,
+        "as new as the labels are known to be"
+    );
+    assert_eq!(
+        bench.pool.lost_devices().keys().copied().collect::<Vec<_>>(),
+        [0],
+        "until the pool is opened again"
+    );
+}
+
 /// Were an answer to rest on labels whose sequence nobody keeps, the side that missed it could be opened alone after a crash.
 #[tokio::test]
 async fn how_new_the_labels_are_is_kept_before_anybody_is_told_what_they_say() {
