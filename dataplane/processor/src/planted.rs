@@ -58,11 +58,13 @@ pub enum PlantedBug {
     StaleRegionNotNoted,
     /// What was written and not flushed before a crash is not noted for a side that is missing when the pool is opened.
     MissingSideNotDoubted,
+    /// After a kill with a log tail that fits, sides of which one has lost its cache are not compared.
+    SidesNotCompared,
 }
 
 impl PlantedBug {
     /// All of them.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::AnswersNotHeld,
         Self::FlushAnsweredBeforeLog,
         Self::FlushSkipsOneShard,
@@ -90,5 +92,6 @@ impl PlantedBug {
         Self::ChangeLogForgetsDiscards,
         Self::StaleRegionNotNoted,
         Self::MissingSideNotDoubted,
+        Self::SidesNotCompared,
     ];
 }

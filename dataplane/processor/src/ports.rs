@@ -343,6 +343,10 @@ pub trait OpenDevice {
     fn read_other(&mut self, _device: DeviceIndex, _offset_bytes: u64, _bytes: &mut [u8]) -> bool {
         false
     }
+    /// Whether it has two sides that are both in use: reading compares them, and makes them the same.
+    fn has_two_sides(&self, _device: DeviceIndex) -> bool {
+        false
+    }
     /// These blocks hold something that counts, and nothing says that a flush covered it since they were written: a side of the device
     /// that is missing may not have it. Called for all such blocks.
     fn doubt(&mut self, _device: DeviceIndex, _first_block: u64, _count: u64) {}

@@ -416,6 +416,10 @@ impl<O: OpenDevice> OpenDevice for MirroredOpener<O> {
         true
     }
 
+    fn has_two_sides(&self, device: DeviceIndex) -> bool {
+        self.sides[usize::from(device.0)] == Sides::Both
+    }
+
     fn doubt(&mut self, device: DeviceIndex, first_block: u64, count: u64) {
         self.lacks(device, first_block, count);
     }

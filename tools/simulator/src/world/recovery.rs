@@ -165,9 +165,13 @@ impl World {
     /// Ends this life, opens the pool again and compares everything with the model.
     pub fn crash_and_recover(&mut self, crash: Crash) -> Checked {
         self.die(crash)?;
-        if crash == Crash::PowerCut {
-            self.find_the_other_sides();
-        }
+        let were_cut = match crash {
+            Crash::PowerCut => {
+                self.find_the_other_sides();
+                false
+            }
+            Crash::Kill | Crash::KillWithoutTail => self.cut_power_of_sides(),
+        };
         let mut worst = match crash {
             Crash::Kill if !self.plan.tail => Crash::KillWithoutTail,
             other => other,
@@ -197,6 +201,10 @@ impl World {
             }
         };
         self.account(&mut opened)?;
+        if were_cut {
+            let mut shards: Vec<_> = opened.iter_mut().map(|(shard, _)| shard).collect();
+            self.check_each_side(&mut shards)?;
+        }
         let mending = self.compare_with_catalog(&opened)?;
         self.start(opened);
         let logs = self.tell_all_change_logs();

@@ -5,11 +5,14 @@ use std::collections::BTreeSet;
 
 use stillpoint_processor::mirror::{MirroredOpener, Sides as Usable};
 use stillpoint_processor::ports::{DeviceError, OpenDevice, Side, Transferred};
-use stillpoint_processor::{DeviceIndex, MirrorNotice, ShardIndex, SideAt, SideState, StaleAt, load_stale};
+use stillpoint_processor::{
+    DeviceIndex, MirrorNotice, Shard, ShardIndex, SideAt, SideState, StaleAt, load_stale,
+};
 
 use super::{Checked, World, broken};
 use crate::device::{CrashFate, OpenPort};
 use crate::machine::{Sides, SidesOrder};
+use crate::memory::SimulatedTail;
 use crate::random::Random;
 use crate::scenario::MirrorPlan;
 
@@ -176,6 +179,13 @@ impl OpenDevice for Opener {
         }
     }
 
+    fn has_two_sides(&self, device: DeviceIndex) -> bool {
+        match self {
+            Self::Plain(port) => port.has_two_sides(device),
+            Self::Mirrored(opener) => opener.has_two_sides(device),
+        }
+    }
+
     fn doubt(&mut self, device: DeviceIndex, first_block: u64, count: u64) {
         match self {
             Self::Plain(port) => port.doubt(device, first_block, count),
@@ -233,6 +243,68 @@ impl World {
                 self.devices.lose(below ^ 1, 0);
             }
         }
+    }
+
+    /// After a kill: some sides have lost their power on their own, and with it what was in their cache. The other side of each has it.
+    /// Gives whether there were any.
+    pub(super) fn cut_power_of_sides(&mut self) -> bool {
+        let Some(pairs) = &mut self.pairs else {
+            return false;
+        };
+        let mut any = false;
+        for device in 0..pairs.devices() {
+            let sides = [device * 2, device * 2 + 1];
+            if sides.into_iter().any(|below| self.devices.is_lost(below)) || !pairs.random.percent(40) {
+                continue;
+            }
+            let below = match pairs.plan.rot {
+                // The other one may be the only one that has something undamaged.
+                true => device * 2 + pairs.rotten[device].index(),
+                false => *pairs.random.pick(&sides),
+            };
+            if pairs.out_since[below ^ 1].is_none() {
+                self.coverage
+                    .count("mirrors: sides that lost their power beside a kill");
+                let fate = *pairs.random.pick(&FATES);
+                self.devices.bring_back(below, Some(fate));
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Whether everything that counts is on each side of shards that were just opened, if both are in sync.
+    pub(super) fn check_each_side(&mut self, shards: &mut [&mut Shard<SimulatedTail>]) -> Checked {
+        let Some(pairs) = &self.pairs else { return Ok(()) };
+        let labels = pairs.out_since.clone();
+        let is_whole = (0..labels.len()).all(|below| labels[below].is_none() && !self.devices.is_lost(below));
+        if !is_whole || pairs.plan.rot {
+            return Ok(());
+        }
+        for missing in Side::BOTH {
+            let pairs = self.pairs.as_mut().expect("as above");
+            let of_device = pairs.out_since.iter_mut().skip(missing.index()).step_by(2);
+            of_device.for_each(|since| *since = Some(1));
+            for shard in shards.iter_mut() {
+                let mut opener = self.opener(self.devices.open_port(None), shard.index());
+                let report = shard.check(&mut opener, true);
+                if !report.is_clean() {
+                    return broken(format!(
+                        "shard {} after a recovery, without the {missing}: {:?}",
+                        shard.index().0,
+                        report.problems
+                    ));
+                }
+            }
+            self.pairs
+                .as_mut()
+                .expect("as above")
+                .out_since
+                .clone_from(&labels);
+        }
+        self.coverage
+            .count("mirrors: recoveries with all data on each side");
+        Ok(())
     }
 
     /// Before a pool is opened: the labels say which sides are not there.

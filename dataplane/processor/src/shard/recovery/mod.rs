@@ -13,6 +13,7 @@
 //! | a tail segment that goes on from a record beyond the log's end | damage: the shard is not opened |
 //! | any other tail segment | ignored: it belongs to another life of the pool |
 //! | records not known to be durable, logged before the power came on | the data they name is verified by CRC, and a block that fails keeps its older content |
+//! | records not known to be durable, logged since, on devices with two sides | the sides are compared, and both become what fits the CRC |
 //!
 //! Whether the power was cut says the tail: its segments name the first record that was logged since. Without a tail
 //! that fits, no record counts as logged since.
@@ -144,7 +145,7 @@ pub struct RecoveryReport {
     pub tail_records: u64,
     /// Whether the log tail fitted: no power was lost since.
     pub tail_fitted: bool,
-    /// Blocks whose data was verified because it was not known to be durable.
+    /// Blocks whose data was verified because it was not known to be durable, or not on both sides.
     pub verified_blocks: u64,
     /// Blocks of these that had not reached the device; they keep their older content.
     pub dropped_blocks: u64,

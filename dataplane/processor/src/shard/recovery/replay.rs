@@ -20,6 +20,14 @@ use crate::virtual_volume::VirtualVolume;
 /// Records whose map pages are fetched together. They lie anywhere, so that the device gets as much to do as it takes.
 const RECORDS_AT_ONCE: usize = 16_384;
 
+/// A block of data that is compared with what its record says of it.
+struct Wanted {
+    address: DeviceAddress,
+    crc: u32,
+    /// It may not have reached any device.
+    is_doubtful: bool,
+}
+
 impl<D: OpenDevice> Opening<'_, D> {
     pub(in crate::shard) fn replay(
         &mut self,
@@ -60,7 +68,7 @@ impl<D: OpenDevice> Opening<'_, D> {
             .chain(newest.chunks(RECORDS_AT_ONCE))
         {
             self.fetch_pages_for(records)?;
-            let bad = self.verify(records, &doubtful);
+            let bad = self.verify(records, &doubtful, found.durable_lsn);
             for replay in records {
                 self.apply(replay, &bad)?;
             }
@@ -137,16 +145,40 @@ impl<D: OpenDevice> Opening<'_, D> {
         Ok(())
     }
 
+    /// Wrong on purpose.
+    fn forgets_to_compare(&self) -> bool {
+        #[cfg(feature = "planted-bugs")]
+        if self.planted_bug == Some(crate::PlantedBug::SidesNotCompared) {
+            return true;
+        }
+        false
+    }
+
     /// Reads the data that doubtful records name; gives the addresses of the blocks that did not reach the device.
-    fn verify(&mut self, records: &[Replay<'_>], doubtful: &core::ops::Range<u64>) -> Vec<u64> {
-        let mut wanted: Vec<(DeviceAddress, u32)> = Vec::new();
-        for replay in records.iter().filter(|replay| doubtful.contains(&replay.lsn)) {
+    ///
+    /// Of a device with two sides also that of all records since the last flush that is known of, whatever the tail says: a side may have
+    /// lost what was in its cache on its own. Reading compares the sides; what fits on neither of them was acknowledged, so it keeps its
+    /// place, and reading it is an error.
+    fn verify(
+        &mut self,
+        records: &[Replay<'_>],
+        doubtful: &core::ops::Range<u64>,
+        durable_lsn: u64,
+    ) -> Vec<u64> {
+        let compares = !self.forgets_to_compare();
+        let mut wanted: Vec<Wanted> = Vec::new();
+        for replay in records.iter().filter(|replay| replay.lsn >= durable_lsn) {
             if let Record::Write { address, crcs, .. } = replay.record {
-                wanted.extend(
-                    crcs.iter()
-                        .enumerate()
-                        .map(|(i, crc)| (DeviceAddress(address + i as u64), crc.get())),
-                );
+                let is_doubtful = doubtful.contains(&replay.lsn);
+                let has_two = || self.device.has_two_sides(DeviceAddress(address).device());
+                if !(is_doubtful || compares && has_two()) {
+                    continue;
+                }
+                wanted.extend(crcs.iter().enumerate().map(|(i, crc)| Wanted {
+                    address: DeviceAddress(address + i as u64),
+                    crc: crc.get(),
+                    is_doubtful,
+                }));
             }
         }
         let mut bad = Vec::new();
@@ -155,9 +187,9 @@ impl<D: OpenDevice> Opening<'_, D> {
             let mut reads: Vec<Transferred<'_>> = blocks
                 .iter()
                 .zip(memory.chunks_exact_mut(BLOCK_BYTES))
-                .map(|((place, _), bytes)| Transferred {
-                    device: place.device(),
-                    offset_bytes: place.offset_bytes(),
+                .map(|(block, bytes)| Transferred {
+                    device: block.address.device(),
+                    offset_bytes: block.address.offset_bytes(),
                     bytes,
                     result: Ok(()),
                 })
@@ -165,19 +197,19 @@ impl<D: OpenDevice> Opening<'_, D> {
             self.device.read_all(&mut reads);
             // Whether a block that cannot be read had reached the device is not known: it keeps its new place, so that
             // reading it is an error, and not content that may be too old.
-            for (read, (address, crc)) in reads.iter_mut().zip(blocks) {
-                let mut fits = read.result.is_err() || crc32c(read.bytes) == *crc;
+            for (read, block) in reads.iter_mut().zip(blocks) {
+                let mut fits = read.result.is_err() || crc32c(read.bytes) == block.crc;
                 if !fits && self.device.read_other(read.device, read.offset_bytes, read.bytes) {
                     mark(Mark::RecoveryOtherSide);
-                    fits = crc32c(read.bytes) == *crc;
+                    fits = crc32c(read.bytes) == block.crc;
                 }
-                if !fits {
-                    bad.push(address.0);
+                if !fits && block.is_doubtful {
+                    bad.push(block.address.0);
                 }
             }
         }
         bad.sort_unstable();
-        if !wanted.is_empty() {
+        if wanted.iter().any(|block| block.is_doubtful) {
             mark(Mark::RecoveryDoubt);
         }
         if !bad.is_empty() {

@@ -97,19 +97,22 @@ fn open_mirrored(
     states: Sides,
     preferred: Side,
 ) -> (RecoveryReport, Result<TwoSides, SideFailed>) {
+    open_mirrored_with(layout, sides, states, preferred, MemoryTail::default())
+}
+
+fn open_mirrored_with(
+    layout: &Layout,
+    sides: TwoSides,
+    states: Sides,
+    preferred: Side,
+    tail: MemoryTail,
+) -> (RecoveryReport, Result<TwoSides, SideFailed>) {
     let mut opener = MirroredOpener::new(sides, layout, ShardIndex(0), vec![states], preferred);
     let now = Now {
         monotonic_ns: 1,
         wall_ns: 77_000,
     };
-    let opened = Shard::open(
-        layout,
-        ShardIndex(0),
-        &mut opener,
-        MemoryTail::default(),
-        options(),
-        now,
-    );
+    let opened = Shard::open(layout, ShardIndex(0), &mut opener, tail, options(), now);
     let (_, report) = opened.expect("opens");
     let settled = opener.settle();
     (report, settled)
@@ -130,6 +133,22 @@ type Unflushed = Vec<(usize, Vec<u8>, Vec<u8>)>;
 /// Runs `writes` (block, fill; a flush after those that say so) on one device; gives what was durable there, the writes that were
 /// not flushed, and the content as of the last flush.
 fn life(layout: &Layout, bytes: Vec<u8>, writes: &[(usize, u8, bool)]) -> (Vec<u8>, Unflushed, Vec<u8>) {
+    let lived = life_with_tail(layout, bytes, writes);
+    (lived.durable_bytes, lived.unflushed, lived.durable)
+}
+
+/// What a life leaves.
+struct Lived {
+    durable_bytes: Vec<u8>,
+    unflushed: Unflushed,
+    /// The content as of the last flush, and in the end.
+    durable: Vec<u8>,
+    content: Vec<u8>,
+    tail: MemoryTail,
+}
+
+/// The same; also the content in the end, and the log tail.
+fn life_with_tail(layout: &Layout, bytes: Vec<u8>, writes: &[(usize, u8, bool)]) -> Lived {
     let device = MemoryDevice {
         bytes,
         unflushed: Some(Vec::new()),
@@ -152,12 +171,19 @@ fn life(layout: &Layout, bytes: Vec<u8>, writes: &[(usize, u8, bool)]) -> (Vec<u
             durable.clone_from(&content);
         }
     }
-    let (mut device, _) = rig.processor.into_parts(&mut Pool::default());
+    let (mut device, mut shards) = rig.processor.into_parts(&mut Pool::default());
+    let tail = shards.pop().expect("one shard").into_tail();
     let unflushed = device.unflushed.take().expect("writes are remembered");
     for (at, before, _) in unflushed.iter().rev() {
         device.bytes[*at..at + before.len()].copy_from_slice(before);
     }
-    (device.bytes, unflushed, durable)
+    Lived {
+        durable_bytes: device.bytes,
+        unflushed,
+        durable,
+        content,
+        tail,
+    }
 }
 
 proptest! {
@@ -191,6 +217,70 @@ proptest! {
             let later = writes.iter().any(|(at, written, _)| (*at, *written) == (block, fill));
             prop_assert!(fill == durable[0] || later, "block {block} has {fill}");
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    /// The process was killed, and at the same moment one side lost what was in its cache. The tail fits: no power was lost, as far as
+    /// it can tell. Everything that was acknowledged is on the other side.
+    #[test]
+    fn what_a_side_lost_with_its_cache_beside_a_kill_comes_from_the_other(
+        writes in vec((0..BLOCKS, 1..255u8, prop::bool::weighted(0.2)), 1..40),
+        kept in vec(any::<bool>(), 64),
+        loser in any::<bool>(),
+        second in any::<bool>(),
+    ) {
+        let (layout, empty) = made();
+        let Lived { durable_bytes, unflushed, content, tail, .. } = life_with_tail(&layout, empty, &writes);
+        let loser = usize::from(loser);
+        let side = |number: usize| {
+            let mut bytes = durable_bytes.clone();
+            for ((at, _, after), kept) in unflushed.iter().zip(kept.iter().cycle()) {
+                if number != loser || *kept {
+                    bytes[*at..at + after.len()].copy_from_slice(after);
+                }
+            }
+            bytes
+        };
+        let sides = TwoSides::new([side(0), side(1)]);
+        let preferred = if second { Side::Second } else { Side::First };
+        let (report, settled) = open_mirrored_with(&layout, sides, Sides::Both, preferred, tail);
+        prop_assert!(report.tail_fitted && report.dropped_blocks == 0, "{report:?}");
+        for bytes in settled.expect("both can be written").bytes {
+            prop_assert!(content_of(&layout, bytes) == content, "each side alone has all that was acknowledged");
+        }
+    }
+}
+
+#[test]
+fn what_neither_side_has_any_more_of_what_was_acknowledged_is_an_error() {
+    let (layout, empty) = made();
+    let writes = [(3, 7, true), (4, 8, false)];
+    let Lived {
+        durable_bytes,
+        unflushed,
+        tail,
+        ..
+    } = life_with_tail(&layout, empty, &writes);
+    assert!(!unflushed.is_empty());
+    let sides = TwoSides::new([durable_bytes.clone(), durable_bytes]);
+    let (report, settled) = open_mirrored_with(&layout, sides, Sides::Both, Side::First, tail.clone());
+    assert_eq!(
+        (report.verified_blocks, report.dropped_blocks),
+        (2, 0),
+        "{report:?}"
+    );
+    for bytes in settled.expect("both can be written").bytes {
+        let device = MemoryDevice {
+            bytes,
+            ..MemoryDevice::default()
+        };
+        let mut rig = Rig::open(layout.clone(), device, tail.clone(), options());
+        assert_eq!(rig.read(LIVE, 3 * BLOCK, BLOCK)[0], 7);
+        let read = rig.ask(LIVE, RequestKind::Read, 4 * BLOCK, BLOCK, None);
+        assert!(read.result.is_err(), "older content would be a silent loss");
     }
 }
 
