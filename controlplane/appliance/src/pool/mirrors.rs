@@ -652,15 +652,22 @@ fn check_returned(file: &DeviceFile, pool: &str, at: SideAt, label: &MirrorLabel
     if place != (device, side) || its.uuid(device, side) != label.uuid(at) {
         return Err(Error::failure(format!("{shown} is not {at} of pool {pool}")));
     }
-    if its.mirrors[device].out_since[at.other().side.index()].get() > 0 {
-        let message = format!(
-            "{shown} was used without the other side of pool {pool}: what was written to it is not here"
-        );
-        return Err(Error::conflict(message).hint(format!(
-            "stillpoint pool replace {pool} {device}.{side} {shown} --force gives up what is on it"
-        )));
-    }
-    Ok(())
+    // Since it went out nobody here has written its label. One that was replaced got it with the number of that change.
+    let episode = label.out_since(at);
+    let is_later = its.sequence.get() >= episode && its.mirrors[device].out_since[side].get() != episode;
+    let how = if its.mirrors[device].out_since[at.other().side.index()].get() > 0 {
+        format!("without the other side of pool {pool}")
+    } else if its.uuid(device, at.other().side.index()) != label.uuid(at.other()) {
+        format!("as a part of pool {pool} with another device as its other side")
+    } else if is_later {
+        format!("as a part of pool {pool} elsewhere after it went out here")
+    } else {
+        return Ok(());
+    };
+    let message = format!("{shown} was used {how}: what was written to it is not here");
+    Err(Error::conflict(message).hint(format!(
+        "stillpoint pool replace {pool} {device}.{side} {shown} --force gives up what is on it"
+    )))
 }
 
 fn check_size(file: &DeviceFile, size_blocks: u64) -> Result<()> {

@@ -5,6 +5,7 @@ use std::fs;
 use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::Receiver;
+use stillpoint_hw::device::PoolFiles;
 use stillpoint_processor::ShardIndex;
 use stillpoint_processor::command::EventKind as ShardEventKind;
 use stillpoint_processor::ports::OperationKind;
@@ -181,6 +182,21 @@ impl Bench {
         sides.known().record(at).state
     }
 
+    fn newest_label(&self) -> MirrorLabel {
+        self.pool.sides().expect("it has mirrors").known().label.clone()
+    }
+
+    /// As if the device of a side that is out had been written to by somebody else.
+    fn write_label(&self, label: &MirrorLabel, at: SideAt) {
+        let number = usize::from(at.below().0);
+        let path = self.directory.path().join(format!("p-{number}"));
+        let mut files: Vec<Option<DeviceFile>> = (0..number).map(|_| None).collect();
+        files.push(Some(DeviceFile::open(&path).expect("nobody has it")));
+        let files = PoolFiles::with_missing(files);
+        let written = label.write(&self.pool.devices.layout, &files, [at]);
+        written.expect("it can be written");
+    }
+
     /// What the label of a side says: its sequence, and since when the second side is out.
     fn label(&self, name: &str) -> (u64, u64) {
         match label::look(&self.directory.path().join(name)).expect("it can be read") {
@@ -324,6 +340,78 @@ async fn an_error_of_a_side_that_is_too_small_says_that_it_lacks_everything() {
     bench.fails(0, 0, SECOND).await;
     let (_, episode) = bench.label("p-0");
     assert_eq!(bench.changes(), [MirrorChange::Replaced { at: SECOND, episode }]);
+}
+
+/// A history of its own: what was written to it there is not on the other side here, and nothing says which regions these are.
+#[tokio::test]
+async fn a_side_that_was_used_elsewhere_is_not_taken_back() {
+    let bench = Bench::new().await;
+    let path = bench.directory.path().join("p-1");
+    let before = bench.newest_label();
+    bench.fails(0, 0, SECOND).await;
+    // Somewhere the other side was missing, then another device took its place and got everything.
+    let alone = before.with_out(&[FIRST]).expect("one is left");
+    let replaced = before.with_replaced(FIRST, [77; 16]).expect("one is left");
+    let joined = replaced.with_joined(FIRST);
+    // Or it was missing for a while, and got what it lacked.
+    let mut later = alone.with_joined(FIRST);
+    for _ in 0..5 {
+        later = later.with_joined(FIRST);
+    }
+    for (label, words) in [
+        (alone, "was used without the other side of pool p"),
+        (replaced, "was used without the other side of pool p"),
+        (
+            joined,
+            "was used as a part of pool p with another device as its other side",
+        ),
+        (
+            later,
+            "was used as a part of pool p elsewhere after it went out here",
+        ),
+    ] {
+        bench.write_label(&label, SECOND);
+        let refused = bench.pool.side_returned(1, &path, false).await;
+        let error = refused.expect_err("it is another history");
+        assert_eq!(error.kind, crate::error::ErrorKind::Conflict, "{error}");
+        let text = error.to_string();
+        assert!(
+            text.contains(words) && text.contains("stillpoint pool replace p 0.1"),
+            "{text}"
+        );
+        assert_eq!(bench.state(SECOND), SideState::Out);
+    }
+    bench.write_label(&before, SECOND);
+    bench.second_returns().await;
+    assert_eq!(bench.state(SECOND), SideState::Resync);
+}
+
+/// Its label is as new as the change that put it in its place.
+#[tokio::test]
+async fn a_device_that_took_the_place_of_a_side_and_went_away_is_taken_back() {
+    let bench = Bench::new().await;
+    let new = bench.directory.path().join("p-1-new");
+    let request = ReplaceDevice {
+        device: "0.1".to_owned(),
+        with: new.display().to_string(),
+        force: false,
+    };
+    bench.pool.replace_side(&request, false).await.expect("replaced");
+    let pass = bench
+        .pool
+        .sides()
+        .expect("mirrors")
+        .known()
+        .record(SECOND)
+        .attached;
+    bench.fails(0, pass, SECOND).await;
+    assert_eq!(bench.state(SECOND), SideState::Out);
+    bench
+        .pool
+        .side_returned(1, &new, false)
+        .await
+        .expect("it is taken");
+    assert_eq!(bench.state(SECOND), SideState::Resync);
 }
 
 /// Nothing is left to be told after that, however often it is looked at.
