@@ -48,6 +48,8 @@ pub struct InspectOptions {
     pub repair: bool,
     /// Also where something is given up that the pool promised to keep.
     pub accept_loss: bool,
+    /// Mend a pool with mirrors also if sides are out or were not named.
+    pub degraded: bool,
     /// Where log tails lie.
     pub tails: TailDirectory,
 }
@@ -58,9 +60,13 @@ pub struct InspectOptions {
 /// Conflict if somebody has a device open; not found, usage or failure if these are not the devices of a pool, or what
 /// the devices said while they were written.
 pub fn inspect(options: &InspectOptions) -> Result<InspectInfo> {
-    let devices = label::read(&label::absolute(&options.devices)?)?;
+    let mut devices = label::read(&label::absolute(&options.devices)?)?;
+    if options.repair && !options.degraded {
+        sides::check_all_there(&devices)?;
+    }
     let files = claim(&devices, options.repair)?;
     label::check_sizes(&devices, &files)?;
+    sides::do_without(&mut devices, &files, options.repair)?;
     let checked = check(options, &devices, &files)?;
     let mut info = model::describe(&devices, &files, &checked, options.depth);
     if options.repair {
@@ -105,7 +111,13 @@ fn check(options: &InspectOptions, devices: &PoolDevices, files: &Arc<PoolFiles>
     let mut checked = one(first.as_deref())?;
     if let Some(second) = second {
         checked.add_second(one(Some(&second))?, &devices.name);
+        // A crash may have left the newest records on one of them only: what both come to is judged, as it is when the pool is opened.
+        let both = sides::both(devices);
+        let depth = Depth::Structures;
+        let merged = shards::check(devices, files, &options.tails, depth, both.as_deref())?;
+        checked.merged = merged.shards;
     }
+    checked.told.extend(sides::not_looked_at(devices));
     labels::check(devices, files, &mut checked);
     together::check(devices, &mut checked);
     Ok(checked)

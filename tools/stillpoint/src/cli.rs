@@ -203,6 +203,9 @@ pub struct InspectArguments {
     /// Mend also what costs something that the pool promised to keep, as a log that breaks off
     #[arg(long, requires = "repair")]
     pub accept_loss: bool,
+    /// Mend a pool with mirrors also without sides that are out or were not named; everything is copied to them later
+    #[arg(long, requires = "repair")]
+    pub degraded: bool,
     /// Where the daemon's log tails lie; `none` for none [default: where serve puts them]
     #[arg(long, value_name = "DIR")]
     pub tail_dir: Option<PathBuf>,

@@ -5,8 +5,13 @@ mod support;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use serde_json::Value;
+use stillpoint_ondisk::label::PoolLabel;
+use stillpoint_ondisk::layout::Layout;
+use stillpoint_ondisk::log::LogPage;
+use stillpoint_ondisk::record::Record;
 use support::{Appliance, Told, list, member, number};
 
 const BLOCK: usize = 4096;
@@ -441,6 +446,112 @@ fn inspect_looks_at_each_side_and_mends_what_both_have_damaged() {
     appliance.stop();
     let clean = inspect("--check");
     assert_eq!(clean.code, 0, "{}: {:#}", clean.errors, clean.json);
+}
+
+/// Takes from a side the log pages of shard 0 that came after the one with its part of the newest snapshot, as a power cut does to
+/// what was not flushed: with them the commit record is lost.
+fn forget_the_commit_record(path: &Path) {
+    let file = File::options().read(true).write(true).open(path).expect("there");
+    let mut page = [0; BLOCK];
+    file.read_exact_at(&mut page, 0).expect("read");
+    let label = PoolLabel::parse(&page).expect("a label");
+    let layout = Layout::of(&label).expect("a layout");
+    let start = layout.log_start_block(0);
+    let (mut pages, mut cut) = (Vec::new(), None);
+    for block in start..start + u64::from(layout.log_pages) {
+        file.read_exact_at(&mut page, block * BLOCK as u64).expect("read");
+        let Some(log) = LogPage::any(&page, layout.pool, 0) else {
+            continue;
+        };
+        let mut rest = &log.payload[..usize::from(log.used_bytes.get())];
+        while let Some((_, record, length)) = Record::decode(rest) {
+            if matches!(record, Record::Cut { .. }) {
+                cut = cut.max(Some(log.sequence.get()));
+            }
+            rest = &rest[length..];
+        }
+        pages.push((log.sequence.get(), block));
+    }
+    let cut = cut.expect("a snapshot was cut");
+    pages.retain(|(sequence, _)| *sequence > cut);
+    assert!(!pages.is_empty(), "the commit record has a page of its own");
+    for (_, block) in pages {
+        file.write_all_at(&[0; BLOCK], block * BLOCK as u64)
+            .expect("forgotten");
+    }
+}
+
+#[test]
+fn a_repair_goes_by_the_side_that_has_the_commit_record() {
+    for lacks in ["p-0", "p-1"] {
+        let appliance = started();
+        appliance.run(&["snapshot", "create", "v@kept", "--hold-limit", "2s"]);
+        appliance.kill();
+        appliance.lose_tails();
+        forget_the_commit_record(&appliance.path(lacks));
+        let sides = ["p-0", "p-1"].map(|name| appliance.path_text(name));
+        let told = appliance.tell(&["inspect", &sides[0], &sides[1], "--tail-dir", "none", "--repair"]);
+        assert_eq!(told.code, 0, "{}: {:#}", told.errors, told.json);
+        let done = list(&told.json, "/repair/done");
+        assert!(done.is_empty(), "{done:?}");
+        appliance.start(&PROCESSORS);
+        let shown = appliance.run(&["snapshot", "show", "v@kept"]);
+        assert_eq!(member(&shown, "/name"), "v@kept");
+        assert!(read(&appliance) == content(1));
+    }
+}
+
+#[test]
+fn a_repair_without_a_side_is_refused_unless_it_is_wanted() {
+    let appliance = started();
+    appliance.stop();
+    let sides = ["p-0", "p-1"].map(|name| appliance.path_text(name));
+    let inspect = |paths: &[&str], how: &[&str]| {
+        appliance.tell(&[&["inspect"], paths, &["--tail-dir", "none"], how].concat())
+    };
+    // Looking at one side is no harm, and says that it is one.
+    let told = inspect(&[&sides[1]], &["--check"]);
+    assert_eq!(told.code, 0, "{}: {:#}", told.errors, told.json);
+    let notes = list(&told.json, "/notes").iter().map(ToString::to_string);
+    assert!(
+        notes
+            .into_iter()
+            .any(|note| note.contains("not there, and was not looked at")),
+        "{:#}",
+        told.json
+    );
+    let told = inspect(&[&sides[1]], &["--repair"]);
+    assert_eq!(told.code, 4, "{}", told.errors);
+    for words in ["device 0, first side is not among the devices", "--degraded"] {
+        assert!(told.errors.contains(words), "{}", told.errors);
+    }
+    let whole = inspect(&[&sides[0], &sides[1]], &["--repair"]);
+    assert_eq!(whole.code, 0, "nothing was written: {}", whole.errors);
+    // The second header copy of shard 0.
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open(&sides[1])
+        .expect("there");
+    file.write_all_at(&[0xee; 16], (1 << 20) + BLOCK as u64 + 64)
+        .expect("damaged");
+    drop(file);
+    let told = inspect(&[&sides[1]], &["--repair", "--degraded"]);
+    assert_eq!(told.code, 0, "{}: {:#}", told.errors, told.json);
+    assert_eq!(list(&told.json, "/repair/done").len(), 1, "{:#}", told.json);
+    let told = inspect(&[&sides[0], &sides[1]], &["--repair"]);
+    assert_eq!(told.code, 4, "{}", told.errors);
+    assert!(
+        told.errors.contains("device 0, first side is out"),
+        "{}",
+        told.errors
+    );
+    appliance.start(&PROCESSORS);
+    appliance.run(&["pool", "resync", "p", "--rate", "0", "--wait"]);
+    assert!(is_in_sync(&appliance));
+    let copied = number(&pool(&appliance), "/sides/0/copied_bytes");
+    assert!(copied > 250 << 20, "{copied} bytes: it lacked everything");
+    expect_on(&appliance, "p-0", "p-1", &content(1));
 }
 
 #[test]

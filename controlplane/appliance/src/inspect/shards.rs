@@ -24,6 +24,8 @@ pub(super) struct CheckedPool {
     pub(super) shards: Vec<CheckedShard>,
     /// The same on the second sides; nothing if there are none.
     pub(super) second: Vec<CheckedShard>,
+    /// What both sides come to together; nothing if there are none.
+    pub(super) merged: Vec<CheckedShard>,
     /// The log tail of each.
     pub(super) tails: Vec<Option<MemoryTail>>,
     /// `None` if it cannot be told.
@@ -75,6 +77,14 @@ impl CheckedPool {
     /// All of that.
     pub(super) fn mends(&self) -> impl Iterator<Item = &Mend> {
         self.mends_by_shard().flat_map(|(_, mends)| mends)
+    }
+
+    /// The shards by which it is judged what the pool holds.
+    pub(super) fn judged(&self) -> &[CheckedShard] {
+        match self.merged.is_empty() {
+            true => &self.shards,
+            false => &self.merged,
+        }
     }
 
     pub(super) fn notes(&self) -> Vec<String> {
@@ -156,6 +166,7 @@ pub(super) fn check(
     Ok(CheckedPool {
         shards: done.into_values().collect(),
         second: Vec::new(),
+        merged: Vec::new(),
         tails: found_tails,
         catalog: None,
         of_pool: Vec::new(),

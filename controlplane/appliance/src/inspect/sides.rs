@@ -1,9 +1,11 @@
 //! Pools with mirrors: each side is looked at as if it were alone, and both are written.
 
+use std::sync::Arc;
+
 use crate::error::{Error, Result};
 use crate::label::PoolDevices;
-use stillpoint_hw::device::Opener;
-use stillpoint_processor::mirror::{MirroredOpener, Sides};
+use stillpoint_hw::device::{Opener, PoolFiles};
+use stillpoint_processor::mirror::{MirroredOpener, SideAt, Sides};
 use stillpoint_processor::ports::{DeviceError, OpenDevice, Side, Transferred};
 use stillpoint_processor::{DeviceIndex, ShardIndex};
 
@@ -26,6 +28,82 @@ pub(super) fn views(devices: &PoolDevices) -> [Option<Vec<Sides>>; 2] {
     });
     let is_another = first != second;
     [Some(first), is_another.then_some(second)]
+}
+
+/// Both sides at once, as opening the pool reads them: of each page the newer one.
+pub(super) fn both(devices: &PoolDevices) -> Option<Vec<Sides>> {
+    let label = devices.mirrors.as_ref()?;
+    Some(label.sides(&[]))
+}
+
+/// Refuses to mend a pool of which a side is out or not there: it would not get what is mended on the other.
+///
+/// # Errors
+/// Conflict, naming the sides.
+pub(super) fn check_all_there(devices: &PoolDevices) -> Result<()> {
+    let Some(label) = &devices.mirrors else {
+        return Ok(());
+    };
+    let lacking = devices.lacking();
+    let why = |at: SideAt| match label.out_since(at) {
+        0 if lacking.contains(&at) => Some(format!("{at} is not among the devices that were named")),
+        0 => None,
+        _ => Some(format!("{at} is out")),
+    };
+    let all: Vec<String> = label.all().filter_map(why).collect();
+    if all.is_empty() {
+        return Ok(());
+    }
+    let message = format!(
+        "pool {} is not repaired without a side of its mirrors: {}",
+        devices.name,
+        all.join("; ")
+    );
+    Err(Error::conflict(message).hint(
+        "name all devices of the pool; a side that is out gets in sync while the pool is open with it (stillpoint pool open); \
+         --degraded repairs what is there, and then everything is copied to the side that is not",
+    ))
+}
+
+/// Goes by what is there. If something is to be written the labels say it first: a side that is not there then lacks everything.
+///
+/// # Errors
+/// If a label cannot be written.
+pub(super) fn do_without(devices: &mut PoolDevices, files: &Arc<PoolFiles>, writes: bool) -> Result<()> {
+    let lacking = devices.lacking();
+    let Some(label) = devices.mirrors.as_ref().filter(|_| !lacking.is_empty()) else {
+        return Ok(());
+    };
+    let label = label.with_out(&lacking).map_err(|device| {
+        Error::failure(format!(
+            "neither side of device {} of pool {} is there",
+            device.0, devices.name
+        ))
+    })?;
+    devices.mirrors = Some(label.clone());
+    if !writes {
+        return Ok(());
+    }
+    let written = label.write(&devices.layout, files, devices.in_sync());
+    written.map_err(|failed| {
+        let texts = failed
+            .iter()
+            .map(|(at, error)| format!("writing the label of {at}: {error}"));
+        Error::failure(texts.collect::<Vec<_>>().join("; "))
+    })
+}
+
+/// What is told of sides that are out or not there.
+pub(super) fn not_looked_at(devices: &PoolDevices) -> Vec<String> {
+    let Some(label) = &devices.mirrors else {
+        return Vec::new();
+    };
+    let out = label.all().filter(|&at| label.out_since(at) > 0);
+    out.map(|at| {
+        let why = if devices.is_there(at) { "out" } else { "not there" };
+        format!("{at} is {why}, and was not looked at")
+    })
+    .collect()
 }
 
 /// The devices of a pool as its shards see them.

@@ -10,7 +10,7 @@ use stillpoint_processor::{ShardCommand, ShardIndex};
 /// Reads the catalog, and compares it with the shards as opening the pool does.
 pub(super) fn check(devices: &PoolDevices, checked: &mut CheckedPool) {
     let recovered: Vec<RecoveredShard> = (0u16..)
-        .zip(&checked.shards)
+        .zip(checked.judged())
         .filter_map(|(shard, checked)| {
             let found = checked.found.as_ref()?;
             Some(RecoveredShard {

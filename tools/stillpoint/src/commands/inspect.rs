@@ -22,6 +22,7 @@ pub fn run(arguments: InspectArguments, global: &Global) -> Result<(), Failure> 
         },
         repair: arguments.repair,
         accept_loss: arguments.accept_loss,
+        degraded: arguments.degraded,
         tails: match arguments.tail_dir {
             None => TailDirectory::Chosen,
             Some(path) if path.as_os_str() == "none" => TailDirectory::None,
