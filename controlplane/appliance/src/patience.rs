@@ -4,7 +4,9 @@
 //! still be on their way, and its sockets and claims on devices are held. That is as it should be: nobody may open a
 //! pool while an old write can land in it. So whatever is in use is tried again for a while.
 
+use std::collections::BTreeSet;
 use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -40,9 +42,85 @@ pub async fn beside<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send +
     done.unwrap_or_else(|error| Err(Error::failure(format!("waiting for devices: {error}"))))
 }
 
+/// Questions that may never be answered, as those to a file system of a server that is gone.
+///
+/// Each is asked on a thread of its own, one at a time, and nobody waits long for it.
+#[derive(Clone, Debug, Default)]
+pub struct Questions {
+    /// What was asked and not answered yet.
+    open: Arc<Mutex<BTreeSet<usize>>>,
+}
+
+impl Questions {
+    /// Asks all of these that are not being asked already, each by its number, and waits until they are answered, or `limit` long.
+    pub async fn ask(&self, questions: Vec<(usize, impl FnOnce() + Send + 'static)>, limit: Duration) {
+        let mut asked = Vec::new();
+        for (number, question) in questions {
+            if !self.open().insert(number) {
+                continue;
+            }
+            let answered = self.clone();
+            asked.push(tokio::task::spawn_blocking(move || {
+                question();
+                answered.open().remove(&number);
+            }));
+        }
+        let all = async {
+            for answer in asked {
+                if let Err(error) = answer.await {
+                    tracing::error!("asking for the size of a file: {error}");
+                }
+            }
+        };
+        // What comes later counts next time.
+        let _ = tokio::time::timeout(limit, all).await;
+    }
+
+    fn open(&self) -> MutexGuard<'_, BTreeSet<usize>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_question_without_an_answer_is_asked_once_and_not_waited_for() {
+        let (questions, limit) = (Questions::default(), Duration::from_millis(50));
+        let (answer, silence) = std::sync::mpsc::channel::<()>();
+        let silence = Arc::new(Mutex::new(silence));
+        let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let question = |answers: bool| {
+            let (silence, asked) = (Arc::clone(&silence), Arc::clone(&asked));
+            move || {
+                asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                if !answers {
+                    let _ = silence.lock().expect("nobody panics with it").recv();
+                }
+            }
+        };
+        let count = || asked.load(std::sync::atomic::Ordering::SeqCst);
+        run(async {
+            questions
+                .ask(vec![(7, question(false)), (8, question(true))], limit)
+                .await;
+            assert_eq!(count(), 2);
+            let begun = std::time::Instant::now();
+            questions
+                .ask(vec![(7, question(false))], Duration::from_secs(60))
+                .await;
+            assert!(begun.elapsed() < Duration::from_secs(30), "nobody waits again");
+            questions.ask(vec![(8, question(true))], limit).await;
+            assert_eq!(count(), 3, "the others are asked, and this one is not");
+            drop(answer);
+            while questions.open().contains(&7) {
+                tokio::time::sleep(PAUSE).await;
+            }
+            questions.ask(vec![(7, question(true))], limit).await;
+            assert_eq!(count(), 4);
+        });
+    }
 
     fn run<T>(future: impl Future<Output = T>) -> T {
         let runtime = tokio::runtime::Builder::new_current_thread()

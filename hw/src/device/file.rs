@@ -39,6 +39,8 @@ pub struct DeviceFile {
     path: PathBuf,
     kind: DeviceKind,
     size_bytes: u64,
+    /// Of a file: its size when it was asked for last.
+    known_bytes: AtomicU64,
     /// The size that was told of last.
     told_bytes: AtomicU64,
     direct: bool,
@@ -195,12 +197,21 @@ impl DeviceFile {
         self.size_bytes
     }
 
-    /// Its size in bytes by now, which the kernel tells without asking it. A block device that was taken out has none.
+    /// Its size in bytes by now. Of a block device the kernel tells it without asking anybody: one that was taken out has none. Of a
+    /// file it is what [`Self::ask_size`] found last.
     #[must_use]
     pub fn size_bytes_now(&self) -> u64 {
         match self.kind {
-            DeviceKind::File => self.file.metadata().map_or(0, |metadata| metadata.len()),
+            DeviceKind::File => self.known_bytes.load(Ordering::Relaxed),
             DeviceKind::Block => size_now(&self.file).unwrap_or(0),
+        }
+    }
+
+    /// Finds out the size of a file. Its file system may be one that asks somebody who does not answer: this may never return.
+    pub fn ask_size(&self) {
+        if self.kind == DeviceKind::File {
+            let size_bytes = self.file.metadata().map_or(0, |metadata| metadata.len());
+            self.known_bytes.store(size_bytes, Ordering::Relaxed);
         }
     }
 
@@ -375,6 +386,7 @@ fn open(path: &Path, access: Access) -> Result<DeviceFile, Problem> {
         path: path.to_owned(),
         kind,
         size_bytes,
+        known_bytes: AtomicU64::new(size_bytes),
         told_bytes: AtomicU64::new(size_bytes),
         direct,
         passthrough: None,

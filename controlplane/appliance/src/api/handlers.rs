@@ -36,6 +36,7 @@ pub(super) async fn finish<T: Send + 'static>(
 }
 
 async fn pool_info(pool: &Pool) -> Result<model::PoolInfo> {
+    pool.ask_sizes().await;
     Ok(pool.info(&pool.figures().await?))
 }
 

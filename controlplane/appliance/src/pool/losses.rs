@@ -1,14 +1,17 @@
 //! What an open pool has lost: devices that are gone or have become too small, shards that stopped writing.
 //!
 //! A block device that was taken out has no bytes any more, which the kernel tells without asking it. So the sizes of devices are
-//! looked at when a shard stops, when somebody asks for the pool, and every two seconds (`appliance/returned.rs`).
+//! looked at when a shard stops, when somebody asks for the pool, and every two seconds (`appliance/returned.rs`). A file's size is
+//! asked for beside that: its server may be gone.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::{Pool, time_text, wall_ns};
 use crate::events::EventKind;
+use crate::patience::Questions;
 use stillpoint_hw::device::DeviceFile;
 use stillpoint_processor::ports::DeviceError;
 use stillpoint_processor::{BLOCK_BYTES, ShardIndex};
@@ -17,7 +20,12 @@ use stillpoint_processor::{BLOCK_BYTES, ShardIndex};
 #[derive(Debug, Default)]
 pub(super) struct Losses {
     state: Mutex<State>,
+    /// For the sizes of files.
+    questions: Questions,
 }
+
+/// So long the control plane waits for the sizes of a pool's files.
+const SIZES_LIMIT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
 struct State {
@@ -70,6 +78,14 @@ impl Pool {
         unused.collect()
     }
 
+    /// Asks for the sizes of the files that the pool lies on, beside the control plane's thread: what is not answered in time stays as
+    /// it was known.
+    pub(crate) async fn ask_sizes(&self) {
+        let files = self.files.present();
+        let questions = files.map(|(_, file)| (Arc::as_ptr(&file) as usize, move || file.ask_size()));
+        self.losses.questions.ask(questions.collect(), SIZES_LIMIT).await;
+    }
+
     /// Tells of devices that have another size than before.
     fn look_at_sizes(&self) {
         for (place, file) in self.files.present() {
@@ -91,7 +107,7 @@ impl Pool {
     /// Looks at the sizes of all devices: tells of what has changed, and gives those in sides of mirrors that are too small or gone, and why.
     pub(super) fn failing_sides(&self) -> Vec<(usize, DeviceError)> {
         self.look_at_sizes();
-        let why = |(place, file): (usize, std::sync::Arc<DeviceFile>)| {
+        let why = |(place, file): (usize, Arc<DeviceFile>)| {
             let error = match file.size_bytes_now() {
                 0 => DeviceError::Gone,
                 size_bytes if size_bytes < self.needed_bytes(place) => DeviceError::Shrunk,

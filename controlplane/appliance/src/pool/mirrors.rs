@@ -342,8 +342,10 @@ impl Pool {
         }
     }
 
-    /// Looks whether sides that are in sync, or become so, are gone or too small: nobody may ask them for anything for long.
+    /// Asks for the sizes of files; then looks whether sides that are in sync, or become so, are gone or too small: nobody may ask them
+    /// for anything for long.
     pub(crate) async fn look_after_sides(&self) {
+        self.ask_sizes().await;
         let Some(sides) = self.sides() else { return };
         let failing = self.failing_sides();
         if failing.is_empty() {
@@ -388,6 +390,7 @@ impl Pool {
 
     /// Puts sides out that failed, and whatever fails with them. The gate is held.
     async fn put_out(&self, sides: &Sides, mut failing: Vec<(SideAt, DeviceError)>) {
+        self.ask_sizes().await;
         let has_other = |(at, _): &(SideAt, DeviceError)| sides.known().record(at.other()).lost.is_none();
         let (others, alone): (Vec<_>, Vec<_>) = failing.into_iter().partition(has_other);
         failing = others;
