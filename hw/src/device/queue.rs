@@ -373,11 +373,24 @@ impl Devices {
                     _ => self.figures.written_bytes += moved,
                 }
                 if rest_bytes == 0 {
-                    return self.end_part(slot);
+                    return self.end_moved(slot, part);
                 }
                 self.figures.short_transfers += 1;
                 self.again(slot, part);
             }
+        }
+    }
+
+    /// A part of a read or write has done all that it was to do.
+    fn end_moved(&mut self, slot: u32, part: u32) {
+        let state = &self.slots[slot as usize];
+        let file = &self.targets.at(state.parts[part as usize].target).file;
+        match file.failed_flush() {
+            // A flush that failed took away what a durable write would have made count.
+            Some(error) if state.kind() == OperationKind::Write && state.is_durable() => {
+                self.end_failed(slot, part, error)
+            }
+            _ => self.end_part(slot),
         }
     }
 

@@ -168,13 +168,12 @@ impl Devices {
         self.ended = ended;
     }
 
-    fn command_ended(&mut self, ended: Ended) {
+    pub(super) fn command_ended(&mut self, ended: Ended) {
         let (slot, part) = ((ended.mark >> 32) as u32, ended.mark as u32);
         self.came_back(slot, part);
         let state = &mut self.slots[slot as usize];
-        let (kind, is_tried_once, is_durable) = (state.kind(), state.is_tried_once(), state.is_durable());
+        let (kind, is_tried_once) = (state.kind(), state.is_tried_once());
         let piece = &mut state.parts[part as usize];
-        let target = piece.target;
         let namespace = self.targets.at(piece.target).namespace;
         let namespace = namespace.expect("a device keeps the way in which it is served");
         if ended.result == -libc::EINVAL && piece.registered {
@@ -196,22 +195,16 @@ impl Devices {
         }
         let error = failure.map(|failure| failure.error);
         match (kind, error) {
-            // A flush that failed took away what this write would have made count.
-            (OperationKind::Write, None)
-                if is_durable && let Some(error) = self.targets.at(target).file.failed_flush() =>
-            {
-                self.end_failed(slot, part, error);
-            }
             (OperationKind::Flush, error) => self.flushed(slot, part, error),
             (OperationKind::Discard, error) => self.discarded(slot, part, error),
             (_, Some(error)) => self.end_failed(slot, part, error),
             (OperationKind::Read, None) => {
                 self.figures.read_bytes += piece.left_bytes;
-                self.end_part(slot);
+                self.end_moved(slot, part);
             }
             (OperationKind::Write, None) => {
                 self.figures.written_bytes += piece.left_bytes;
-                self.end_part(slot);
+                self.end_moved(slot, part);
             }
         }
     }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::buffers::CHUNK_BYTES;
 use crate::device::DeviceFile;
+use crate::device::nvme::ring::Ended;
 use crate::ring::RingOptions;
 use commands::Namespace;
 use io_uring::types::Timespec;
@@ -162,4 +163,38 @@ fn a_flush_goes_to_no_device_that_keeps_all_without() {
     assert_eq!(devices.ready.len(), 1);
     devices.detach(0, &mut ring);
     devices.close(&mut ring);
+}
+
+/// The flush was another processor's: nothing of it came through this queue.
+#[test]
+fn a_durable_write_does_not_count_where_a_flush_has_failed() {
+    for namespace in [None, Some(true)] {
+        let (mut devices, mut ring, _directory) = one_file();
+        devices.targets.at_mut(0).namespace = namespace.map(Namespace::out_of_reach);
+        let written = |devices: &mut Devices, durable: bool| {
+            let mut write = read();
+            (write.kind, write.durable) = (OperationKind::Write, durable);
+            assert!(devices.submit(write).is_ok());
+            let (slot, part) = devices.ready.pop_front().expect("it is ready");
+            // The device has done it.
+            if namespace.is_some() {
+                devices.in_kernel += 1;
+                devices.targets.at_mut(0).in_kernel += 1;
+                let mark = u64::from(slot) << 32 | u64::from(part);
+                devices.command_ended(Ended { mark, result: 0 });
+            } else {
+                devices.moved(slot, part, 4096);
+            }
+            let mut back = Vec::new();
+            devices.poll(&mut back);
+            back[0].result
+        };
+        assert_eq!(written(&mut devices, true), Ok(()));
+        let file = devices.files.get(0).expect("in its place");
+        file.note_failed_flush(DeviceError::Os(5));
+        assert_eq!(written(&mut devices, true), Err(DeviceError::Os(5)));
+        assert_eq!(written(&mut devices, false), Ok(()), "it promises nothing");
+        devices.detach(0, &mut ring);
+        devices.close(&mut ring);
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use super::support::foreign::must;
 use super::support::{Appliance, list, member, number};
 use super::{names, refused, with_pool, with_volume};
 use serde_json::json;
@@ -169,6 +170,18 @@ fn a_pool_that_is_only_given_waits_for_its_devices_too() {
     appliance.stop();
     appliance.start(&[]);
     assert_eq!(state().as_deref(), Some("open"), "now it is remembered");
+}
+
+#[test]
+fn a_given_device_that_does_not_answer_does_not_keep_the_daemon_from_stopping() {
+    let appliance = Appliance::new();
+    let given = appliance.path_text("given");
+    appliance.start(&["--pool", &given]);
+    // Nobody writes to it: who opens it to read waits.
+    must("mkfifo", &[&given]);
+    // It is looked at every two seconds.
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    appliance.stop();
 }
 
 #[test]
