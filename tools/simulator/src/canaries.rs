@@ -59,13 +59,14 @@ const CHECKS: [Check; 6] = [
     },
     Check {
         name: "boundaries",
-        seeds: 11,
+        seeds: 13,
         at_a_time: 1,
         run: |turn, bug| {
             PLANTED.set(bug);
-            // The last scripts first: one has the longest log pages of all, then come clones, rollbacks and promotions.
+            // The last scripts first: one has the longest log pages of all, then come clones, rollbacks and promotions, and devices that
+            // make single writes durable.
             let scripts = boundary::scripts_by_hand();
-            let script = (scripts + turn - 5) % scripts;
+            let script = (scripts + turn - 7) % scripts;
             boundary::run(script, boundary::Budget::SHORT).map(|_| ())
         },
     },

@@ -27,7 +27,7 @@ pub(super) fn explore(script: &Script, rig: Rig, budget: Budget, coverage: &mut 
     let (now_ns, old) = (rig.now_ns, rig.history.clone());
     let (image, _) = rig.die();
     let mut random = Random::new(mix(script.seed ^ 0xC8EA7E));
-    let blank = Image::blank(&script.devices);
+    let blank = Image::blank(&script.devices).with_durable_writes(script.durable_writes);
     let before = [(blank, History::default()), (image.durable(), old)];
     for (image, old) in before {
         let medium = Rc::new(RefCell::new(Medium::new(image.clone())));

@@ -53,6 +53,8 @@ pub(crate) struct Image {
     pub(crate) settled: BTreeMap<Place, Page>,
     pub(crate) pending: Vec<Write>,
     pub(crate) in_flight: Vec<Write>,
+    /// They make single writes durable.
+    pub(crate) durable_writes: bool,
 }
 
 /// The devices.
@@ -73,6 +75,8 @@ pub(crate) struct Medium {
     pub(crate) open_calls: u64,
     /// Flushes are answered and do nothing: a device that must be found out.
     pub(crate) flush_lies: bool,
+    /// Writes that were made durable alone.
+    pub(crate) written_durably: u64,
     /// What goes wrong, and with which operation.
     pub(crate) fault: Option<Fault>,
 }
@@ -95,6 +99,15 @@ impl Image {
             settled: BTreeMap::new(),
             pending: Vec::new(),
             in_flight: Vec::new(),
+            durable_writes: false,
+        }
+    }
+
+    /// The same of devices that make single writes durable, or do not.
+    pub(crate) fn with_durable_writes(self, durable_writes: bool) -> Self {
+        Self {
+            durable_writes,
+            ..self
         }
     }
 
@@ -164,6 +177,7 @@ impl Medium {
             calls_left: None,
             open_calls: 0,
             flush_lies: false,
+            written_durably: 0,
             fault: None,
         }
     }
@@ -263,10 +277,16 @@ impl Medium {
         if result == Ok(true) {
             match operation.kind {
                 OperationKind::Read => self.read(&mut operation),
-                OperationKind::Write => each_page(&operation, |device, block, page| {
-                    let place = self.image.place(device, block);
-                    self.write(place, page);
-                }),
+                OperationKind::Write => {
+                    self.written_durably += u64::from(operation.durable);
+                    each_page(&operation, |device, block, page| {
+                        let place = self.image.place(device, block);
+                        match operation.durable && !self.flush_lies {
+                            true => self.write_durably(place, page),
+                            false => self.write(place, page),
+                        }
+                    });
+                }
                 OperationKind::Flush => {
                     for transfer in &operation.transfers {
                         self.flush(usize::from(transfer.device.0), covers);
@@ -315,6 +335,15 @@ impl Medium {
         self.next_number += 1;
     }
 
+    /// The same past the cache: what waits there for this place is older.
+    fn write_durably(&mut self, place: Place, page: Page) {
+        self.image.pending.retain(|write| write.place != place);
+        self.cached.remove(&place);
+        self.image.settled.insert(place, page);
+        self.next_number += 1;
+        self.settle_all_if_many();
+    }
+
     fn flush(&mut self, device: usize, covers: u64) {
         if self.flush_lies {
             return;
@@ -335,6 +364,11 @@ impl Medium {
             }
             image.settled.insert(write.place, write.page);
         }
+        self.settle_all_if_many();
+    }
+
+    fn settle_all_if_many(&mut self) {
+        let image = &mut self.image;
         if image.settled.len() > SETTLED_MAX {
             let mut base = (*image.base).clone();
             for (place, page) in std::mem::take(&mut image.settled) {
@@ -356,6 +390,10 @@ impl BlockDevice for Port {
             medium.in_flight.push(flight);
         }
         Ok(())
+    }
+
+    fn writes_durably(&self) -> bool {
+        self.0.borrow().image.durable_writes
     }
 
     fn poll(&mut self, completed: &mut Vec<Box<Operation>>) {

@@ -65,7 +65,8 @@ pub(crate) fn spec_of(script: &Script, pool: [u8; 16]) -> PoolSpec {
 
 /// Makes the pool of a script on blank devices and opens it.
 pub(crate) fn start(script: &Script) -> Checked<Rig> {
-    let medium = Rc::new(RefCell::new(Medium::new(Image::blank(&script.devices))));
+    let image = Image::blank(&script.devices).with_durable_writes(script.durable_writes);
+    let medium = Rc::new(RefCell::new(Medium::new(image)));
     let layout: Layout = make_pool(&mut Port(Rc::clone(&medium)), &spec_of(script, POOL))
         .map_err(|error| Broken(format!("the pool cannot be made: {error}")))?;
     let tail = if script.tail { Tail::empty() } else { Tail(None) };
@@ -99,6 +100,7 @@ pub fn run(number: u64, budget: Budget) -> Result<Coverage, Broken> {
     let mut explorer = explore::Explorer::new(&script, budget);
     let rig = explorer.run().map_err(named)?;
     let mut coverage = explorer.coverage;
+    coverage.add("durable writes", rig.medium.borrow().written_durably);
     create::explore(&script, rig, budget, &mut coverage).map_err(named)?;
     coverage.count("scripts");
     Ok(coverage)
@@ -229,6 +231,25 @@ mod tests {
                 "{headless} boundaries without a live map"
             );
         }
+    }
+
+    /// With them a header, and a page of the log, is durable without a flush after it: these boundaries are others.
+    #[test]
+    fn some_scripts_are_played_on_devices_that_make_single_writes_durable() {
+        let durably: Vec<u64> = (0..scripts_by_hand())
+            .filter(|&number| script_of(number).durable_writes)
+            .collect();
+        assert!(durably.len() > 1);
+        for number in [1, durably[0], durably[1]] {
+            let script = script_of(number);
+            let mut rig = start(&script).unwrap_or_else(|Broken(why)| panic!("{why}"));
+            let played = play::Player::new(&script).play(&mut rig, |_| Ok(true));
+            assert!(played.is_ok(), "{played:?}");
+            let written = rig.medium.borrow().written_durably;
+            assert_eq!(written > 2, script.durable_writes, "{}: {written}", script.name);
+        }
+        let of_seeds = (scripts_by_hand()..50).filter(|&number| script_of(number).durable_writes);
+        assert!(of_seeds.count() > 8);
     }
 
     #[test]

@@ -72,6 +72,8 @@ pub(crate) struct Script {
     /// Blocks of each device.
     pub(crate) devices: Vec<u64>,
     pub(crate) tail: bool,
+    /// The devices make single writes durable.
+    pub(crate) durable_writes: bool,
     /// Writes in flight at most.
     pub(crate) depth: usize,
     pub(crate) steps: Vec<Step>,
@@ -100,6 +102,9 @@ fn fua(volume: u32, block: u64) -> Step {
         fua: true,
     }
 }
+
+/// The scripts that are played once more on devices that make single writes durable.
+const DURABLY: [&str; 2] = ["checkpoints", "snapshots"];
 
 /// The scripts made by hand. Their numbers are their places: new ones come last.
 pub(crate) fn by_hand() -> Vec<Script> {
@@ -216,11 +221,12 @@ pub(crate) fn by_hand() -> Vec<Script> {
         shards,
         devices: devices.to_vec(),
         tail: true,
+        durable_writes: false,
         depth,
         steps,
     };
     let two = [257 + 2 * SLICE, 257 + 2 * SLICE + 3];
-    vec![
+    let mut scripts = vec![
         make("log", 1, &one, 2, log),
         make("checkpoints", 1, &one, 2, checkpoints),
         make("objects", 2, &two[..1], 3, objects),
@@ -232,7 +238,19 @@ pub(crate) fn by_hand() -> Vec<Script> {
         make("clones", 1, &one, 3, clones()),
         make("rollbacks", 2, &two[..1], 3, rollbacks()),
         make("promotions", 2, &two[..1], 3, promotions()),
-    ]
+    ];
+    let durably = |script: &Script| Script {
+        name: format!("{} with durable writes", script.name),
+        durable_writes: true,
+        ..script.clone()
+    };
+    let again: Vec<Script> = scripts
+        .iter()
+        .filter(|script| DURABLY.contains(&script.name.as_str()))
+        .map(durably)
+        .collect();
+    scripts.extend(again);
+    scripts
 }
 
 /// A clone of the newest snapshot and one of an older one; both snapshots go while they are there, one waits for its
@@ -416,6 +434,7 @@ pub(crate) fn from_seed(seed: u64) -> Script {
         shards,
         devices,
         tail,
+        durable_writes: Random::new(seed ^ 0xD07A_B1E5).percent(40),
         depth,
         steps,
     }

@@ -26,6 +26,7 @@ pub fn run(number: u64) -> Result<Coverage, Broken> {
         shards: 1,
         devices: vec![257 + 1024 + random.below(64)],
         tail: random.percent(50),
+        durable_writes: false,
         depth: 1,
         steps: Vec::new(),
     };
