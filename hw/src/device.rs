@@ -19,6 +19,7 @@ pub use memory::MemoryDevice;
 pub use opener::Opener;
 pub use queue::{DeviceFigures, Devices, OPERATIONS_MAX};
 
+use nvme::passthrough::DurableWrites;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -49,11 +50,11 @@ impl PoolFiles {
     /// The same devices, those that are NVMe namespaces served by commands of our own where that is possible
     /// ([`DeviceFile::passthrough`], [`DeviceFile::refused`]). Those on which somebody else has a hand stay as they are.
     #[must_use]
-    pub fn with_passthrough(self: Arc<Self>) -> Arc<Self> {
+    pub fn with_passthrough(self: Arc<Self>, durable_writes: DurableWrites) -> Arc<Self> {
         for place in &self.places {
             let mut place = lock(place);
             let served = place.take().map(|file| match Arc::try_unwrap(file) {
-                Ok(file) => Arc::new(file.with_passthrough()),
+                Ok(file) => Arc::new(file.with_passthrough(durable_writes)),
                 Err(shared) => shared,
             });
             *place = served;

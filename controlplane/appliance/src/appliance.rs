@@ -23,6 +23,7 @@ use crate::pool::{GROUP_PREFIX, Pool, no_export, no_group, no_volume};
 use crate::state::{KnownPool, State};
 use stillpoint_coordinator::OverallSnapshot;
 use stillpoint_export::{Seats, SnapshotNames, SnapshotTaker};
+use stillpoint_hw::device::nvme::passthrough::DurableWrites;
 use stillpoint_processor::VolumeId;
 use tokio::sync::oneshot;
 
@@ -31,8 +32,8 @@ use tokio::sync::oneshot;
 pub struct Options {
     /// How pools are opened.
     pub pool: PoolOptions,
-    /// Whether NVMe namespaces are served by commands of our own where that is possible.
-    pub nvme_passthrough: bool,
+    /// Set if NVMe namespaces are served by commands of our own where that is possible; then, whether single writes are made durable.
+    pub nvme_commands: Option<DurableWrites>,
     /// Memory for buffers of each processor.
     pub buffer_bytes: u64,
     /// Where NBD clients connect, as URIs without an export name.
@@ -144,10 +145,10 @@ impl Appliance {
         &self.options.listeners
     }
 
-    /// Whether NVMe namespaces are served by commands of our own where that is possible.
+    /// See [`Options::nvme_commands`].
     #[must_use]
-    pub fn takes_nvme_commands(&self) -> bool {
-        self.options.nvme_passthrough
+    pub fn nvme_commands(&self) -> Option<DurableWrites> {
+        self.options.nvme_commands
     }
 
     /// Memory for buffers of each processor.

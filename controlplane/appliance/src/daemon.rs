@@ -28,6 +28,7 @@ use crate::patience;
 use crate::poll_loop;
 use crate::state::{KnownPool, State};
 use stillpoint_export::Seats;
+pub use stillpoint_hw::device::nvme::passthrough::DurableWrites;
 use stillpoint_hw::discovery::Machine;
 use stillpoint_hw::socket::{listen_tcp, listen_unix};
 use stillpoint_hw::{files, tail, topology};
@@ -96,8 +97,8 @@ pub struct DaemonOptions {
     pub pin: bool,
     /// What they do when there is nothing to do.
     pub poll: PollMode,
-    /// Whether NVMe namespaces are served by commands of our own where that is possible.
-    pub nvme_passthrough: bool,
+    /// See [`Options::nvme_commands`].
+    pub nvme_commands: Option<DurableWrites>,
     /// Memory for map pages of each pool.
     pub map_cache_bytes: u64,
     /// Memory for buffers of each processor.
@@ -177,7 +178,7 @@ async fn serve(options: DaemonOptions) -> Result<()> {
     };
     let options_of_appliance = Options {
         pool,
-        nvme_passthrough: options.nvme_passthrough,
+        nvme_commands: options.nvme_commands,
         buffer_bytes: options.buffer_bytes,
         listeners: sockets.uris.clone(),
         connections,

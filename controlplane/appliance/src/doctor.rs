@@ -114,7 +114,15 @@ pub fn pools(pools: &[PoolInfo]) -> Vec<Finding> {
                 } else {
                     "with interrupts"
                 };
-                findings.push(ok(&subject, format!("served by NVMe commands of our own, {how}")));
+                let durably = match &device.durable_writes_refused {
+                    _ if device.durable_writes => {
+                        "single writes are made durable (FUA) where that spares a flush".to_owned()
+                    }
+                    Some(reason) => format!("flushed: {reason}"),
+                    None => "flushed".to_owned(),
+                };
+                let message = format!("served by NVMe commands of our own, {how}; {durably}");
+                findings.push(ok(&subject, message));
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Opening one file or block device, for this process alone.
 
-use super::nvme::passthrough::Passthrough;
+use super::nvme::passthrough::{DurableWrites, Passthrough};
 use core::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -237,8 +237,8 @@ impl DeviceFile {
 
     /// The same, served by commands of our own if it is an NVMe namespace that takes them; see [`Self::refused`] for why not.
     #[must_use]
-    pub fn with_passthrough(mut self) -> Self {
-        match Passthrough::open(&self.path, &self.file) {
+    pub fn with_passthrough(mut self, durable_writes: DurableWrites) -> Self {
+        match Passthrough::open(&self.path, &self.file, durable_writes) {
             Some(Ok(passthrough)) => self.passthrough = Some(passthrough),
             Some(Err(reason)) => self.refused = Some(reason),
             None => {}

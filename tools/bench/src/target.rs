@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use stillpoint_export::nbd::client::ClientError;
+use stillpoint_hw::device::nvme::passthrough::DurableWrites;
 use stillpoint_hw::device::{DeviceFileError, PoolFiles, Problem};
 use stillpoint_hw::discovery::nvme::block_path;
 
@@ -180,7 +181,7 @@ fn open_file(path: &Path, writes: bool) -> Result<Arc<PoolFiles>, TargetError> {
 
 /// A namespace for commands of our own. It is claimed as a block device, so that nobody who uses it is disturbed.
 fn open_namespace(path: &Path, writes: bool) -> Result<Arc<PoolFiles>, TargetError> {
-    let files = open_file(&block_path(path), writes)?.with_passthrough();
+    let files = open_file(&block_path(path), writes)?.with_passthrough(DurableWrites::Auto);
     let file = files.get(0).expect("it was opened");
     let shown = path.display();
     match (file.passthrough(), file.refused()) {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::bench::BenchCommand;
-use crate::config::{Nvme, Poll};
+use crate::config::{Durable, Nvme, Poll};
 use crate::size::{Duration, Size};
 use crate::when::{Period, Until};
 
@@ -160,6 +160,11 @@ pub struct ServeArguments {
     /// they are block devices like others [default: passthrough]
     #[arg(long, value_enum, value_name = "HOW")]
     pub nvme: Option<Nvme>,
+    /// Whether single writes to NVMe devices are made durable one by one (FUA) where that spares a flush. `auto`: where the controller
+    /// says that it can, and is neither a virtual machine's nor known to ignore it; `always`: where it says that it can;
+    /// `never` [default: auto]
+    #[arg(long, value_enum, value_name = "WHEN")]
+    pub durable_writes: Option<Durable>,
     /// Memory for map pages, for each pool [default: 256MiB]
     #[arg(long, value_name = "SIZE")]
     pub map_cache: Option<Size>,

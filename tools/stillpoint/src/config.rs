@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::cli::{Global, ServeArguments};
 use crate::size::{Duration, Size};
-use stillpoint_appliance::daemon::{DaemonOptions, PollMode, TailDirectory};
+use stillpoint_appliance::daemon::{DaemonOptions, DurableWrites, PollMode, TailDirectory};
 use stillpoint_appliance::{Error, directories};
 
 /// What a processor does when there is nothing to do.
@@ -35,6 +35,29 @@ pub enum Nvme {
     Block,
 }
 
+/// Whether single writes to NVMe devices are made durable one by one (FUA) where that spares a flush.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Durable {
+    /// Where the controller says that it can, and nothing speaks against believing it.
+    #[default]
+    Auto,
+    /// Where the controller says that it can.
+    Always,
+    /// Nowhere.
+    Never,
+}
+
+impl From<Durable> for DurableWrites {
+    fn from(word: Durable) -> Self {
+        match word {
+            Durable::Auto => Self::Auto,
+            Durable::Always => Self::Always,
+            Durable::Never => Self::Never,
+        }
+    }
+}
+
 /// The configuration file. Keys are the options of `stillpoint serve`.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
@@ -59,6 +82,8 @@ pub struct ConfigFile {
     pub poll: Option<Poll>,
     /// `--nvme`
     pub nvme: Option<Nvme>,
+    /// `--durable-writes`
+    pub durable_writes: Option<Durable>,
     /// `--map-cache`
     pub map_cache: Option<Size>,
     /// `--buffer-memory`
@@ -162,7 +187,13 @@ pub fn daemon_options(arguments: ServeArguments, global: &Global) -> Result<(Dae
             Poll::Busy => PollMode::Busy,
             Poll::Sleep => PollMode::Sleep,
         },
-        nvme_passthrough: arguments.nvme.or(file.nvme).unwrap_or_default() == Nvme::Passthrough,
+        nvme_commands: match arguments.nvme.or(file.nvme).unwrap_or_default() {
+            Nvme::Passthrough => {
+                let durable = arguments.durable_writes.or(file.durable_writes);
+                Some(durable.unwrap_or_default().into())
+            }
+            Nvme::Block => None,
+        },
         map_cache_bytes: bytes(
             arguments.map_cache.or(file.map_cache),
             DaemonOptions::MAP_CACHE_BYTES,
@@ -255,6 +286,7 @@ mod tests {
             no-pin = true
             poll = "busy"
             nvme = "block"
+            durable-writes = "always"
             map-cache = "1GiB"
             buffer-memory = 33554432
             connection-limit = 100
@@ -270,6 +302,7 @@ mod tests {
         assert_eq!(file.pool.len(), 2);
         assert_eq!(file.handshake_limit, Some(Duration(500_000_000)));
         assert_eq!((file.poll, file.nvme), (Some(Poll::Busy), Some(Nvme::Block)));
+        assert_eq!(file.durable_writes, Some(Durable::Always));
     }
 
     #[test]
@@ -295,6 +328,7 @@ mod tests {
             no_pin,
             poll,
             nvme,
+            durable_writes,
             map_cache,
             buffer_memory,
             connection_limit,
@@ -307,6 +341,7 @@ mod tests {
         assert!(!nbd_unix.is_empty() && !nbd_tcp.is_empty() && !pool.is_empty() && processors.is_some());
         assert_eq!((no_pin, poll), (false, Some(Poll::default())));
         assert_eq!(nvme, Some(Nvme::default()));
+        assert_eq!(durable_writes, Some(Durable::default()));
         assert_eq!(map_cache, Some(Size(DaemonOptions::MAP_CACHE_BYTES)));
         assert_eq!(buffer_memory, Some(Size(DaemonOptions::BUFFER_BYTES)));
         assert_eq!(connection_limit, Some(DaemonOptions::CONNECTION_LIMIT));
@@ -391,6 +426,28 @@ mod tests {
             [[PathBuf::from("/dev/a"), PathBuf::from("/dev/b")]]
         );
         assert_eq!((options.pin, log.as_str()), (true, "info"));
-        assert!(options.nvme_passthrough);
+        assert_eq!(options.nvme_commands, Some(DurableWrites::Auto));
+    }
+
+    #[test]
+    fn only_commands_of_our_own_make_single_writes_durable() {
+        for (nvme, durable_writes, commands) in [
+            (None, None, Some(DurableWrites::Auto)),
+            (None, Some(Durable::Always), Some(DurableWrites::Always)),
+            (
+                Some(Nvme::Passthrough),
+                Some(Durable::Never),
+                Some(DurableWrites::Never),
+            ),
+            (Some(Nvme::Block), Some(Durable::Always), None),
+        ] {
+            let arguments = ServeArguments {
+                nvme,
+                durable_writes,
+                ..ServeArguments::default()
+            };
+            let (options, _) = daemon_options(arguments, &global()).expect("a configuration");
+            assert_eq!(options.nvme_commands, commands);
+        }
     }
 }

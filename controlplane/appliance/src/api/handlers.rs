@@ -139,7 +139,7 @@ pub(super) async fn resync_pool(
 ) -> Result<Json<model::PoolInfo>> {
     let begun = finish(async move {
         let pool = appliance.pool(&name)?;
-        pool.resync(request.rate_bytes_per_s, appliance.takes_nvme_commands())
+        pool.resync(request.rate_bytes_per_s, appliance.nvme_commands())
             .await?;
         pool_info(&pool).await
     });

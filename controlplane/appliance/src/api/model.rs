@@ -606,6 +606,12 @@ pub struct DeviceInfo {
     /// Why an NVMe namespace is served as a block device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub passthrough_refused: Option<String>,
+    /// Whether single writes are made durable one by one (FUA) where that spares a flush.
+    #[serde(default)]
+    pub durable_writes: bool,
+    /// Why they are not, though NVMe commands of our own could.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub durable_writes_refused: Option<String>,
     /// Since when it is gone or too small, if it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost_since_ns: Option<u64>,

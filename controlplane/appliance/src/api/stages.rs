@@ -338,6 +338,8 @@ mod tests {
             direct: true,
             polled: false,
             passthrough_refused: None,
+            durable_writes: false,
+            durable_writes_refused: None,
             lost_since_ns,
         };
         let side = |state: &str, left_bytes| model::MirrorSideInfo {

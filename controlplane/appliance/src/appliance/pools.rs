@@ -119,18 +119,22 @@ impl Appliance {
     }
 
     async fn as_served(&self, files: Arc<PoolFiles>) -> Result<Arc<PoolFiles>> {
-        if !self.options.nvme_passthrough {
+        let Some(durable_writes) = self.options.nvme_commands else {
             return Ok(files);
-        }
-        let files = patience::beside(move || Ok(files.with_passthrough())).await?;
+        };
+        let files = patience::beside(move || Ok(files.with_passthrough(durable_writes))).await?;
         for (_, file) in files.present() {
             let path = file.path().display();
             match (file.passthrough(), file.refused()) {
                 (Some(namespace), _) => tracing::info!(
-                    "{path}: NVMe commands through {}, at most {} bytes each{}",
+                    "{path}: NVMe commands through {}, at most {} bytes each{}; {}",
                     namespace.path().display(),
                     namespace.transfer_bytes_max(),
-                    if namespace.is_polled() { ", polled" } else { "" }
+                    if namespace.is_polled() { ", polled" } else { "" },
+                    match namespace.durable_writes() {
+                        Ok(()) => "single writes are made durable (FUA)".to_owned(),
+                        Err(reason) => format!("flushed: {reason}"),
+                    }
                 ),
                 (None, Some(reason)) => tracing::info!("{path}: served as a block device: {reason}"),
                 (None, None) => {}

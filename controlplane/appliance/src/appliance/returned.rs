@@ -130,7 +130,7 @@ impl Appliance {
     /// Those of that; failure if it cannot be written down where the pool's devices are.
     pub async fn replace_device(&self, pool: &str, request: &ReplaceDevice) -> Result<Arc<Pool>> {
         let pool = self.pool(pool)?;
-        pool.replace_side(request, self.options.nvme_passthrough).await?;
+        pool.replace_side(request, self.options.nvme_commands).await?;
         self.state.save(&self.known_pools())?;
         Ok(pool)
     }
@@ -249,8 +249,8 @@ impl Appliance {
             if tried || pool.side_stayed(place) {
                 continue;
             }
-            let passthrough = self.options.nvme_passthrough;
-            match pool.side_returned(place, &found.0, passthrough).await {
+            let commands = self.options.nvme_commands;
+            match pool.side_returned(place, &found.0, commands).await {
                 // It may have another name now, by which the next start has to find it.
                 Ok(()) => {
                     if let Err(error) = self.state.save(&self.known_pools()) {

@@ -11,7 +11,7 @@ fn appliance(directory: &std::path::Path) -> Appliance {
             map_cache_bytes: 1 << 20,
             tail_directory: None,
         },
-        nvme_passthrough: false,
+        nvme_commands: None,
         buffer_bytes: 1 << 20,
         listeners: Vec::new(),
         connections: Seats::new(1),

@@ -11,8 +11,8 @@ use crate::catalog::{Catalog, Volume};
 use crate::error::{Error, Result};
 use crate::mailbox::ExportTable;
 use stillpoint_coordinator::OverallSnapshot;
-use stillpoint_hw::device::DeviceKind;
 use stillpoint_hw::device::nvme::passthrough::Passthrough;
+use stillpoint_hw::device::{DeviceFile, DeviceKind};
 use stillpoint_processor::command::{EventKind, IntermediateSnapshotStatus, ShardStatus, VolumeShareStatus};
 use stillpoint_processor::{BLOCK_BYTES, ShardCommand, ShardIndex, ShareBlock, View, VolumeId};
 
@@ -46,6 +46,7 @@ impl Pool {
         let (state, error) = self.condition();
         let lost = self.lost_devices();
         let catalog = self.catalog();
+        let durable_writes = self.durable_writes();
         PoolInfo {
             name: self.name().to_owned(),
             state: state.to_owned(),
@@ -71,6 +72,12 @@ impl Pool {
                     direct: file.is_direct(),
                     polled: file.passthrough().is_some_and(Passthrough::is_polled),
                     passthrough_refused: file.refused().map(str::to_owned),
+                    durable_writes: durable_writes.is_ok(),
+                    durable_writes_refused: match file.passthrough().map(Passthrough::durable_writes) {
+                        Some(Err(why)) => Some(why.to_owned()),
+                        Some(Ok(())) => durable_writes.err().map(str::to_owned),
+                        None => None,
+                    },
                     lost_since_ns: lost.get(&device).map(|lost| lost.since_ns),
                 })
                 .collect(),
@@ -86,6 +93,21 @@ impl Pool {
                 .collect(),
             remarks: self.remarks.clone(),
             scrub: super::scrub::describe(&catalog, figures),
+        }
+    }
+
+    /// Whether single writes are made durable one by one where that spares a flush, or what of the pool as a whole is against it.
+    fn durable_writes(&self) -> std::result::Result<(), &'static str> {
+        let makes_them_durable = |file: &DeviceFile| {
+            let namespace = file.passthrough();
+            namespace.is_some_and(|namespace| namespace.durable_writes().is_ok())
+        };
+        if self.side_places() > 0 {
+            Err("pools with mirrors are flushed")
+        } else if (self.files.present()).all(|(_, file)| makes_them_durable(&file)) {
+            Ok(())
+        } else {
+            Err("other devices of the pool have to be flushed")
         }
     }
 

@@ -25,6 +25,7 @@ use crate::label::{self, Found, MirrorLabel};
 use crate::mailbox::{MirrorChange, ProcessorIndex, ToProcessor};
 use crate::patience;
 use stillpoint_hw::device::DeviceFile;
+use stillpoint_hw::device::nvme::passthrough::DurableWrites;
 use stillpoint_processor::DeviceIndex;
 use stillpoint_processor::mirror::{MirrorNotice, MirrorStatus, SideAt, SideState};
 use stillpoint_processor::ports::{DeviceError, Side};
@@ -554,7 +555,12 @@ impl Pool {
     ///
     /// # Errors
     /// Conflict if somebody has it, or it was used without the other side; failure if it is no device of this pool.
-    pub(crate) async fn side_returned(&self, place: usize, path: &Path, passthrough: bool) -> Result<()> {
+    pub(crate) async fn side_returned(
+        &self,
+        place: usize,
+        path: &Path,
+        commands: Option<DurableWrites>,
+    ) -> Result<()> {
         let sides = self.mirrored()?;
         let _gate = sides.gate.lock().await;
         let at = SideAt::of_below(DeviceIndex(place as u8));
@@ -571,10 +577,9 @@ impl Pool {
             let file = DeviceFile::open(&path).map_err(|error| crate::appliance::device_error(&error))?;
             check_returned(&file, &pool, at, &label)?;
             check_size(&file, layout.devices[usize::from(at.device.0)].size_blocks)?;
-            Ok(if passthrough {
-                file.with_passthrough()
-            } else {
-                file
+            Ok(match commands {
+                Some(durable_writes) => file.with_passthrough(durable_writes),
+                None => file,
             })
         });
         let file = file.await?;
@@ -606,7 +611,11 @@ impl Pool {
     ///
     /// # Errors
     /// Usage without mirrors.
-    pub(crate) async fn resync(&self, rate_bytes_per_s: Option<u64>, passthrough: bool) -> Result<()> {
+    pub(crate) async fn resync(
+        &self,
+        rate_bytes_per_s: Option<u64>,
+        commands: Option<DurableWrites>,
+    ) -> Result<()> {
         let sides = self.mirrored()?;
         if let Some(bytes_per_s) = rate_bytes_per_s {
             sides.known().rate_bytes_per_s = bytes_per_s;
@@ -624,7 +633,7 @@ impl Pool {
             let at = SideAt::of_below(DeviceIndex(place as u8));
             let path = sides.known().record(at).path.clone();
             if let Some(path) = path {
-                self.side_returned(place, &path, passthrough).await?;
+                self.side_returned(place, &path, commands).await?;
             }
         }
         Ok(())

@@ -18,6 +18,18 @@ use zerocopy::little_endian::U16;
 /// Pieces of memory of one command at most, as for files.
 const VECTORS_MAX: usize = 1024;
 
+/// Whether single writes are made durable one by one (force unit access) where that spares a flush.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DurableWrites {
+    /// Where the controller says that it can, and nothing speaks against believing it.
+    #[default]
+    Auto,
+    /// Where the controller says that it can: somebody vouches for it.
+    Always,
+    /// Nowhere.
+    Never,
+}
+
 /// A namespace, opened for commands.
 #[derive(Debug)]
 pub struct Passthrough {
@@ -29,8 +41,8 @@ pub struct Passthrough {
     pub(crate) discards: bool,
     /// What was written may be lost with the power before a flush.
     pub(crate) caches: bool,
-    /// Writes can be made durable one by one (force unit access).
-    pub(crate) forces: bool,
+    /// Whether writes are made durable one by one (force unit access), or why not.
+    durable_writes: Result<(), &'static str>,
     pub(crate) retry_delays: RetryDelays,
     polled: bool,
 }
@@ -43,6 +55,29 @@ const IGNORING_FORCE: [&str; 1] = [
 
 fn ignores_force(model: &str) -> bool {
     IGNORING_FORCE.contains(&model.trim())
+}
+
+/// Whether writes to a controller are made durable one by one, or why not. `claimed`: it says that it can.
+fn durable_writes(
+    wanted: DurableWrites,
+    caches: bool,
+    claimed: bool,
+    model: &str,
+    is_virtual: impl FnOnce() -> bool,
+) -> Result<(), &'static str> {
+    match wanted {
+        _ if !caches => Err("it has no volatile write cache, so that nothing waits for a flush"),
+        DurableWrites::Never => Err("durable-writes is never"),
+        _ if !claimed => Err("it cannot make single writes durable"),
+        DurableWrites::Always => Ok(()),
+        DurableWrites::Auto if ignores_force(model) => {
+            Err("its model says that it makes single writes durable, and does not")
+        }
+        DurableWrites::Auto if is_virtual() => Err(
+            "this is a virtual machine, whose controllers may say that they make single writes durable, and not do it",
+        ),
+        DurableWrites::Auto => Ok(()),
+    }
 }
 
 /// Whether the machine is said to be a virtual one, of which the controllers may be programs: several of these claim a cache and
@@ -78,13 +113,13 @@ impl Passthrough {
     ///
     /// # Errors
     /// Why it cannot be had, in words: what lacks, and what brings it.
-    pub(crate) fn open(path: &Path, block: &File) -> Option<Result<Self, String>> {
+    pub(crate) fn open(path: &Path, block: &File, wanted: DurableWrites) -> Option<Result<Self, String>> {
         let info = Machine::here().block_device_at(path)?;
         info.nvme.as_ref()?;
-        Some(Self::of(&info, block))
+        Some(Self::of(&info, block, wanted))
     }
 
-    fn of(info: &BlockDeviceInfo, block: &File) -> Result<Self, String> {
+    fn of(info: &BlockDeviceInfo, block: &File, wanted: DurableWrites) -> Result<Self, String> {
         let nvme = info.nvme.as_ref().ok_or("it is no namespace")?;
         if let Some(why) = kernel::refusal() {
             return Err(why);
@@ -120,6 +155,8 @@ impl Passthrough {
         if nvme.number != Some(namespace) {
             return Err(format!("{} is another namespace", generic.display()));
         }
+        let caches = identified.controller.has_volatile_write_cache();
+        let model = info.model.as_deref().unwrap_or_default();
         let mut found = Self {
             file,
             path: generic,
@@ -127,8 +164,8 @@ impl Passthrough {
             block_power: block_bytes.ilog2(),
             limits: limits(info, identified.controller.transfer_bytes_max()),
             discards: identified.controller.deallocates(),
-            caches: identified.controller.has_volatile_write_cache(),
-            forces: info.fua && !ignores_force(info.model.as_deref().unwrap_or_default()) && !is_virtual(),
+            caches,
+            durable_writes: durable_writes(wanted, caches, info.fua, model, is_virtual),
             retry_delays: RetryDelays::new(identified.controller.retry_delays.map(U16::get)),
             polled: false,
         };
@@ -212,6 +249,14 @@ impl Passthrough {
         self.polled
     }
 
+    /// Whether single writes are made durable one by one (force unit access) where that spares a flush.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    pub fn durable_writes(&self) -> Result<(), &'static str> {
+        self.durable_writes
+    }
+
     /// Bytes of a logical block.
     #[must_use]
     pub fn block_bytes(&self) -> u64 {
@@ -249,6 +294,37 @@ fn limits(info: &BlockDeviceInfo, device_bytes_max: Option<u64>) -> Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_vouches_for_a_controller_is_believed_and_a_controller_that_cannot_is_not_asked() {
+        let emulated = "QEMU NVMe Ctrl";
+        let found = |wanted, caches, claimed, model, is_virtual: bool| {
+            durable_writes(wanted, caches, claimed, model, || is_virtual).map_err(|why| why.to_owned())
+        };
+        let refused = |wanted, caches, claimed, model, is_virtual, word: &str| {
+            let why = found(wanted, caches, claimed, model, is_virtual).expect_err(word);
+            assert!(why.contains(word), "{why}");
+        };
+        use DurableWrites::{Always, Auto, Never};
+        assert_eq!(found(Auto, true, true, "Drive 9000", false), Ok(()));
+        refused(Auto, true, true, "Drive 9000", true, "virtual machine");
+        refused(Auto, true, true, emulated, false, "its model");
+        assert_eq!(found(Always, true, true, emulated, true), Ok(()));
+        refused(Never, true, true, "Drive 9000", false, "never");
+        for wanted in [Auto, Always] {
+            refused(wanted, true, false, "Drive 9000", false, "cannot");
+        }
+        for wanted in [Auto, Always, Never] {
+            refused(
+                wanted,
+                false,
+                true,
+                "Drive 9000",
+                false,
+                "no volatile write cache",
+            );
+        }
+    }
 
     #[test]
     fn a_model_that_only_says_it_makes_writes_durable_is_not_believed() {

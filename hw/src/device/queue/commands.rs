@@ -33,7 +33,7 @@ pub(in crate::device) struct Namespace {
     pub discards: bool,
     /// It has a cache that loses what it holds with the power, so that flushes do something.
     pub caches: bool,
-    /// It makes single writes durable.
+    /// Single writes are made durable where that spares a flush.
     forces: bool,
     retry_delays: RetryDelays,
     polled: bool,
@@ -48,7 +48,7 @@ impl Namespace {
             limits: passthrough.limits,
             discards: passthrough.discards,
             caches: passthrough.caches,
-            forces: passthrough.forces,
+            forces: passthrough.durable_writes().is_ok(),
             retry_delays: passthrough.retry_delays,
             polled: passthrough.is_polled(),
         }

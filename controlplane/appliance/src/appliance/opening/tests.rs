@@ -177,7 +177,7 @@ impl Bench {
                 map_cache_bytes: 1 << 20,
                 tail_directory: None,
             },
-            nvme_passthrough: false,
+            nvme_commands: None,
             buffer_bytes: 1 << 20,
             listeners: Vec::new(),
             connections: Seats::new(1),

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::label;
 use crate::mailbox::MirrorChange;
 use crate::{make, patience};
+use stillpoint_hw::device::nvme::passthrough::DurableWrites;
 use stillpoint_processor::DeviceIndex;
 use stillpoint_processor::mirror::{SideAt, SideState};
 use stillpoint_processor::ports::DeviceError;
@@ -17,7 +18,11 @@ impl Pool {
     ///
     /// # Errors
     /// Not found; conflict if the other side is not in sync, or the device is in use or not empty; usage if it is too small.
-    pub(crate) async fn replace_side(&self, request: &ReplaceDevice, passthrough: bool) -> Result<()> {
+    pub(crate) async fn replace_side(
+        &self,
+        request: &ReplaceDevice,
+        commands: Option<DurableWrites>,
+    ) -> Result<()> {
         let sides = self.mirrored()?;
         let _gate = sides.gate.lock().await;
         let at = self.find_side(sides, &request.device)?;
@@ -42,10 +47,9 @@ impl Pool {
             make::wipe(&file).map_err(|error| Error::failure(format!("wiping {new}: {error}")))?;
             let uuid = make::random()?;
             Ok((
-                if passthrough {
-                    file.with_passthrough()
-                } else {
-                    file
+                match commands {
+                    Some(durable_writes) => file.with_passthrough(durable_writes),
+                    None => file,
                 },
                 uuid,
             ))

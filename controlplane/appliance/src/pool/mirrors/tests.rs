@@ -156,7 +156,7 @@ impl Bench {
     async fn second_returns(&self) {
         let path = self.directory.path().join("p-1");
         self.pool
-            .side_returned(1, &path, false)
+            .side_returned(1, &path, None)
             .await
             .expect("it is taken");
     }
@@ -240,7 +240,7 @@ async fn trying_again_is_a_pass_of_its_own_and_no_new_attachment() {
     bench.fails(0, 0, SECOND).await;
     bench.second_returns().await;
     bench.resynced(0, 1, SECOND).await;
-    bench.pool.resync(None, false).await.expect("tried again");
+    bench.pool.resync(None, None).await.expect("tried again");
     bench.resynced(0, 1, SECOND).await;
     bench.resynced(1, 2, SECOND).await;
     assert_eq!(
@@ -285,7 +285,7 @@ async fn a_replaced_side_lacks_everything_since_the_episode_of_the_labels() {
         with: new.display().to_string(),
         force: true,
     };
-    bench.pool.replace_side(&request, false).await.expect("replaced");
+    bench.pool.replace_side(&request, None).await.expect("replaced");
     let changes = bench.changes();
     let (sequence, episode) = bench.label("p-0");
     assert_eq!(bench.label("new"), (sequence, episode));
