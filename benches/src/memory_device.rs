@@ -44,7 +44,7 @@ impl BlockDevice for MemoryDevice {
                 match whole.kind {
                     OperationKind::Read => memory.copy_from_slice(&self.bytes[at..at + length]),
                     OperationKind::Write => self.bytes[at..at + length].copy_from_slice(memory),
-                    OperationKind::Flush | OperationKind::Discard => {}
+                    OperationKind::Flush | OperationKind::Discard | OperationKind::WriteZeroes => {}
                 }
                 at += length;
             }

@@ -217,6 +217,7 @@ impl Pool {
             OperationKind::Write => "write",
             OperationKind::Flush => "flush",
             OperationKind::Discard => "discard",
+            OperationKind::WriteZeroes => "write of zeros",
         };
         let took_s = stall.took_ns as f64 / 1e9;
         format!("{device}: a {what} took {took_s:.1} s, and what waited for it as long")

@@ -160,6 +160,8 @@ pub enum OperationKind {
     Flush,
     /// The device may forget these ranges. Advice: its result is ignored.
     Discard,
+    /// These ranges become zeros, without buffers. Shards ask for none: what hosts zero is forgotten in the maps.
+    WriteZeroes,
 }
 
 /// A contiguous range of one device.
@@ -173,7 +175,7 @@ pub struct Transfer {
     pub length_bytes: u64,
     /// First of its segments in [`Operation::segments`].
     pub first_segment: u32,
-    /// Number of its segments (0 for flush and discard).
+    /// Number of its segments (0 for flush, discard and zeros).
     pub segment_count: u32,
 }
 
@@ -235,7 +237,7 @@ pub struct Operation {
     /// Of devices that have two sides. A read asks this side, if it can be read; when it comes back it names the side that answered
     /// (all but `failures`), and `None` if there is no other to ask. A write goes to this side alone, or to all (`None`).
     pub side: Option<Side>,
-    /// Of a write: what it wrote is durable when it comes back (force unit access), and nothing else is for that.
+    /// Of a write, of data or zeros: what it wrote is durable when it comes back (force unit access), and nothing else is for that.
     pub durable: bool,
     /// Of a read: if it fails there is another device that has the same, so that nobody waits for it to be tried here again.
     pub is_tried_once: bool,

@@ -117,6 +117,15 @@ impl MemoryDevice {
             OperationKind::Read | OperationKind::Write => self.move_data(operation),
             OperationKind::Flush => self.figures.flushes += 1,
             OperationKind::Discard => self.figures.discards += 1,
+            OperationKind::WriteZeroes => self.make_zeros(operation),
+        }
+    }
+
+    fn make_zeros(&mut self, operation: &Operation) {
+        for transfer in &operation.transfers {
+            let at = self.place(transfer.offset_bytes);
+            self.memory[at..at + transfer.length_bytes as usize].fill(0);
+            self.figures.zeroes += 1;
         }
     }
 

@@ -43,6 +43,8 @@ pub(super) struct Part {
     pub pause: Option<Timespec>,
     /// It was last sent with a registered buffer.
     pub registered: bool,
+    /// Of zeros: how many were last sent as data; 0: the device makes all of them by itself.
+    pub step_bytes: u64,
 }
 
 impl Part {
@@ -58,6 +60,7 @@ impl Part {
             tries: 0,
             pause: None,
             registered: false,
+            step_bytes: 0,
         }
     }
 

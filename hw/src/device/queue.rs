@@ -13,10 +13,12 @@ mod commands;
 pub(super) mod targets;
 #[cfg(test)]
 mod tests;
+mod zeroes;
 
 use super::PoolFiles;
 use super::nvme::command::DatasetRange;
 use super::nvme::ring::{CommandRings, Ended};
+use super::nvme::status;
 use super::parts::{Part, advance, cut, cut_range};
 use crate::buffers::Arenas;
 use crate::ring::{Completion, FileSlot, Owner, Ring, mark, on_file};
@@ -57,6 +59,8 @@ pub struct DeviceFigures {
     pub flushes: u64,
     /// Of the write entries, those that are durable when they end.
     pub durable_writes: u64,
+    /// Entries that have a device make zeros by itself.
+    pub zeroes: u64,
     /// Discard entries.
     pub discards: u64,
     /// Discards left out, because enough were in flight or the device cannot.
@@ -77,6 +81,7 @@ impl DeviceFigures {
             OperationKind::Write => self.writes += 1,
             OperationKind::Flush => self.flushes += 1,
             OperationKind::Discard => self.discards += 1,
+            OperationKind::WriteZeroes => self.zeroes += 1,
         }
     }
 }
@@ -223,6 +228,7 @@ impl Devices {
                 let failure = (result < 0).then(|| self.error_of(slot, part, -result));
                 self.discarded(slot, part, failure);
             }
+            OperationKind::WriteZeroes => self.zeroed(slot, part, result),
         }
     }
 
@@ -271,8 +277,11 @@ impl Devices {
     }
 
     fn entry(&mut self, ring: &Ring, slot: u32, part: u32) -> squeue::Entry {
+        let kind = self.slots[slot as usize].kind();
+        if kind == OperationKind::WriteZeroes {
+            return self.zero_entry(slot, part);
+        }
         let state = &self.slots[slot as usize];
-        let kind = state.kind();
         let Part {
             target,
             offset_bytes,
@@ -300,13 +309,9 @@ impl Devices {
             OperationKind::Read | OperationKind::Write => {
                 let vectors = &state.vectors[first_vector..first_vector + vector_count];
                 let registered = self.registered(ring, vectors);
-                // The kernel makes it a write with FUA where the device has that, else a write and a flush.
-                let flags = match state.is_durable() {
-                    true => libc::RWF_DSYNC,
-                    false => 0,
-                };
-                transfer_entry(kind, file, vectors, offset_bytes, registered, flags)
+                transfer_entry(kind, file, vectors, offset_bytes, registered, state.write_flags())
             }
+            OperationKind::WriteZeroes => unreachable!("it has entries of its own"),
         };
         let durable = self.slots[slot as usize].is_durable();
         self.figures.count(kind, durable);
@@ -348,12 +353,7 @@ impl Devices {
         let state = &mut self.slots[slot as usize];
         let piece = &mut state.parts[part as usize];
         match result {
-            ..0 if matches!(-result, libc::EAGAIN | libc::EINTR) && piece.tries < BUSY_TRIES_MAX => {
-                piece.pause = Some(Timespec::from(busy_pause(piece.tries)));
-                piece.tries += 1;
-                self.figures.retries += 1;
-                self.again(slot, part);
-            }
+            ..0 if piece.is_busy(result) => self.after_a_pause(slot, part),
             ..=0 => {
                 let error = self.error_of(slot, part, -result);
                 self.end_failed(slot, part, error);
@@ -381,17 +381,26 @@ impl Devices {
         }
     }
 
-    /// A part of a read or write has done all that it was to do.
+    /// A part of what reads, writes or makes zeros has done all that it was to do.
     fn end_moved(&mut self, slot: u32, part: u32) {
         let state = &self.slots[slot as usize];
         let file = &self.targets.at(state.parts[part as usize].target).file;
         match file.failed_flush() {
             // A flush that failed took away what a durable write would have made count.
-            Some(error) if state.kind() == OperationKind::Write && state.is_durable() => {
+            Some(error) if state.kind() != OperationKind::Read && state.is_durable() => {
                 self.end_failed(slot, part, error)
             }
             _ => self.end_part(slot),
         }
+    }
+
+    /// Tries what the kernel did not do for now once more, later.
+    fn after_a_pause(&mut self, slot: u32, part: u32) {
+        let piece = &mut self.slots[slot as usize].parts[part as usize];
+        piece.pause = Some(Timespec::from(busy_pause(piece.tries)));
+        piece.tries += 1;
+        self.figures.retries += 1;
+        self.again(slot, part);
     }
 
     /// What the failure of an entry means; 0: nothing was moved. What is asked of a block device that was taken out, or that has
@@ -421,14 +430,13 @@ impl Devices {
 
     /// A discard ended, with this error. As advice it says whether there is any use in more.
     fn discarded(&mut self, slot: u32, part: u32, error: Option<DeviceError>) {
-        const INVALID_OPCODE: u16 = 1;
         self.discards -= 1;
         let Some(error) = error else {
             return self.end_part(slot);
         };
         let never = match error {
             DeviceError::Os(errno) => matches!(errno, libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV),
-            DeviceError::Nvme { status, .. } => status == INVALID_OPCODE,
+            DeviceError::Nvme { status, .. } => status == status::INVALID_OPCODE,
             DeviceError::Short | DeviceError::Gone => true,
             DeviceError::Shrunk => false,
         };
@@ -506,6 +514,10 @@ impl Devices {
                 OperationKind::Discard => {
                     cut_range(number, transfer, target.discard_bytes_max(), &mut state.parts);
                 }
+                OperationKind::WriteZeroes => {
+                    assert!(transfer.length_bytes > 0, "zeros have a length");
+                    cut_range(number, transfer, target.zero_bytes_max(), &mut state.parts);
+                }
                 OperationKind::Read | OperationKind::Write => {
                     let first = transfer.first_segment as usize;
                     let segments = &segments[first..first + transfer.segment_count as usize];
@@ -580,6 +592,13 @@ impl Drop for Devices {
             std::mem::forget(std::mem::take(&mut self.slots));
             self.targets.leak();
         }
+    }
+}
+
+impl Part {
+    /// Whether the kernel did not do it for now, and may be asked once more.
+    fn is_busy(&self, result: i32) -> bool {
+        matches!(-result, libc::EAGAIN | libc::EINTR) && self.tries < BUSY_TRIES_MAX
     }
 }
 

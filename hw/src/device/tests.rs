@@ -478,6 +478,66 @@ fn a_durable_write_is_done_like_any_other_and_counted() {
     }
 }
 
+/// An operation that makes these ranges of devices zeros.
+fn zeros(ranges: &[(u8, u64, u64)]) -> Box<Operation> {
+    let mut operation = Operation::new();
+    operation.kind = OperationKind::WriteZeroes;
+    let transfers = ranges
+        .iter()
+        .map(|&(device, offset_bytes, length_bytes)| Transfer {
+            device: DeviceIndex(device),
+            offset_bytes,
+            length_bytes,
+            first_segment: 0,
+            segment_count: 0,
+        });
+    operation.transfers.extend(transfers);
+    operation
+}
+
+#[test]
+fn ranges_become_zeros_whether_the_device_does_that_by_itself_or_not() {
+    const LENGTH: u64 = 200 << 10;
+    for durable in [false, true] {
+        for mut bench in benches() {
+            for path in &bench.paths {
+                let file = File::options().write(true).open(path).expect("there");
+                file.write_all_at(&vec![7; 1 << 20], 0).expect("written");
+            }
+            let mut operation = zeros(&[(0, 4096, LENGTH), (1, 8192, 4096), (0, 512 << 10, 4096)]);
+            operation.durable = durable;
+            bench.submit(operation);
+            let back = bench.run(1);
+            assert_eq!(back[0].result, Ok(()));
+            let figures = bench.devices.figures();
+            // tmpfs does nothing by itself; what has to be durable is written.
+            if durable || figures.writes > 0 {
+                assert_eq!(figures.writes, LENGTH.div_ceil(64 << 10) + 2, "in pieces");
+                assert_eq!(figures.written_bytes, LENGTH + 2 * 4096);
+            }
+            if durable {
+                assert_eq!((figures.zeroes, figures.durable_writes), (0, figures.writes));
+            } else {
+                assert!((1..=3).contains(&figures.zeroes), "it is tried");
+            }
+            let held: Vec<Vec<u8>> = (bench.paths.iter())
+                .map(|path| std::fs::read(path).expect("there"))
+                .collect();
+            for (number, ranges) in [
+                (0, &[(4096, LENGTH), (512 << 10, 4096)][..]),
+                (1, &[(8192, 4096)][..]),
+            ] {
+                let mut expected = vec![7; 1 << 20];
+                for &(start, length) in ranges {
+                    expected[start as usize..(start + length) as usize].fill(0);
+                }
+                assert!(held[number][..1 << 20] == expected, "device {number}");
+                assert_eq!(held[number].len(), 16 << 20);
+            }
+        }
+    }
+}
+
 #[test]
 fn an_operation_names_the_transfers_that_failed_and_the_others_are_done() {
     for mut bench in benches() {

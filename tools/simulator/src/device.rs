@@ -368,7 +368,7 @@ impl Room {
         let errors = match operation.kind {
             OperationKind::Read => self.habits.read_errors,
             OperationKind::Write | OperationKind::Flush => self.habits.write_errors,
-            OperationKind::Discard => 0,
+            OperationKind::Discard | OperationKind::WriteZeroes => 0,
         };
         let failed = errors > 0 && self.random.below(10_000) < errors;
         operation.result = Ok(());
@@ -411,6 +411,7 @@ impl Room {
             OperationKind::Write => self.write(operation, index, failed),
             OperationKind::Flush if !failed => self.disks[device].flush(covered[index]),
             OperationKind::Read | OperationKind::Flush => {}
+            OperationKind::WriteZeroes => unreachable!("none was taken"),
             OperationKind::Discard => {
                 let first = transfer.offset_bytes / BLOCK_BYTES as u64;
                 let count = transfer.length_bytes / BLOCK_BYTES as u64;
@@ -473,6 +474,7 @@ impl BlockDevice for Port {
             OperationKind::Write => (&mut room.counts.writes, room.habits.latency_ns),
             OperationKind::Flush => (&mut room.counts.flushes, room.habits.flush_ns),
             OperationKind::Discard => (&mut room.counts.discards, room.habits.latency_ns),
+            OperationKind::WriteZeroes => unreachable!("shards ask for no zeros"),
         };
         *count += 1;
         room.counts.durable_writes += u64::from(operation.durable);

@@ -40,6 +40,7 @@ impl Mirror {
                 OperationKind::Discard => self.complete(id, operation),
                 OperationKind::Write => self.written(id, operation),
                 OperationKind::Flush | OperationKind::Read => self.flushed(id, operation),
+                OperationKind::WriteZeroes => unreachable!("none was started"),
             },
             Purpose::Read => self.read(inner, id, operation),
             Purpose::ReadOther => self.read_from_other(inner, id, operation),

@@ -43,6 +43,7 @@ impl Mirror {
                 self.start(inner, id, operation)
             }
             OperationKind::Write | OperationKind::Flush => self.submit_change(inner, operation),
+            OperationKind::WriteZeroes => unreachable!("shards ask for no zeros"),
         }
     }
 

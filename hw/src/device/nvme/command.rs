@@ -17,7 +17,7 @@ const READ: u8 = 0x02;
 const WRITE_ZEROES: u8 = 0x08;
 /// Dataset Management: NVM Command Set Specification 1.0, section 3.2.3.
 const DATASET_MANAGEMENT: u8 = 0x09;
-/// Force Unit Access, in dword 12 of writes.
+/// Force Unit Access, in dword 12 of Write and Write Zeroes: bit 14 of what sysfs and traces call `control`.
 const FORCE_UNIT_ACCESS: u32 = 1 << 30;
 /// Deallocate, in dword 12 of Write Zeroes: the blocks may be forgotten, and are zeros.
 const ZEROES_DEALLOCATE: u32 = 1 << 25;
@@ -112,10 +112,19 @@ impl Command {
         Self::of_blocks(WRITE, namespace, first_block, blocks, flags)
     }
 
-    /// So many logical blocks (1 to 65536) become zeros; the device may forget them.
+    /// So many logical blocks (1 to 65536) become zeros. `deallocate`: the device is to forget them, which makes them zeros only where it
+    /// says so ([`super::identify::IdentifyNamespace::deallocates_zeroes`]); `durable`: past the device's volatile cache.
     #[must_use]
-    pub fn write_zeroes(namespace: u32, first_block: u64, blocks: u32) -> Self {
-        Self::of_blocks(WRITE_ZEROES, namespace, first_block, blocks, ZEROES_DEALLOCATE)
+    pub fn write_zeroes(
+        namespace: u32,
+        first_block: u64,
+        blocks: u32,
+        deallocate: bool,
+        durable: bool,
+    ) -> Self {
+        let flag = |wanted, flag| if wanted { flag } else { 0 };
+        let flags = flag(deallocate, ZEROES_DEALLOCATE) | flag(durable, FORCE_UNIT_ACCESS);
+        Self::of_blocks(WRITE_ZEROES, namespace, first_block, blocks, flags)
     }
 
     /// What was written to the namespace becomes durable.
@@ -228,8 +237,16 @@ mod tests {
         assert_eq!((write.opcode, write.words[2].get()), (1, 0xffff));
         let durable = Command::write(7, 16, 1, true);
         assert_eq!(durable.words[2], 1 << 30);
-        let zeroes = Command::write_zeroes(7, 16, 2);
-        assert_eq!((zeroes.opcode, zeroes.words[2].get()), (8, 1 << 25 | 1));
+        for (deallocate, durable, flags) in [
+            (false, false, 0),
+            (true, false, 1 << 25),
+            (false, true, 1 << 30),
+            (true, true, 1 << 25 | 1 << 30),
+        ] {
+            let zeroes = Command::write_zeroes(7, 16, 2, deallocate, durable);
+            assert_eq!((zeroes.opcode, zeroes.words[2].get()), (8, flags | 1));
+            assert_eq!((zeroes.address.get(), zeroes.data_length.get()), (0, 0));
+        }
         let flush = Command::flush(7);
         assert_eq!(
             (flush.opcode, flush.namespace.get(), flush.words),

@@ -125,7 +125,10 @@ pub struct IdentifyNamespace {
     pub formats_less_one: u8,
     /// The LBA format in use (FLBAS): bits 3:0, and 6:5 above them if there are more than 16.
     pub format: u8,
-    skipped_27: [u8; 9],
+    skipped_27: [u8; 6],
+    /// What becomes of deallocated blocks (DLFEAT): bits 2:0, what they read as; bit 3: Write Zeroes can deallocate.
+    pub deallocated: u8,
+    skipped_34: [u8; 2],
     /// What is written whole or not at all if power fails (NAWUPF), blocks, less one; counts if NSFEAT bit 1 is set and it is
     /// not 0, which means that the controller's (AWUPF) counts.
     pub atomic_write_power_fail: U16,
@@ -191,6 +194,14 @@ impl IdentifyNamespace {
     #[must_use]
     pub fn lba_format(&self) -> LbaFormat {
         self.formats[self.format_index()]
+    }
+
+    /// Whether Write Zeroes may be asked to deallocate: it can, and what is deallocated reads as zeros.
+    #[must_use]
+    pub fn deallocates_zeroes(&self) -> bool {
+        const READS_AS_ZEROS: u8 = 0b001;
+        const BY_WRITE_ZEROES: u8 = 1 << 3;
+        self.deallocated & 0b111 == READS_AS_ZEROS && self.deallocated & BY_WRITE_ZEROES != 0
     }
 
     /// Bytes that are written whole or not at all if power fails.
@@ -318,6 +329,23 @@ mod tests {
             Some("01".repeat(16).as_str())
         );
         assert_eq!(identifier(&namespace.eui64), None);
+    }
+
+    #[test]
+    fn zeros_are_deallocated_only_where_that_can_be_asked_for_and_reads_as_zeros() {
+        // Bits 2:0 of DLFEAT: 0 says nothing, 1 zeros, 2 bytes of FFh; the other bits are of something else.
+        for (features, expected) in [
+            (0b0000_1001, true),
+            (0b1111_1001, true),
+            (0b0000_0001, false),
+            (0b0000_1000, false),
+            (0b0000_1010, false),
+            (0b0000_1011, false),
+        ] {
+            let bytes = filled(&[(33, &[features])]);
+            let namespace = IdentifyNamespace::read(&bytes).expect("the right size");
+            assert_eq!(namespace.deallocates_zeroes(), expected, "{features:#b}");
+        }
     }
 
     #[test]

@@ -39,6 +39,10 @@ pub struct Passthrough {
     pub(crate) block_power: u32,
     pub(crate) limits: Limits,
     pub(crate) discards: bool,
+    /// The longest range that one command makes zeros; 0: it has no such command.
+    pub(crate) zero_bytes_max: u64,
+    /// Zeros may be made by forgetting what was there.
+    pub(crate) zeroes_deallocate: bool,
     /// What was written may be lost with the power before a flush.
     pub(crate) caches: bool,
     /// Whether writes are made durable one by one (force unit access), or why not.
@@ -164,6 +168,12 @@ impl Passthrough {
             block_power: block_bytes.ilog2(),
             limits: limits(info, identified.controller.transfer_bytes_max()),
             discards: identified.controller.deallocates(),
+            zero_bytes_max: if identified.controller.writes_zeroes() {
+                zero_bytes_max(info.write_zeroes_bytes_max, block_bytes)
+            } else {
+                0
+            },
+            zeroes_deallocate: identified.namespace.deallocates_zeroes(),
             caches,
             durable_writes: durable_writes(wanted, caches, info.fua, model, is_virtual),
             retry_delays: RetryDelays::new(identified.controller.retry_delays.map(U16::get)),
@@ -291,9 +301,31 @@ fn limits(info: &BlockDeviceInfo, device_bytes_max: Option<u64>) -> Limits {
     }
 }
 
+/// The longest range of one Write Zeroes command, in whole blocks of ours. The kernel's limit is that of the controller (WZSL, or MDTS where there
+/// is none), and 0 for those whose command is known to be broken.
+fn zero_bytes_max(kernel_bytes_max: u64, block_bytes: u32) -> u64 {
+    let counted = (1 << 16) * u64::from(block_bytes);
+    let bytes = kernel_bytes_max.min(counted);
+    bytes - bytes % BLOCK_BYTES as u64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn zeros_have_limits_of_their_own() {
+        assert_eq!(zero_bytes_max(0, 512), 0, "not to be used");
+        assert_eq!(zero_bytes_max(2048, 512), 0, "less than a block of ours");
+        assert_eq!(zero_bytes_max(32 << 10, 4096), 32 << 10);
+        assert_eq!(
+            zero_bytes_max(u64::MAX / 512 * 512, 512),
+            32 << 20,
+            "16 bits of blocks"
+        );
+        assert_eq!(zero_bytes_max(1 << 40, 4096), 256 << 20);
+        assert_eq!(zero_bytes_max(10 << 9, 512), 4096);
+    }
 
     #[test]
     fn who_vouches_for_a_controller_is_believed_and_a_controller_that_cannot_is_not_asked() {

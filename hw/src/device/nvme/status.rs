@@ -10,6 +10,9 @@ const DO_NOT_RETRY: u16 = 1 << 14;
 /// Command retry delay (CRD): which of the controller's delays is to pass before a retry; 0: none.
 const RETRY_DELAY: u16 = 3 << 11;
 
+/// The status of a command that the device does not have.
+pub(crate) const INVALID_OPCODE: u16 = 0x001;
+
 /// What a status means: Base Specification 2.0, section 3.3.3.2.1, and NVM Command Set Specification 1.0, section 3.1.2.3.
 #[must_use]
 pub fn meaning(status: u16) -> &'static str {

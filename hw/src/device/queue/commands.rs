@@ -1,6 +1,6 @@
 //! Operations on namespaces that take our own commands.
 
-use super::{Devices, Slot};
+use super::{Devices, Slot, zeroes};
 use crate::device::DeviceFile;
 use crate::device::nvme::command::{Command, DatasetRange};
 use crate::device::nvme::passthrough::{Passthrough, RetryDelays};
@@ -11,6 +11,7 @@ use crate::ring::Ring;
 use io_uring::types::Timespec;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
+use stillpoint_processor::BLOCK_BYTES;
 use stillpoint_processor::ports::{DeviceError, OperationKind};
 
 /// How often a command is tried again that may do better.
@@ -31,6 +32,9 @@ pub(in crate::device) struct Namespace {
     block_power: u32,
     pub limits: Limits,
     pub discards: bool,
+    /// The longest range that one command makes zeros; 0: it has no such command.
+    pub zero_bytes_max: u64,
+    zeroes_deallocate: bool,
     /// It has a cache that loses what it holds with the power, so that flushes do something.
     pub caches: bool,
     /// Single writes are made durable where that spares a flush.
@@ -47,6 +51,8 @@ impl Namespace {
             block_power: passthrough.block_power,
             limits: passthrough.limits,
             discards: passthrough.discards,
+            zero_bytes_max: passthrough.zero_bytes_max,
+            zeroes_deallocate: passthrough.zeroes_deallocate,
             caches: passthrough.caches,
             forces: passthrough.durable_writes().is_ok(),
             retry_delays: passthrough.retry_delays,
@@ -65,6 +71,22 @@ impl Namespace {
     /// Whether a durable write costs less than a write and a flush. Without a cache a flush costs nothing.
     pub fn writes_durably(&self) -> bool {
         self.caches && self.forces
+    }
+
+    /// The command that makes a part zeros; or the first of them as data, if it is not done `by_itself`.
+    fn zeros(&self, piece: &mut Part, by_itself: bool, durable: bool) -> Command {
+        let (first_block, blocks) = self.blocks(piece);
+        if by_itself {
+            piece.step_bytes = 0;
+            let deallocate = self.zeroes_deallocate;
+            return Command::write_zeroes(self.number, first_block, blocks, deallocate, durable);
+        }
+        let in_pages = self.limits.pages.saturating_mul(BLOCK_BYTES) as u64;
+        let zeros = zeroes::some(piece.left_bytes.min(self.limits.bytes).min(in_pages));
+        piece.step_bytes = zeros.len() as u64;
+        let blocks = (piece.step_bytes >> self.block_power) as u32;
+        Command::write(self.number, first_block, blocks, durable)
+            .with_data(zeros.as_ptr() as usize, zeros.len() as u32)
     }
 
     /// First block and number of blocks of a part.
@@ -99,6 +121,7 @@ impl Devices {
         let durable = self.slots[slot as usize].is_durable();
         let state = &mut self.slots[slot as usize];
         let piece = &mut state.parts[part as usize];
+        let makes_zeros = self.targets.at(piece.target).zeroes;
         piece.registered = false;
         let (first_block, blocks) = namespace.blocks(piece);
         let (command, data, ring) = match kind {
@@ -124,7 +147,7 @@ impl Devices {
                 let ring = rings.for_data(namespace.polled);
                 let command = match kind {
                     OperationKind::Read => Command::read(namespace.number, first_block, blocks),
-                    _ => Command::write(namespace.number, first_block, blocks, durable && namespace.caches),
+                    _ => Command::write(namespace.number, first_block, blocks, durable),
                 };
                 let vectors = &state.vectors[piece.first_vector..piece.first_vector + piece.vector_count];
                 let (command, data) = match vectors {
@@ -143,9 +166,22 @@ impl Devices {
                 };
                 (command, data, ring)
             }
+            OperationKind::WriteZeroes => {
+                let command = namespace.zeros(piece, makes_zeros, durable);
+                let ring = match piece.step_bytes {
+                    0 => rings.for_others(),
+                    _ => rings.for_data(namespace.polled),
+                };
+                (command, Data::Plain(None), ring)
+            }
         };
-        // SAFETY: the command points to the slot's vectors or ranges and, through them, to the operation's buffers. The slot
-        // keeps all of these untouched until the last of its parts has ended, and is leaked (`drop`) rather than freed before.
+        let sent = match kind {
+            OperationKind::WriteZeroes if piece.step_bytes > 0 => OperationKind::Write,
+            kind => kind,
+        };
+        // SAFETY: the command points to zeros that are never freed, or to the slot's vectors or ranges and, through them, to the
+        // operation's buffers. The slot keeps all of these untouched until the last of its parts has ended, and is leaked (`drop`)
+        // rather than freed before.
         unsafe {
             ring.push(
                 namespace.file,
@@ -154,7 +190,7 @@ impl Devices {
                 u64::from(slot) << 32 | u64::from(part),
             )
         };
-        self.figures.count(kind, durable);
+        self.figures.count(sent, durable);
     }
 
     /// Takes in what the rings of commands have to say.
@@ -197,6 +233,7 @@ impl Devices {
         match (kind, error) {
             (OperationKind::Flush, error) => self.flushed(slot, part, error),
             (OperationKind::Discard, error) => self.discarded(slot, part, error),
+            (OperationKind::WriteZeroes, error) => self.zeroed_by_command(slot, part, error),
             (_, Some(error)) => self.end_failed(slot, part, error),
             (OperationKind::Read, None) => {
                 self.figures.read_bytes += piece.left_bytes;
@@ -242,7 +279,7 @@ impl Failure {
     fn may_retry(self, kind: OperationKind, is_tried_once: bool) -> bool {
         match kind {
             OperationKind::Read if is_tried_once => self.error == DeviceError::Os(libc::EAGAIN),
-            OperationKind::Read | OperationKind::Write => self.may_pass,
+            OperationKind::Read | OperationKind::Write | OperationKind::WriteZeroes => self.may_pass,
             OperationKind::Flush => self.may_pass && self.was_taken_back,
             OperationKind::Discard => false,
         }
@@ -294,6 +331,11 @@ impl Slot {
         operation.expect("an entry in flight has its operation").durable
     }
 
+    /// The kernel makes a durable write one with FUA where the device has that, else a write and a flush.
+    pub(super) fn write_flags(&self) -> i32 {
+        if self.is_durable() { libc::RWF_DSYNC } else { 0 }
+    }
+
     pub(super) fn is_tried_once(&self) -> bool {
         let operation = self.operation.as_ref();
         operation.is_some_and(|operation| operation.is_tried_once)
@@ -319,6 +361,8 @@ impl Namespace {
             block_power: 12,
             limits: Limits::FILE,
             discards: true,
+            zero_bytes_max: 0,
+            zeroes_deallocate: false,
             caches,
             forces: true,
             retry_delays: RetryDelays::default(),
@@ -354,6 +398,31 @@ mod tests {
         assert!(read_again(-libc::EINTR) && read_again(-libc::EAGAIN));
         assert_eq!(failed(-libc::EINVAL).error, DeviceError::Os(libc::EINVAL));
         assert!(!read_again(-libc::EINVAL));
+    }
+
+    #[test]
+    fn zeros_are_one_command_or_as_much_data_as_fits() {
+        let namespace = Namespace {
+            block_power: 9,
+            limits: Limits {
+                bytes: 32 << 10,
+                vectors: 8,
+                pages: 5,
+            },
+            zeroes_deallocate: true,
+            ..Namespace::out_of_reach(true)
+        };
+        let mut piece = Part::of(0, 4096, 48 << 10, 0);
+        let command = namespace.zeros(&mut piece, true, false);
+        assert_eq!(command, Command::write_zeroes(1, 8, 96, true, false));
+        assert_eq!(piece.step_bytes, 0);
+        // Five pages are the least of what it takes, of data and of zeros at hand.
+        let command = namespace.zeros(&mut piece, false, true);
+        let expected = Command::write(1, 8, 40, true).with_data(command.address.get() as usize, 20 << 10);
+        assert_eq!((command, piece.step_bytes), (expected, 20 << 10));
+        piece.left_bytes = 512;
+        let command = namespace.zeros(&mut piece, false, false);
+        assert_eq!((command.words[2].get(), command.data_length.get()), (0, 512));
     }
 
     #[test]

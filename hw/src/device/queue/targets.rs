@@ -21,6 +21,8 @@ pub(in crate::device) struct Target {
     /// The file in the processor's ring.
     pub slot: FileSlot,
     pub discards: bool,
+    /// It makes zeros by itself; else they are written.
+    pub zeroes: bool,
     /// Set if it takes our own commands.
     pub namespace: Option<Namespace>,
     /// Entries, commands and pauses that have not ended.
@@ -131,6 +133,14 @@ impl Target {
             .map_or(u64::MAX, |namespace| namespace.discard_bytes_max())
     }
 
+    /// The longest range that becomes zeros by one command, if it has one.
+    pub fn zero_bytes_max(&self) -> u64 {
+        match self.namespace {
+            Some(namespace) if self.zeroes => namespace.zero_bytes_max,
+            _ => u64::MAX,
+        }
+    }
+
     /// Whether it makes single writes durable for less than a flush costs.
     pub fn writes_durably(&self) -> bool {
         self.namespace.is_some_and(|namespace| namespace.writes_durably())
@@ -159,6 +169,7 @@ impl Devices {
         self.targets.all[number] = Some(Target {
             slot: ring.register_file(file.as_raw_fd()),
             discards: namespace.is_none_or(|namespace| namespace.discards),
+            zeroes: namespace.is_none_or(|namespace| namespace.zero_bytes_max > 0),
             namespace,
             in_kernel: 0,
             leaves: false,

@@ -142,6 +142,49 @@ fn what_the_kernel_never_does_fails_after_half_a_minute_of_pauses() {
 }
 
 #[test]
+fn zeros_are_cut_as_the_namespace_takes_them_and_written_when_it_refuses_the_command() {
+    let (mut devices, mut ring, _directory) = one_file();
+    let mut namespace = Namespace::out_of_reach(true);
+    namespace.zero_bytes_max = 32 << 10;
+    let target = devices.targets.at_mut(0);
+    (target.namespace, target.zeroes) = (Some(namespace), true);
+    let mut zeros = Operation::new();
+    zeros.kind = OperationKind::WriteZeroes;
+    zeros.transfers.push(transfer(100 << 10));
+    zeros.transfers[0].segment_count = 0;
+    assert!(devices.submit(zeros).is_ok());
+    let (slot, part) = devices.ready[3];
+    let parts = &devices.slots[slot as usize].parts;
+    let ranges: Vec<_> = (parts.iter())
+        .map(|part| (part.offset_bytes >> 10, part.left_bytes >> 10))
+        .collect();
+    assert_eq!(ranges, [(0, 32), (32, 32), (64, 32), (96, 4)]);
+    // The first three are done by it; then it does not know the command.
+    for (slot, part) in devices.ready.drain(..3).collect::<Vec<_>>() {
+        devices.zeroed_by_command(slot, part, None);
+    }
+    devices.ready.clear();
+    let refused = DeviceError::Nvme {
+        status: 1,
+        meaning: "invalid opcode",
+    };
+    devices.zeroed_by_command(slot, part, Some(refused));
+    assert!(!devices.targets.at(0).zeroes && devices.ready.pop_front() == Some((slot, part)));
+    // Written in two steps.
+    for step_bytes in [1024, 3072] {
+        assert_eq!(devices.in_flight(), 1);
+        devices.slots[slot as usize].parts[part as usize].step_bytes = step_bytes;
+        devices.zeroed_by_command(slot, part, None);
+        devices.ready.clear();
+    }
+    let mut back = Vec::new();
+    devices.poll(&mut back);
+    assert_eq!((back[0].result, devices.figures.written_bytes), (Ok(()), 4096));
+    devices.detach(0, &mut ring);
+    devices.close(&mut ring);
+}
+
+#[test]
 fn a_flush_goes_to_no_device_that_keeps_all_without() {
     let (mut devices, mut ring, _directory) = one_file();
     devices.targets.at_mut(0).namespace = Some(Namespace::out_of_reach(false));

@@ -293,6 +293,7 @@ impl Medium {
                     }
                 }
                 OperationKind::Discard => {}
+                OperationKind::WriteZeroes => unreachable!("shards ask for no zeros"),
             }
         }
         self.completed.push_back(operation);

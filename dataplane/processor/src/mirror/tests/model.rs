@@ -356,7 +356,9 @@ impl World {
                     Err(error) => assert!(good.count() < 2, "{error} though both sides can be read"),
                 }
             }
-            OperationKind::Discard => unreachable!("nothing is discarded here"),
+            OperationKind::Discard | OperationKind::WriteZeroes => {
+                unreachable!("nothing is discarded or zeroed here")
+            }
         }
     }
 

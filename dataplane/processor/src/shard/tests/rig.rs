@@ -121,7 +121,7 @@ impl MemoryDevice {
                     }
                     self.side(side)[at..at + length].copy_from_slice(buffer);
                 }
-                OperationKind::Flush | OperationKind::Discard => {}
+                OperationKind::Flush | OperationKind::Discard | OperationKind::WriteZeroes => {}
             }
             at += length;
         }
