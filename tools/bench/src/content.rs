@@ -70,6 +70,21 @@ pub fn compare(bytes: &[u8], offset_bytes: u64, sequence: u64, seed: u64) -> Res
     Ok(())
 }
 
+/// Says whether what was read is zeros.
+///
+/// # Errors
+/// [`Different`] says at which byte it is not.
+pub fn compare_zeros(bytes: &[u8], offset_bytes: u64) -> Result<(), Different> {
+    match bytes.iter().position(|&byte| byte != 0) {
+        None => Ok(()),
+        Some(at) => Err(Different(format!(
+            "wrong data at byte {}: it is {:#x} and should be zero",
+            offset_bytes + at as u64,
+            bytes[at]
+        ))),
+    }
+}
+
 /// What one thread has written. Requests to one address never overlap.
 #[derive(Debug, Default)]
 pub struct Written {

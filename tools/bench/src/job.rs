@@ -30,6 +30,15 @@ pub enum Discards {
     BeforeWrites,
 }
 
+/// What writes write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteMode {
+    /// Data.
+    Data,
+    /// Zeros, which are not sent where the target makes them by itself.
+    Zeroes,
+}
+
 /// How addresses follow each other.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Order {
@@ -90,6 +99,10 @@ pub struct Job {
     pub read_percent: u32,
     /// See [`Discards`].
     pub discards: Discards,
+    /// See [`WriteMode`].
+    pub write_mode: WriteMode,
+    /// Each write is durable when it ends (force unit access).
+    pub durable_writes: bool,
     /// After so many writes of a thread a flush follows. It takes a place in flight, and has none in the rate.
     pub flush_every: Option<u32>,
     /// See [`Order`].
@@ -126,6 +139,8 @@ impl Default for Job {
             name: "job".to_owned(),
             read_percent: 100,
             discards: Discards::None,
+            write_mode: WriteMode::Data,
+            durable_writes: false,
             flush_every: None,
             order: Order::Uniform,
             lengths: vec![(4096, 1)],
@@ -260,6 +275,13 @@ impl Job {
         if self.flush_every.is_some() && (no_write || self.discards == Discards::Only) {
             return bad("nothing is written that could be flushed: leave --fsync out, or write".into());
         }
+        let writes_nothing = no_write || self.discards == Discards::Only;
+        if self.durable_writes && writes_nothing {
+            return bad("nothing is written that could be durable: leave --writefua out, or write".into());
+        }
+        if self.write_mode == WriteMode::Zeroes && writes_nothing {
+            return bad("nothing is written that could be zeros: leave --write-mode out, or write".into());
+        }
         if self.verify && self.discards != Discards::None {
             return bad(
                 "what is discarded may read as anything: leave --verify out, or give --rw randwrite or randrw".into(),
@@ -320,7 +342,7 @@ mod tests {
     fn what_cannot_be_done_is_said() {
         assert_eq!(Job::default().check(), Ok(()));
         type Spoil = fn(&mut Job);
-        let wrong: [(Spoil, &str); 19] = [
+        let wrong: [(Spoil, &str); 22] = [
             (|job| job.read_percent = 101, "101%"),
             (|job| job.lengths.clear(), "--bs"),
             (|job| job.lengths = vec![(1000, 1)], "1000 bytes"),
@@ -348,6 +370,12 @@ mod tests {
             (
                 |job| (job.flush_every, job.read_percent, job.discards) = (Some(1), 0, Discards::Only),
                 "nothing is written",
+            ),
+            (|job| job.durable_writes = true, "--writefua"),
+            (|job| job.write_mode = WriteMode::Zeroes, "--write-mode"),
+            (
+                |job| (job.durable_writes, job.read_percent, job.discards) = (true, 0, Discards::Only),
+                "--writefua",
             ),
             (
                 |job| (job.verify, job.discards) = (true, Discards::Only),

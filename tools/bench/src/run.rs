@@ -188,10 +188,10 @@ fn work_on(
     match target {
         Opened::Null(_) => work(job, thread, area, start, Ok(NullTarget::default())),
         Opened::File(files) => {
-            let target = FileTarget::new(files, job.in_flight_max(), job.length_bytes_max());
+            let target = FileTarget::new(files, job);
             work(job, thread, area, start, target)
         }
-        Opened::Nbd(uri, _) => work(job, thread, area, start, NbdTarget::connect(uri)),
+        Opened::Nbd(uri, _) => work(job, thread, area, start, NbdTarget::connect(uri, job)),
         Opened::Inside(inside) => {
             let bytes = buffer_bytes(job.in_flight_max(), job.length_bytes_max());
             if inside.is_in_memory() {

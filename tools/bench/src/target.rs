@@ -22,7 +22,7 @@ use stillpoint_hw::device::{DeviceFileError, PoolFiles, Problem};
 use stillpoint_hw::discovery::nvme::block_path;
 
 use crate::inside::{Inside, Options, Place};
-use crate::job::Job;
+use crate::job::{Job, WriteMode};
 use crate::schedule::Request;
 
 /// One thread's way to a target. Nothing waits but [`Target::wait`].
@@ -222,6 +222,11 @@ impl Opened {
                 let export = uri.look()?;
                 uri.check(&export, job)?;
                 Self::Nbd(uri.clone(), export.size_bytes)
+            }
+            Name::Inside(_) if job.write_mode == WriteMode::Zeroes => {
+                return Err(TargetError::Other(format!(
+                    "{name} has no zeros of its own, as a server makes discards of them: give --rw trim"
+                )));
             }
             Name::Inside(place) => Self::inside(&Options {
                 place: place.clone(),

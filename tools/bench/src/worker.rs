@@ -4,7 +4,7 @@ use stillpoint_hw::clock::monotonic_ns;
 
 use crate::content::{self, Written};
 use crate::figures::{Ended, Figures, LATE_NS};
-use crate::job::{Idle, Job, Load};
+use crate::job::{Idle, Job, Load, WriteMode};
 use crate::schedule::{Kind, Request, Requests, Starts};
 use crate::target::{Target, TargetError};
 
@@ -65,8 +65,10 @@ impl<'a, T: Target> Worker<'a, T> {
     pub fn new(job: &'a Job, thread: usize, area: (u64, u64), span: Span, target: T) -> Self {
         let in_flight = job.in_flight_max();
         let mut payload = vec![0; job.length_bytes_max() as usize];
-        // Not zeros, which some targets do not store.
-        content::fill(&mut payload, 0, 0, span.mark);
+        if job.write_mode == WriteMode::Data {
+            // Not zeros, which some targets do not store.
+            content::fill(&mut payload, 0, 0, span.mark);
+        }
         Self {
             job,
             span,
@@ -186,7 +188,8 @@ impl<'a, T: Target> Worker<'a, T> {
         let Some((request, sequence)) = self.choose() else {
             return Ok(false);
         };
-        if self.written.is_some() && request.kind == Kind::Write {
+        let is_marked = self.written.is_some() && self.job.write_mode == WriteMode::Data;
+        if is_marked && request.kind == Kind::Write {
             let payload = &mut self.payload[..request.length_bytes as usize];
             content::fill(payload, request.offset_bytes, sequence, self.span.mark);
         }
@@ -271,6 +274,7 @@ impl<'a, T: Target> Worker<'a, T> {
     /// Takes in what has ended; gives whether something had.
     fn look(&mut self) -> Result<bool, TargetError> {
         let Self {
+            job,
             span,
             target,
             flights,
@@ -297,7 +301,11 @@ impl<'a, T: Target> Worker<'a, T> {
                     written.ended(&request, sequence, result.is_ok());
                 }
                 if request.kind == Kind::Read && sequence > 0 && result.is_ok() {
-                    let compared = content::compare(data, request.offset_bytes, sequence, span.mark);
+                    let at_bytes = request.offset_bytes;
+                    let compared = match job.write_mode {
+                        WriteMode::Data => content::compare(data, at_bytes, sequence, span.mark),
+                        WriteMode::Zeroes => content::compare_zeros(data, at_bytes),
+                    };
                     result = compared.map_err(|different| different.to_string());
                     figures.verified += 1;
                 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::job::{Arrivals, Discards, Order};
+use crate::job::{Arrivals, Discards, Order, WriteMode};
 use crate::schedule::Kind;
 use crate::target::Name;
 
@@ -175,6 +175,67 @@ fn discards_and_flushes_reach_a_file_and_are_told_apart() {
         );
         assert_eq!(outcome.figures.requests(), writes + discards);
     }
+}
+
+#[test]
+fn zeros_and_durable_writes_reach_a_file() {
+    for durable_writes in [false, true] {
+        let (kept, name) = file(1 << 20);
+        std::fs::write(kept.path(), vec![7; 1 << 20]).expect("written");
+        let job = Job {
+            write_mode: WriteMode::Zeroes,
+            durable_writes,
+            lengths: vec![(65536, 1)],
+            offset_bytes: 65536,
+            size_bytes: Some(512 << 10),
+            order: Order::Sequential,
+            verify: true,
+            time_ns: 100_000_000,
+            idle: Idle::Nap,
+            ..writing()
+        };
+        let target = Opened::open(&name, &job).expect("it is there");
+        let outcome = run(&job, &target).expect("it runs");
+        assert_eq!(outcome.verdict, Verdict::Sound);
+        assert!(outcome.figures.verified > 0 && outcome.figures.kind(Kind::Write).response.len() >= 8);
+        let held = std::fs::read(kept.path()).expect("there");
+        let zeros = 65536..65536 + (512 << 10);
+        assert!(held[zeros.clone()].iter().all(|&byte| byte == 0));
+        assert!(
+            held[..zeros.start]
+                .iter()
+                .chain(&held[zeros.end..])
+                .all(|&byte| byte == 7)
+        );
+    }
+}
+
+#[test]
+fn what_should_be_zeros_and_is_not_is_found() {
+    use std::os::unix::fs::FileExt;
+    let (kept, name) = file(1 << 20);
+    let job = Job {
+        write_mode: WriteMode::Zeroes,
+        read_percent: 50,
+        verify: true,
+        time_ns: 400_000_000,
+        idle: Idle::Nap,
+        ..writing()
+    };
+    let target = Opened::open(&name, &job).expect("it is there");
+    let outcome = thread::scope(|scope| {
+        scope.spawn(|| {
+            thread::sleep(Duration::from_millis(200));
+            for at in (0..1 << 20).step_by(4096) {
+                kept.as_file().write_all_at(b"x", at + 100).expect("written");
+            }
+        });
+        run(&job, &target).expect("it runs")
+    });
+    let Verdict::Failed(why) = outcome.verdict else {
+        panic!("nothing was found");
+    };
+    assert!(why.contains("should be zero"), "{why}");
 }
 
 #[test]

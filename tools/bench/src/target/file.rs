@@ -10,6 +10,7 @@ use stillpoint_processor::ids::{DeviceIndex, ShardIndex};
 use stillpoint_processor::ports::{BlockDevice, BufferPool, Operation, OperationKind, Segment, Transfer};
 
 use super::{Target, TargetError};
+use crate::job::{Job, WriteMode};
 use crate::schedule::{Kind, Request};
 
 /// Entries a ring takes at a time; more operations wait in the queue before it.
@@ -23,6 +24,8 @@ pub struct FileTarget {
     completions: Vec<Completion>,
     ended: Vec<Box<Operation>>,
     spare: Vec<Box<Operation>>,
+    write: OperationKind,
+    durable_writes: bool,
 }
 
 impl fmt::Debug for FileTarget {
@@ -32,11 +35,12 @@ impl fmt::Debug for FileTarget {
 }
 
 impl FileTarget {
-    /// For `in_flight` requests (at most [`stillpoint_hw::device::OPERATIONS_MAX`]) of at most `length_bytes`.
+    /// For the requests of a job, of which at most [`stillpoint_hw::device::OPERATIONS_MAX`] are in flight.
     ///
     /// # Errors
     /// No io_uring, or no memory.
-    pub fn new(files: &Arc<PoolFiles>, in_flight: usize, length_bytes: u32) -> Result<Self, TargetError> {
+    pub fn new(files: &Arc<PoolFiles>, job: &Job) -> Result<Self, TargetError> {
+        let (in_flight, length_bytes) = (job.in_flight_max(), job.length_bytes_max());
         let other = |what: String| TargetError::Other(what);
         let mut ring = Ring::new(RingOptions::default()).map_err(|error| other(error.to_string()))?;
         // Buffers come in powers of four; some chunks are cut and not full.
@@ -58,6 +62,11 @@ impl FileTarget {
             completions: Vec::with_capacity(IN_FLIGHT_MAX),
             ended: Vec::with_capacity(IN_FLIGHT_MAX),
             spare: Vec::with_capacity(IN_FLIGHT_MAX),
+            write: match job.write_mode {
+                WriteMode::Data => OperationKind::Write,
+                WriteMode::Zeroes => OperationKind::WriteZeroes,
+            },
+            durable_writes: job.durable_writes,
         })
     }
 }
@@ -69,11 +78,12 @@ impl Target for FileTarget {
         operation.tag = u64::from(number);
         operation.kind = match request.kind {
             Kind::Read => OperationKind::Read,
-            Kind::Write => OperationKind::Write,
+            Kind::Write => self.write,
             Kind::Discard => OperationKind::Discard,
             Kind::Flush => OperationKind::Flush,
         };
-        let has_data = matches!(request.kind, Kind::Read | Kind::Write);
+        operation.durable = self.durable_writes && request.kind == Kind::Write;
+        let has_data = matches!(operation.kind, OperationKind::Read | OperationKind::Write);
         operation.transfers.push(Transfer {
             device: DeviceIndex(0),
             offset_bytes: request.offset_bytes,
@@ -86,7 +96,7 @@ impl Target for FileTarget {
             let buffer = self.buffers.take(length_bytes);
             let mut buffer =
                 buffer.ok_or_else(|| TargetError::Other("the generator's buffers are used up".into()))?;
-            if request.kind == Kind::Write {
+            if operation.kind == OperationKind::Write {
                 buffer.bytes_mut()[..length_bytes].copy_from_slice(payload);
             }
             operation.segments.push(Segment {

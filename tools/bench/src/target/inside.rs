@@ -32,6 +32,8 @@ pub struct InsideTarget<D: Medium> {
     /// `None` only while it is dropped.
     station: Option<Station<D>>,
     flights: Vec<Option<Flight>>,
+    /// Writes are durable when they are answered.
+    durable_writes: bool,
     /// All writes write the same: buffers that hold it already need not be filled again.
     same_payload: bool,
     filled: Vec<Buffer>,
@@ -58,6 +60,7 @@ impl<D: Medium> InsideTarget<D> {
         Self {
             inside: Arc::clone(inside),
             flights: vec![None; job.in_flight_max()],
+            durable_writes: job.durable_writes,
             same_payload: !job.verify && job.lengths.len() == 1,
             filled: Vec::with_capacity(job.in_flight_max()),
             next_flush_ns: station.now_ns(),
@@ -180,7 +183,9 @@ impl<D: Medium> Target for InsideTarget<D> {
         match request.kind {
             Kind::Read => asked.buffer = Some(self.buffer(&asked)?),
             Kind::Write => {
-                asked.kind = RequestKind::Write { fua: false };
+                asked.kind = RequestKind::Write {
+                    fua: self.durable_writes,
+                };
                 asked.buffer = Some(self.filled(&asked, payload)?);
             }
             Kind::Discard if !aligned(request.offset_bytes) || !aligned(request.length_bytes.into()) => {

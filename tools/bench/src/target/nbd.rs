@@ -10,11 +10,11 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use stillpoint_export::nbd::client::{ClientError, Connection, ExportInfo};
-use stillpoint_export::nbd::wire::{command, transmission_flags};
+use stillpoint_export::nbd::wire::{command, command_flags, transmission_flags};
 use stillpoint_hw::socket::wait_for;
 
 use super::{Target, TargetError};
-use crate::job::{Discards, Job};
+use crate::job::{Discards, Job, WriteMode};
 use crate::schedule::{Kind, Request};
 
 /// The port that IANA gave to NBD.
@@ -117,6 +117,10 @@ impl NbdUri {
             "takes no discards: choose another --rw"
         } else if job.flush_every.is_some() && lacks(transmission_flags::SEND_FLUSH) {
             "takes no flushes: leave --fsync out"
+        } else if job.durable_writes && lacks(transmission_flags::SEND_FUA) {
+            "makes no single writes durable: leave --writefua out"
+        } else if job.write_mode == WriteMode::Zeroes && lacks(transmission_flags::SEND_WRITE_ZEROES) {
+            "makes no zeros: leave --write-mode out"
         } else {
             return Ok(());
         };
@@ -248,14 +252,16 @@ pub struct NbdTarget {
     connection: Connection<Eager>,
     /// The number of each request in flight, by its cookie.
     numbers: BTreeMap<u64, u32>,
+    write_mode: WriteMode,
+    durable_writes: bool,
 }
 
 impl NbdTarget {
-    /// Connects.
+    /// Connects, for the requests of a job.
     ///
     /// # Errors
     /// [`TargetError`].
-    pub fn connect(uri: &NbdUri) -> Result<Self, TargetError> {
+    pub fn connect(uri: &NbdUri, job: &Job) -> Result<Self, TargetError> {
         let stream = Eager {
             stream: uri.connect()?,
             unsent: Vec::new(),
@@ -269,6 +275,8 @@ impl NbdTarget {
         Ok(Self {
             connection,
             numbers: BTreeMap::new(),
+            write_mode: job.write_mode,
+            durable_writes: job.durable_writes,
         })
     }
 }
@@ -278,7 +286,24 @@ impl Target for NbdTarget {
         let (offset_bytes, length_bytes) = (request.offset_bytes, request.length_bytes);
         let cookie = match request.kind {
             Kind::Read => self.connection.send_read(offset_bytes, length_bytes)?,
-            Kind::Write => self.connection.send_write(offset_bytes, payload, false)?,
+            Kind::Write => match self.write_mode {
+                WriteMode::Data => {
+                    (self.connection).send_write(offset_bytes, payload, self.durable_writes)?
+                }
+                WriteMode::Zeroes => {
+                    let flags = if self.durable_writes {
+                        command_flags::FUA
+                    } else {
+                        0
+                    };
+                    (self.connection).send_command(
+                        command::WRITE_ZEROES,
+                        flags,
+                        offset_bytes,
+                        length_bytes,
+                    )?
+                }
+            },
             Kind::Discard => self
                 .connection
                 .send_command(command::TRIM, 0, offset_bytes, length_bytes)?,

@@ -154,6 +154,14 @@ pub struct JobArguments {
     /// The same
     #[arg(long, value_name = "N")]
     pub fdatasync: Option<String>,
+    /// What writes write: `write`, data; `zeroes`, zeros that are not sent where the target makes them by itself (NVMe Write Zeroes) [default:
+    /// write]
+    #[arg(long, value_name = "MODE")]
+    pub write_mode: Option<String>,
+    /// Each write is durable when it ends: force unit access of an NVMe namespace (nvme:) and of NBD, RWF_DSYNC for files and block
+    /// devices
+    #[arg(long)]
+    pub writefua: bool,
     /// Mark what is written, and compare it when it is read and at the end
     #[arg(long)]
     pub verify: bool,
@@ -209,6 +217,8 @@ impl JobArguments {
             size: self.size,
             offset: self.offset,
             fsync: self.fsync.or(self.fdatasync),
+            write_mode: self.write_mode,
+            writefua: self.writefua.then(|| "1".to_owned()),
             verify: self.verify.then(|| "1".to_owned()),
             randseed: self.randseed,
             random_distribution: self.random_distribution,

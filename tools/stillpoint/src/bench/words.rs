@@ -1,7 +1,7 @@
 //! A job in the words of fio, from a command line and from a job file.
 
 use stillpoint_appliance::Error;
-use stillpoint_bench::job::{Arrivals, Discards, Idle, Job, Load, Order};
+use stillpoint_bench::job::{Arrivals, Discards, Idle, Job, Load, Order, WriteMode};
 
 use crate::size::{Duration, Size};
 
@@ -39,6 +39,10 @@ pub struct Words {
     pub offset: Option<String>,
     /// Writes before each flush; 0: no flushes.
     pub fsync: Option<String>,
+    /// `write` or `zeroes`.
+    pub write_mode: Option<String>,
+    /// `0` or `1`.
+    pub writefua: Option<String>,
     /// `0`, or any of fio's ways.
     pub verify: Option<String>,
     /// A number.
@@ -70,6 +74,8 @@ impl Words {
             size,
             offset,
             fsync,
+            write_mode,
+            writefua,
             verify,
             randseed,
             random_distribution,
@@ -102,6 +108,8 @@ impl Words {
             "size" | "filesize" => &mut self.size,
             "offset" => &mut self.offset,
             "fsync" | "fdatasync" => &mut self.fsync,
+            "write_mode" => &mut self.write_mode,
+            "writefua" => &mut self.writefua,
             "verify" => &mut self.verify,
             "randseed" => &mut self.randseed,
             "random_distribution" => &mut self.random_distribution,
@@ -206,6 +214,16 @@ impl Words {
             name: self.name.clone().unwrap_or(standard.name),
             read_percent,
             discards,
+            write_mode: match self.write_mode.as_deref() {
+                None | Some("write") => WriteMode::Data,
+                Some("zeroes") => WriteMode::Zeroes,
+                Some(other) => return Err(wrong("write_mode", other, "write or zeroes")),
+            },
+            durable_writes: match self.writefua.as_deref() {
+                None | Some("0") => false,
+                Some("1") => true,
+                Some(other) => return Err(wrong("writefua", other, "0 or 1")),
+            },
             flush_every: number("fsync", &self.fsync)?.filter(|&every| every > 0),
             order,
             lengths: lengths(self.bs.as_deref().unwrap_or("4k"))?,
@@ -341,6 +359,8 @@ mod tests {
             ("rw=randtrims", "rw=\"randtrims\""),
             ("rw=randreadwrite", "rw=\"randreadwrite\""),
             ("fsync=often", "fsync"),
+            ("rw=write\nwrite_mode=uncor", "write or zeroes"),
+            ("rw=write\nwritefua=yes", "0 or 1"),
             ("bs=4x", "bs: "),
             ("bs=4k/x", "4k/60:64k/40"),
             ("iodepth=-1", "iodepth"),
@@ -367,6 +387,15 @@ mod tests {
         );
         assert_eq!(both.flush_every, Some(8));
         assert_eq!(job("rw=write\nfsync=0").flush_every, None);
+    }
+
+    #[test]
+    fn durable_writes_and_zeros_have_fios_words() {
+        let plain = job("rw=write\nwritefua=0\nwrite_mode=write");
+        assert_eq!((plain.durable_writes, plain.write_mode), (false, WriteMode::Data));
+        let both = job("rw=randrw\nwritefua=1\nwrite_mode=zeroes");
+        assert_eq!((both.durable_writes, both.write_mode), (true, WriteMode::Zeroes));
+        assert_eq!(job("rw=write\nwritefua"), job("rw=write\nwritefua=1"));
     }
 
     #[test]
