@@ -1,6 +1,7 @@
 """NVMe namespaces served by commands of our own: every LBA size and a small MDTS, polled and with interrupts; what happens
-when such commands cannot be had; and the figures that the devices give of themselves."""
+when such commands cannot be had; zeros and single writes that are durable; and the figures that the devices give of themselves."""
 
+from machine import commands
 from machine.appliance import InGuest, assert_sound
 from machine.ledger import Ledger, Load
 
@@ -163,9 +164,98 @@ def taken(context, guest):
     appliance.stop()
 
 
+MIB = 1 << 20
+# Bytes of each LBA, and the longest transfer, by bay.
+LIMITS = {"A1": (512, 128 << 10), "A2": (4096, 128 << 10), "B1": (4096, 32 << 10)}
+
+
+def told(guest, bay):
+    """What its controller was told of a namespace, as (opcode, first byte, bytes, bits), by the commands that are watched."""
+    lba_bytes, _ = LIMITS[bay]
+    disk = guest.must(f"basename $(readlink -f /dev/bay/{bay})").strip()
+    found = commands.seen(guest)
+    assert found and {command.disk for command in found} == {disk}, f"{bay} is {disk}: {found[:5]}"
+    return [(one.opcode, one.first_block * lba_bytes, one.blocks * lba_bytes, one.control) for one in found]
+
+
+def bench(guest, target, options):
+    guest.must(f"stillpoint bench run {target} --iodepth 4 --runtime 1s {options}")
+
+
+def zeros_by_commands(context, guest, bay):
+    """Zeros within the MiB 4 to 10 of a namespace that is full of x; returns what of it became zeros, as {offset: bytes}."""
+    lba_bytes, longest = LIMITS[bay]
+    guest.must(f"head -c {16 * MIB} /dev/zero | tr '\\0' x | dd of=/dev/bay/{bay} bs=1M conv=fsync 2>/dev/null")
+    zeroed = {}
+    for durable in (False, True):
+        commands.watch(guest, commands.WRITE, commands.WRITE_ZEROES)
+        options = f"--rw write --write-mode zeroes --bs 300k --offset 4M --size 6M --verify {'--writefua' * durable}"
+        bench(guest, f"nvme:/dev/bay/{bay}-generic", options)
+        found = told(guest, bay)
+        assert {opcode for opcode, *_ in found} == {commands.WRITE_ZEROES}, f"{bay}: zeros were sent"
+        for _, first, length, control in found:
+            assert 4 * MIB <= first < first + length <= 10 * MIB and length <= longest, f"{bay}: {length} bytes at {first}"
+            # What is deallocated reads as zeros there, but it does not say that Write Zeroes can deallocate.
+            assert control == (commands.FUA if durable else 0), f"{bay}: {control:#x}"
+            zeroed[first] = length
+    assert max(zeroed.values()) == longest, f"{bay}: none is as long as it may be"
+    context.say(f"{bay}: {sum(zeroed.values()) >> 10} KiB of zeros by commands of at most {longest >> 10} KiB, with FUA and without")
+    return zeroed
+
+
+def durable_writes_by_commands(guest, bay):
+    """Writes from MiB 12 on, with FUA and without; the bench compares what it reads."""
+    for durable in (True, False):
+        commands.watch(guest, commands.WRITE)
+        options = f"--rw randrw --bs 64k --offset 12M --size 2M --verify {'--writefua' * durable}"
+        bench(guest, f"nvme:/dev/bay/{bay}-generic", options)
+        controls = {control for _, _, _, control in told(guest, bay)}
+        assert controls == {commands.FUA if durable else 0}, f"{bay}: writes with {controls}"
+
+
+def by_the_kernel(context, guest):
+    """The same words for a block device, and what is wiped at both ends when a pool takes a device: the kernel sends the commands."""
+    for mode in ("write", "zeroes"):
+        commands.watch(guest, commands.WRITE, commands.WRITE_ZEROES)
+        bench(guest, "/dev/bay/A1", f"--rw randwrite --write-mode {mode} --writefua --bs 16k --offset 12M --size 2M --verify")
+        found = told(guest, "A1")
+        # Zeros that have to be durable are sent.
+        assert {(opcode, control) for opcode, _, _, control in found} == {(commands.WRITE, commands.FUA)}, found[:5]
+    guest.must("mkfs.ext4 -q -E nodiscard /dev/bay/A2")
+    commands.watch(guest, commands.WRITE_ZEROES)
+    appliance = InGuest(guest)
+    appliance.start()
+    guest.must("stillpoint pool create taken /dev/bay/A2 --force /dev/bay/A2 >/dev/null")
+    ends = [(first, length) for _, first, length, _ in told(guest, "A2")]
+    appliance.stop()
+    longest = LIMITS["A2"][1]
+    assert sorted(ends) == [(at, longest) for end in (0, 1023 * MIB) for at in range(end, end + MIB, longest)], ends
+    context.say("RWF_DSYNC is FUA on a block device; a pool's device is wiped at both ends by Write Zeroes")
+
+
+def zeros_and_durable_writes(context):
+    with context.guest() as guest:
+        zeroed = {bay: zeros_by_commands(context, guest, bay) for bay in LIMITS}
+        for bay in LIMITS:
+            durable_writes_by_commands(guest, bay)
+        context.say("writes have FUA if they are to, and no other has; what was read is what was written")
+        by_the_kernel(context, guest)
+        guest.end()
+        # What was told is what is there, and nothing beside it.
+        for bay in ("A1", "B1"):
+            with open(guest.directory / f"{bay}.img", "rb") as image:
+                image.seek(2 * MIB)
+                found = image.read(10 * MIB)
+            expected = bytearray(b"x" * (10 * MIB))
+            for first, length in zeroed[bay].items():
+                expected[first - 2 * MIB : first - 2 * MIB + length] = bytes(length)
+            assert found == expected, f"{bay}: other bytes are zeros than its controller was told"
+
+
 TESTS = [
     passthrough_polled,
     passthrough_with_interrupts,
     what_has_no_commands_is_a_block_device,
     devices_tell_what_they_are,
+    zeros_and_durable_writes,
 ]
