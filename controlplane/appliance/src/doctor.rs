@@ -118,8 +118,8 @@ pub fn pools(pools: &[PoolInfo]) -> Vec<Finding> {
                     _ if device.durable_writes => {
                         "single writes are made durable (FUA) where that spares a flush".to_owned()
                     }
-                    Some(reason) => format!("flushed: {reason}"),
-                    None => "flushed".to_owned(),
+                    Some(reason) => format!("no single durable writes: {reason}"),
+                    None => "no single durable writes".to_owned(),
                 };
                 let message = format!("served by NVMe commands of our own, {how}; {durably}");
                 findings.push(ok(&subject, message));

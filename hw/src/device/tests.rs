@@ -539,6 +539,20 @@ fn ranges_become_zeros_whether_the_device_does_that_by_itself_or_not() {
 }
 
 #[test]
+fn zeros_past_the_end_of_a_file_are_there_and_not_passed_by_in_silence() {
+    for durable in [false, true] {
+        for mut bench in benches() {
+            let mut operation = zeros(&[(0, (16 << 20) - 4096, 8192)]);
+            operation.durable = durable;
+            bench.submit(operation);
+            assert_eq!(bench.run(1)[0].result, Ok(()));
+            let metadata = std::fs::metadata(&bench.paths[0]).expect("there");
+            assert_eq!(metadata.len(), (16 << 20) + 4096);
+        }
+    }
+}
+
+#[test]
 fn an_operation_names_the_transfers_that_failed_and_the_others_are_done() {
     for mut bench in benches() {
         let mut write = bench.operation(OperationKind::Write, 1, &[(1, 4096, &[4096])]);

@@ -221,6 +221,10 @@ def by_the_kernel(context, guest):
         found = told(guest, "A1")
         # Zeros that have to be durable are sent.
         assert {(opcode, control) for opcode, _, _, control in found} == {(commands.WRITE, commands.FUA)}, found[:5]
+    commands.watch(guest, commands.WRITE, commands.WRITE_ZEROES)
+    bench(guest, "/dev/bay/A1", "--rw randwrite --write-mode zeroes --bs 16k --offset 12M --size 2M --verify")
+    found = told(guest, "A1")
+    assert {opcode for opcode, _, _, _ in found} == {commands.WRITE_ZEROES}, found[:5]
     guest.must("mkfs.ext4 -q -E nodiscard /dev/bay/A2")
     commands.watch(guest, commands.WRITE_ZEROES)
     appliance = InGuest(guest)

@@ -132,8 +132,8 @@ impl Appliance {
                     namespace.transfer_bytes_max(),
                     if namespace.is_polled() { ", polled" } else { "" },
                     match namespace.durable_writes() {
-                        Ok(()) => "single writes are made durable (FUA)".to_owned(),
-                        Err(reason) => format!("flushed: {reason}"),
+                        Ok(()) => "it is believed about FUA".to_owned(),
+                        Err(reason) => format!("no FUA: {reason}"),
                     }
                 ),
                 (None, Some(reason)) => tracing::info!("{path}: served as a block device: {reason}"),

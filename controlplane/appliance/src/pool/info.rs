@@ -107,7 +107,7 @@ impl Pool {
         } else if (self.files.present()).all(|(_, file)| makes_them_durable(&file)) {
             Ok(())
         } else {
-            Err("other devices of the pool have to be flushed")
+            Err("not all devices of the pool make single writes durable")
         }
     }
 

@@ -43,7 +43,8 @@ impl Devices {
         let file = target.slot;
         let (entry, sent) = if target.zeroes && !durable {
             piece.step_bytes = 0;
-            let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+            // Not KEEP_SIZE: with it the kernel passes by in silence what lies past the end of a device that has shrunk.
+            let mode = libc::FALLOC_FL_ZERO_RANGE;
             let entry = on_file!(file, |file| {
                 opcode::Fallocate::new(file, left_bytes)
                     .offset(offset_bytes)
@@ -102,8 +103,9 @@ impl Devices {
 
     /// The device cannot make zeros by itself, whatever it says.
     fn write_zeros_instead(&mut self, slot: u32, part: u32) {
-        let target = self.slots[slot as usize].parts[part as usize].target;
-        self.targets.at_mut(target).zeroes = false;
+        let piece = &mut self.slots[slot as usize].parts[part as usize];
+        piece.tries = 0;
+        self.targets.at_mut(piece.target).zeroes = false;
         self.again(slot, part);
     }
 

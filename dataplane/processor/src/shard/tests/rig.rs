@@ -121,7 +121,8 @@ impl MemoryDevice {
                     }
                     self.side(side)[at..at + length].copy_from_slice(buffer);
                 }
-                OperationKind::Flush | OperationKind::Discard | OperationKind::WriteZeroes => {}
+                OperationKind::Flush | OperationKind::Discard => {}
+                OperationKind::WriteZeroes => unreachable!("shards ask for no zeros"),
             }
             at += length;
         }
