@@ -166,6 +166,8 @@ async fn accept(listener: TcpListener, router: Router) {
             Ok((stream, _)) => {
                 let (seat, leave) = seats.take();
                 tokio::spawn(converse(stream, router.clone(), seat, leave));
+                // It is to be looked at before the next one takes a seat.
+                tokio::task::yield_now().await;
             }
             // No descriptors, or the client is gone already: the next one may have more luck.
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,

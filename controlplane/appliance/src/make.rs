@@ -117,6 +117,7 @@ fn claim(
         if path.exists() {
             files.push(claim_existing(path, request.force || forced.contains(path))?);
         } else {
+            check_place(path)?;
             let Some(size_bytes) = request.size_bytes else {
                 return Err(Error::not_found(format!("{} does not exist", path.display()))
                     .hint("give --size to make sparse files"));
@@ -149,11 +150,18 @@ pub fn claim_another(path: &Path, size_blocks: u64, force: bool) -> Result<Devic
     if path.exists() {
         return claim_existing(&path, force);
     }
-    if path.starts_with("/dev") {
-        return Err(Error::not_found(format!("{} does not exist", path.display())));
-    }
+    check_place(&path)?;
     DeviceFile::create(&path, size_blocks * stillpoint_processor::BLOCK_BYTES as u64)
         .map_err(|error| device_error(&error))
+}
+
+/// Refuses to make a file where devices are: it would be one in memory, made of a device's name that is misspelt or gone.
+fn check_place(path: &Path) -> Result<()> {
+    if path.starts_with("/dev") && !path.starts_with("/dev/shm") {
+        return Err(Error::not_found(format!("{} does not exist", path.display()))
+            .hint("there is no such device: `stillpoint device list` names those that are there"));
+    }
+    Ok(())
 }
 
 fn spec(request: &CreatePool, shard_count: u16, files: &PoolFiles) -> Result<PoolSpec> {

@@ -11,9 +11,12 @@ import { lastOf, type Trouble, troublesOf } from "./troubles";
 
 type Rows = Parameters<typeof Pairs>[0]["rows"];
 
+/** A disk that recovers from an error takes its time, and the daemon asks each. */
+export const DEVICES_LIMIT_MS = 120_000;
+
 /** The devices of the machine, and which of them somebody should look at. */
 export function useDevices(period_ms: number, pools: Pool[], occurrences: Occurrence[]) {
-  const { data, mistake } = useAsked<Device[]>("/v1/devices", period_ms);
+  const { data, mistake } = useAsked<Device[]>("/v1/devices", period_ms, DEVICES_LIMIT_MS);
   return { data, mistake, troubles: troublesOf(data ?? [], pools, occurrences, Date.now() * 1e6) };
 }
 
@@ -110,8 +113,15 @@ function making(choices: Choice[]): Question {
     button: "Make",
     dangerous: true,
     act: async (values) => {
-      const again = [...holding(values).map(({ path }) => path), ...linesOf(values.again)];
-      const wish = { name: (values.name ?? "").trim(), devices: chosen(values), mirror: values.mirror === "yes", size: values.size ?? "", again };
+      const gone = linesOf(values.devices).find((path) => !choices.some((choice) => choice.path === path && choice.refused === undefined));
+      if (gone !== undefined) {
+        throw new Error(`${gone} is not to be had any more: somebody uses it, or it was taken out`);
+      }
+      // What was typed into fields that are not shown any more counts for nothing.
+      const files = linesOf(values.files);
+      const again = [...holding(values).map(({ path }) => path), ...linesOf(values.again).filter((path) => files.includes(path))];
+      const size = files.length > 0 ? values.size ?? "" : "";
+      const wish = { name: (values.name ?? "").trim(), devices: chosen(values), mirror: values.mirror === "yes", size, again };
       await change("POST", "/v1/pools", poolRequest(wish));
     },
   };

@@ -1,7 +1,7 @@
 // What components share: asking again and again, the figures of the last ten minutes, what happened.
 
 import { useCallback, useEffect, useRef, useState } from "preact/hooks";
-import { ApiError, CHANGED, get } from "./api";
+import { ApiError, ASK_LIMIT_MS, CHANGED, get } from "./api";
 import { joined, knownWith, NOTHING_KNOWN, whereToAsk } from "./figures";
 import type { History, Mistake, Newest, Occurrence, Occurrences, Point } from "./model";
 
@@ -27,7 +27,7 @@ function tellChanged() {
 }
 
 /** GET, again each period while the page is seen, and whenever something changed. What is there stays when the daemon is away. */
-export function useAsked<T>(path: string, period_ms: number): Asked<T> {
+export function useAsked<T>(path: string, period_ms: number, limit_ms = ASK_LIMIT_MS): Asked<T> {
   const [asked, setAsked] = useState<Asked<T> & { path: string }>({ path, data: null, mistake: null });
   useEffect(() => {
     const ended = new AbortController();
@@ -40,7 +40,7 @@ export function useAsked<T>(path: string, period_ms: number): Asked<T> {
       }
       asking = true;
       try {
-        const data = await get<T>(path, ended.signal);
+        const data = await get<T>(path, ended.signal, limit_ms);
         setAsked({ path, data, mistake: null });
       } catch (error) {
         if (!ended.signal.aborted) {
@@ -60,15 +60,15 @@ export function useAsked<T>(path: string, period_ms: number): Asked<T> {
     };
     void ask();
     const timer = setInterval(seen, period_ms);
-    window.addEventListener(CHANGED, ask);
+    window.addEventListener(CHANGED, seen);
     document.addEventListener("visibilitychange", seen);
     return () => {
       ended.abort();
       clearInterval(timer);
-      window.removeEventListener(CHANGED, ask);
+      window.removeEventListener(CHANGED, seen);
       document.removeEventListener("visibilitychange", seen);
     };
-  }, [path, period_ms]);
+  }, [path, period_ms, limit_ms]);
   return asked.path === path ? asked : { data: null, mistake: null };
 }
 

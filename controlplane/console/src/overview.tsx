@@ -7,7 +7,7 @@ import { type Mark, marksWith } from "./figures";
 import { clock, count, duration, perSecond, size, time } from "./format";
 import { type Past, useAsked } from "./hooks";
 import type { KindFigures, Occurrence, Pool, Snapshot, Status } from "./model";
-import { Bar, State, Table } from "./parts";
+import { Bar, State, Table, Wrong } from "./parts";
 
 interface Props {
   status: Status | null;
@@ -16,10 +16,11 @@ interface Props {
 }
 
 export function Overview({ status, past, occurrences }: Props) {
-  const { troubles } = useDevices(60_000, status?.pools ?? [], occurrences);
+  const { troubles, mistake } = useDevices(60_000, status?.pools ?? [], occurrences);
   return (
     <>
       <Pools pools={status?.pools ?? []} />
+      <Wrong mistake={mistake} />
       <Troubles troubles={troubles} />
       <Charts past={past} />
       <div class="beside">

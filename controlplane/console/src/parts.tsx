@@ -220,7 +220,7 @@ function Choices({ field, choices, value, set }: { field: Field; choices: Choice
       {choices.map(({ path, about, refused, holds }) => (
         <li key={path} class={refused === undefined ? "" : "refused"}>
           <label>
-            <input type="checkbox" checked={chosen.includes(path)} disabled={refused !== undefined} onChange={(event) => choose(path, event.currentTarget.checked)} />
+            <input type="checkbox" checked={chosen.includes(path)} disabled={refused !== undefined && !chosen.includes(path)} onChange={(event) => choose(path, event.currentTarget.checked)} />
             <b>{path}</b> <span class="quiet">{about}</span>
           </label>
           {(refused ?? holds) && <small>{refused ?? `holds ${holds}`}</small>}

@@ -1,21 +1,25 @@
 // Pools: devices, sides of mirrors, scrubs; opening and closing.
 
 import { at, change } from "./api";
+import { DEVICES_LIMIT_MS } from "./devices";
 import { count, duration, parseSize, perSecond, size, time } from "./format";
 import { useAsked } from "./hooks";
 import { type Choice, choiceOf, sideName } from "./making";
 import type { Device, Pool, PoolDevice, Scrub, Side, Status } from "./model";
-import { Act, Ask, Bar, linesOf, Pairs, type Question, State, Table, type Values } from "./parts";
+import { Act, Ask, Bar, linesOf, Pairs, type Question, State, Table, type Values, Wrong } from "./parts";
 
 export function Pools({ status }: { status: Status | null }) {
+  const { data, mistake } = useAsked<Device[]>("/v1/devices", 30_000, DEVICES_LIMIT_MS);
+  const choices = data?.map(choiceOf) ?? null;
   return (
     <>
       <header>
         <h1>Pools</h1>
         <Ask name="Open a pool…" question={open([])} />
       </header>
+      <Wrong mistake={mistake} />
       {status?.pools.length === 0 && <p class="empty">No pool yet. They are made on the page <a href="#/devices">Devices</a>.</p>}
-      {status?.pools.map((pool) => <OnePool key={pool.name} pool={pool} />)}
+      {status?.pools.map((pool) => <OnePool key={pool.name} pool={pool} choices={choices} />)}
     </>
   );
 }
@@ -33,7 +37,7 @@ function open(devices: string[]): Question {
   };
 }
 
-function OnePool({ pool }: { pool: Pool }) {
+function OnePool({ pool, choices }: { pool: Pool; choices: Choice[] | null }) {
   const isOpen = ["open", "degraded", "device_lost", "device_shrunk", "stopped"].includes(pool.state);
   const known = pool.known_devices ?? [];
   const close: Question = {
@@ -80,7 +84,7 @@ function OnePool({ pool }: { pool: Pool }) {
           </tr>
         ))}
       </Table>
-      {(pool.sides ?? []).length > 0 && <Sides pool={pool} sides={pool.sides ?? []} />}
+      {(pool.sides ?? []).length > 0 && <Sides pool={pool} sides={pool.sides ?? []} choices={choices} />}
       {isOpen && <Scrubbing pool={pool} />}
     </section>
   );
@@ -134,9 +138,7 @@ function replacing(pool: Pool, side: Side, choices: Choice[]): Question {
   };
 }
 
-function Sides({ pool, sides }: { pool: Pool; sides: Side[] }) {
-  const devices = useAsked<Device[]>("/v1/devices", 30_000);
-  const choices = (devices.data ?? []).map(choiceOf);
+function Sides({ pool, sides, choices }: { pool: Pool; sides: Side[]; choices: Choice[] | null }) {
   const resync: Question = {
     title: `Resynchronise ${pool.name}`,
     text: "Tries again to give the sides what they lack.",
@@ -161,7 +163,7 @@ function Sides({ pool, sides }: { pool: Pool; sides: Side[] }) {
             <td class="right">{size(side.copied_bytes)}</td>
             <td class="right">{count(side.repaired_reads)}</td>
             <td class="wrap">{side.why ?? "-"}{side.since_ns !== undefined && ` (since ${time(side.since_ns)})`}</td>
-            <td class="acts"><Ask name="Replace…" small question={replacing(pool, side, choices)} /></td>
+            <td class="acts"><Ask name="Replace…" small question={replacing(pool, side, choices ?? [])} disabled={choices === null} /></td>
           </tr>
         ))}
       </Table>

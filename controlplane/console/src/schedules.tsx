@@ -49,6 +49,13 @@ function Row({ schedule, open, toggle }: { schedule: Schedule; open: boolean; to
     dangerous: true,
     act: () => change("DELETE", pathOf(schedule, "")),
   };
+  const run: Question = {
+    title: `Run schedule ${schedule.name} now`,
+    text: "Takes a snapshot, and deletes those of its snapshots that its rules do not keep any more, also if it is paused.",
+    button: "Run",
+    dangerous: true,
+    act: () => change("POST", pathOf(schedule, "/run")),
+  };
   return (
     <tr>
       <td><button type="button" class="opens" aria-expanded={open} onClick={toggle}>{schedule.name}</button></td>
@@ -63,7 +70,7 @@ function Row({ schedule, open, toggle }: { schedule: Schedule; open: boolean; to
       <td class="right">{count(schedule.missed)}</td>
       <td class="right">{count(schedule.failed)}</td>
       <td class="acts">
-        <Act name="Run now" small act={() => change("POST", pathOf(schedule, "/run"))} />
+        <Ask name="Run now…" small question={run} />
         {isActive
           ? <Act name="Pause" small act={() => change("POST", pathOf(schedule, "/pause"))} />
           : <Act name="Resume" small act={() => change("POST", pathOf(schedule, "/resume"))} />}
@@ -102,16 +109,19 @@ function Details({ schedule }: { schedule: Schedule }) {
   );
 }
 
+const someOf = (names: string[]) => names.slice(0, 8).join(", ") + (names.length > 8 ? ", …" : "");
+
 function create(volumes: Volume[]): Question {
   const pools = [...new Set(volumes.map(({ pool }) => pool))];
   const first = volumes[0]?.pool;
-  const names = volumes.filter(({ pool }) => pool === first).map(({ name }) => name);
+  const namesIn = (asked: string | undefined) => volumes.filter(({ pool }) => pool === (asked || first)).map(({ name }) => name);
+  const only = volumes.length === 1 ? volumes[0]?.name ?? "" : "";
   return {
     title: "Make a schedule",
     fields: (values) => [
       { name: "name", label: "Name", hint: "its snapshots are called by it and the time" },
       ...(pools.length > 1 ? [{ name: "pool", label: "Pool", kind: "choice" as const, choices: pools, value: first ?? "" }] : []),
-      { name: "volumes", label: "Volumes at one instant, one a line", kind: "lines", value: names.length === 1 ? names.join() : "", hint: `group:NAME for those of a group; there are ${names.slice(0, 8).join(", ")}${names.length > 8 ? ", …" : ""}` },
+      { name: "volumes", label: "Volumes at one instant, one a line", kind: "lines", value: only, hint: `group:NAME for those of a group; there are ${someOf(namesIn(values.pool))}` },
       { name: "when", label: "Due", kind: "choice", choices: ["every", "cron"], value: "every" },
       ...(values.when === "cron" ? [
         { name: "cron", label: "Cron line", hint: "minute, hour, day of the month, month, day of the week: 30 2 * * *" },

@@ -18,6 +18,11 @@ test("what is well is no trouble", () => {
   assert.deepEqual(troublesOf(devices, [mirrored], [told("snapshot_taken", "/dev/sdb", "")], 0), []);
 });
 
+test("a controller that says nothing of its spare blocks has not too few of them", () => {
+  const silent = device("nvme0n1", { nvme: nvme({ spare_percent: 0, spare_threshold_percent: 0 }) });
+  assert.deepEqual(troublesOf([silent], [], [], 0), []);
+});
+
 test("devices that fail are shown with what was told of them last, before what is to be watched", () => {
   const lost = pool("p", {
     devices: [there, { ...there, path: "/dev/sdd", lost_since_ns: 1 }, { ...there, path: "/dev/sde", size_bytes: 50, lost_since_ns: 1 }],

@@ -82,7 +82,7 @@ function addHealth(device: Device, add: (isBad: boolean, state: string, text: st
   for (const warning of smart.warnings) {
     add(true, "health", warning.includes("temperature") ? `${words(warning)}${temperature}` : words(warning));
   }
-  if (smart.warnings.length === 0 && smart.spare_percent <= smart.spare_threshold_percent) {
+  if (smart.warnings.length === 0 && smart.spare_percent < smart.spare_threshold_percent) {
     add(true, "health", `${percent(smart.spare_percent, 100)} of the spare blocks are left`);
   }
   if (smart.used_percent >= 100) {

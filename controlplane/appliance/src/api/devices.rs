@@ -2,6 +2,7 @@
 
 use axum::Json;
 use axum::extract::{Path as Part, State};
+use tokio::sync::Mutex;
 
 use super::handlers::Shared;
 use crate::appliance::Appliance;
@@ -9,8 +10,18 @@ use crate::devices::{self, PoolOn, model::BlockDevice};
 use crate::error::Result;
 use crate::patience;
 
+/// Held while all devices are looked at. A disk that does not answer holds up one look, however many ask and give up meanwhile, and
+/// not a thread for each of them.
+static LOOK: Mutex<()> = Mutex::const_new(());
+
 pub(super) async fn list(State(appliance): Shared) -> Result<Json<Vec<BlockDevice>>> {
-    look(&appliance, || Ok(devices::list())).await.map(Json)
+    let alone = LOOK.lock().await;
+    let find = move || {
+        let found = devices::list();
+        drop(alone);
+        Ok(found)
+    };
+    look(&appliance, find).await.map(Json)
 }
 
 pub(super) async fn show(State(appliance): Shared, Part(name): Part<String>) -> Result<Json<BlockDevice>> {
