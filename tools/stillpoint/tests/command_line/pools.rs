@@ -254,6 +254,18 @@ fn a_pool_is_made_only_where_nothing_is_lost() {
     let [taken, other, missing] = ["p-0", "other", "missing"].map(|name| appliance.path_text(name));
     refused(&appliance.tell(&["pool", "create", "q", &missing]), 3, "--size");
     refused(
+        &appliance.tell(&[
+            "pool",
+            "create",
+            "q",
+            "/dev/stillpoint-no-such",
+            "--size",
+            "64MiB",
+        ]),
+        3,
+        "does not exist",
+    );
+    refused(
         &appliance.tell(&["pool", "create", "p", &missing, "--size", "64MiB"]),
         4,
         "exists already",
