@@ -371,7 +371,7 @@ async fn a_side_that_was_used_elsewhere_is_not_taken_back() {
         ),
     ] {
         bench.write_label(&label, SECOND);
-        let refused = bench.pool.side_returned(1, &path, false).await;
+        let refused = bench.pool.side_returned(1, &path, None).await;
         let error = refused.expect_err("it is another history");
         assert_eq!(error.kind, crate::error::ErrorKind::Conflict, "{error}");
         let text = error.to_string();
@@ -396,7 +396,7 @@ async fn a_device_that_took_the_place_of_a_side_and_went_away_is_taken_back() {
         with: new.display().to_string(),
         force: false,
     };
-    bench.pool.replace_side(&request, false).await.expect("replaced");
+    bench.pool.replace_side(&request, None).await.expect("replaced");
     let pass = bench
         .pool
         .sides()
@@ -408,7 +408,7 @@ async fn a_device_that_took_the_place_of_a_side_and_went_away_is_taken_back() {
     assert_eq!(bench.state(SECOND), SideState::Out);
     bench
         .pool
-        .side_returned(1, &new, false)
+        .side_returned(1, &new, None)
         .await
         .expect("it is taken");
     assert_eq!(bench.state(SECOND), SideState::Resync);
@@ -459,7 +459,7 @@ async fn no_label_is_made_while_nothing_is_left_of_the_last_side() {
         with: bench.directory.path().join("new").display().to_string(),
         force: false,
     };
-    let refused = bench.pool.replace_side(&request, false).await;
+    let refused = bench.pool.replace_side(&request, None).await;
     refused.expect_err("there is nothing to copy from");
     fs::write(&path, &label).expect("given back");
     file.set_len(whole).expect("given back");
