@@ -74,7 +74,6 @@ impl PageCache {
             generation: 0,
             birth: found.birth.get(),
             check: page.identity.generation,
-            level: page.identity.level,
         });
         *self.frames.page_mut(frame) = *found;
         Ok(())

@@ -21,10 +21,6 @@ const SLAB_PAGES: usize = 64;
 const CLEAN_FRAMES_MIN: usize = 16;
 /// The smallest cache, in pages.
 pub const CAPACITY_PAGES_MIN: usize = 2 * CLEAN_FRAMES_MIN;
-/// How often the hand of the clock passes by a page that nobody uses. One interior page leads to 256 leaves: where the
-/// cache holds a small part of the map, it must not go before it is asked for again, or a lookup reads two pages.
-const LEAF_CHANCES: u8 = 1;
-const INTERIOR_CHANCES: u8 = 4;
 
 /// What is known of a frame besides its page.
 #[derive(Clone, Copy, Debug)]
@@ -41,10 +37,8 @@ struct Frame {
     stamp: u32,
     /// Position in `open`, if it is dirty and open.
     open_position: u32,
-    /// How often the hand of the clock still passes by.
-    chances: u8,
-    /// What `chances` becomes when the page is used.
-    chances_of_use: u8,
+    /// Used since the hand of the clock passed.
+    referenced: bool,
 }
 
 /// What a new frame is for.
@@ -55,8 +49,6 @@ pub(super) struct Tenant {
     pub generation: u64,
     pub birth: u32,
     pub check: u32,
-    /// Of the page in its tree; 0 is a leaf.
-    pub level: u8,
 }
 
 /// See the module.
@@ -128,7 +120,7 @@ impl Frames {
         let frame = *self.index.get(&address)?;
         let state = &mut self.frames[frame as usize];
         if state.check == check {
-            state.chances = state.chances_of_use;
+            state.referenced = true;
             return Some(frame);
         }
         assert!(
@@ -150,7 +142,7 @@ impl Frames {
     pub fn still_holds(&mut self, frame: u32, stamp: u32) -> bool {
         match self.frames.get_mut(frame as usize) {
             Some(state) if state.stamp == stamp => {
-                state.chances = state.chances_of_use;
+                state.referenced = true;
                 true
             }
             _ => false,
@@ -198,12 +190,7 @@ impl Frames {
         state.generation = tenant.generation;
         state.birth = tenant.birth;
         state.check = tenant.check;
-        state.chances_of_use = if tenant.level == 0 {
-            LEAF_CHANCES
-        } else {
-            INTERIOR_CHANCES
-        };
-        state.chances = state.chances_of_use;
+        state.referenced = true;
         if tenant.generation == self.open_generation {
             state.open_position = self.open.len() as u32;
             self.open.push(frame);
@@ -262,22 +249,20 @@ impl Frames {
                 check: 0,
                 stamp: 1,
                 open_position: 0,
-                chances: 0,
-                chances_of_use: 0,
+                referenced: false,
             });
             self.free.push(frame as u32);
             return;
         }
-        // So many rounds at most as take all chances away, and one. Some frames are never dirty.
-        for _ in 0..=(usize::from(INTERIOR_CHANCES) + 1) * self.frames.len() {
+        // Two rounds at most: the first takes away the second chances. Some frames are never dirty.
+        for _ in 0..=2 * self.frames.len() {
             let frame = self.hand;
             self.hand = (self.hand + 1) % self.frames.len();
             let state = &mut self.frames[frame];
             if state.address == 0 || state.generation > self.durable_generation {
                 continue;
             }
-            if state.chances > 0 {
-                state.chances -= 1;
+            if core::mem::take(&mut state.referenced) {
                 continue;
             }
             let address = state.address;

@@ -343,7 +343,6 @@ impl PageCache {
             generation,
             birth: tree.epoch.0,
             check: page_generation as u32,
-            level,
         });
         let (pool, shard) = (self.pool, self.shard);
         let page: &mut MapPage = self.frames.page_mut(frame);

@@ -254,44 +254,6 @@ fn a_cache_full_of_dirty_pages_says_so_and_still_serves_lookups() {
 }
 
 #[test]
-fn a_lookup_where_little_of_the_map_is_in_memory_reads_a_leaf_and_seldom_more() {
-    const INTERIOR: u64 = 24;
-    const LEAVES_EACH: u64 = 64;
-    const LOOKUPS: u64 = 4000;
-    let mut world = World::new(64, 16_000);
-    let mut tree = tree();
-    let first_block = |leaf: u64| (leaf / LEAVES_EACH * 256 + leaf % LEAVES_EACH) * 256;
-    for leaf in 0..INTERIOR * LEAVES_EACH {
-        assert!(world.set(&mut tree, NOBODY, first_block(leaf), 1));
-    }
-    world.checkpoint();
-    let (mut leaves, mut interior) = (0, 0);
-    for lookup in 0..LOOKUPS {
-        // Anywhere: the high bits of a product are well mixed.
-        let leaf = (lookup.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) % (INTERIOR * LEAVES_EACH);
-        while let Err(error) = world
-            .cache
-            .lookup(FAMILY, &tree.root, ShareBlock(first_block(leaf)))
-        {
-            let MapError::Miss(page) = error else {
-                panic!("{error:?}")
-            };
-            *if page.identity.level == 0 {
-                &mut leaves
-            } else {
-                &mut interior
-            } += 1;
-            super::world::serve(&mut world.cache, &world.device, &page);
-        }
-    }
-    assert!(leaves > LOOKUPS * 9 / 10, "most leaves do not fit in: {leaves}");
-    assert!(
-        interior < LOOKUPS / 10,
-        "{interior} interior pages in {LOOKUPS} lookups"
-    );
-}
-
-#[test]
 fn a_page_that_is_not_the_expected_one_is_refused() {
     let mut world = World::new(32, 4000);
     let mut tree = tree();
