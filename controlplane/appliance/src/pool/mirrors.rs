@@ -566,7 +566,8 @@ impl Pool {
         let at = SideAt::of_below(DeviceIndex(place as u8));
         let label = {
             let mut known = sides.known();
-            if known.record(at).state != SideState::Out {
+            // While the other side is lost there is nothing to copy from, and the pool is opened again when that is back.
+            if known.record(at).state != SideState::Out || known.record(at.other()).lost.is_some() {
                 return Ok(());
             }
             known.label.clone()

@@ -475,6 +475,28 @@ async fn no_label_is_made_while_nothing_is_left_of_the_last_side() {
     );
 }
 
+/// It would be in resynchronisation when the pool is opened again, and what is known of its end would be said to nobody.
+#[tokio::test]
+async fn a_side_does_not_come_back_before_the_last_one_that_was_lost() {
+    let bench = Bench::new().await;
+    bench.fails(0, 0, SECOND).await;
+    let first = fs::File::options()
+        .write(true)
+        .open(bench.directory.path().join("p-0"))
+        .expect("there");
+    first.set_len(0).expect("cut off");
+    bench.pool.look_after_sides().await;
+    bench.pool.side_is_too_small(1).await;
+    let second = bench.directory.path().join("p-1");
+    bench
+        .pool
+        .side_returned(1, &second, None)
+        .await
+        .expect("it waits");
+    assert_eq!(bench.state(SECOND), SideState::Out);
+    assert_eq!(bench.pool.sides_cut_off(), [1], "it is still to be told");
+}
+
 /// Were an answer to rest on labels whose sequence nobody keeps, the side that missed it could be opened alone after a crash.
 #[tokio::test]
 async fn how_new_the_labels_are_is_kept_before_anybody_is_told_what_they_say() {
