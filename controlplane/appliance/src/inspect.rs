@@ -66,10 +66,15 @@ pub fn inspect(options: &InspectOptions) -> Result<InspectInfo> {
     }
     let files = claim(&devices, options.repair)?;
     label::check_sizes(&devices, &files)?;
-    sides::do_without(&mut devices, &files, options.repair)?;
+    let lacks_some = sides::do_without(&mut devices)?;
     let checked = check(options, &devices, &files)?;
     let mut info = model::describe(&devices, &files, &checked, options.depth);
     if options.repair {
+        let is_mended = |mend: &Mend| options.accept_loss || !mend.loses;
+        let has_work = checked.mends().any(is_mended) || checked.has_unconfirmed();
+        if lacks_some && has_work {
+            sides::tell_labels(&devices, &files)?;
+        }
         let done = mend(options, &devices, &files, checked)?;
         let left = check(options, &devices, &files)?;
         info.repair = Some(RepairInfo {

@@ -384,14 +384,15 @@ impl Devices {
     /// A part of what reads, writes or makes zeros has done all that it was to do.
     fn end_moved(&mut self, slot: u32, part: u32) {
         let state = &self.slots[slot as usize];
-        let file = &self.targets.at(state.parts[part as usize].target).file;
-        match file.failed_flush() {
-            // A flush that failed took away what a durable write would have made count.
-            Some(error) if state.kind() != OperationKind::Read && state.is_durable() => {
-                self.end_failed(slot, part, error)
-            }
-            _ => self.end_part(slot),
+        let target = state.parts[part as usize].target;
+        // A flush that failed took away what a durable write would have made count.
+        if state.is_durable()
+            && state.kind() != OperationKind::Read
+            && let Some(error) = self.targets.at(target).file.failed_flush()
+        {
+            return self.end_failed(slot, part, error);
         }
+        self.end_part(slot);
     }
 
     /// Tries what the kernel did not do for now once more, later.

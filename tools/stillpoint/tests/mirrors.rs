@@ -525,8 +525,14 @@ fn a_repair_without_a_side_is_refused_unless_it_is_wanted() {
     for words in ["device 0, first side is not among the devices", "--degraded"] {
         assert!(told.errors.contains(words), "{}", told.errors);
     }
+    let told = inspect(&[&sides[1]], &["--repair", "--degraded"]);
+    assert_eq!(told.code, 0, "{}: {:#}", told.errors, told.json);
     let whole = inspect(&[&sides[0], &sides[1]], &["--repair"]);
-    assert_eq!(whole.code, 0, "nothing was written: {}", whole.errors);
+    assert_eq!(
+        whole.code, 0,
+        "there was nothing to mend, so nothing was written: {}",
+        whole.errors
+    );
     // The second header copy of shard 0.
     let file = File::options()
         .read(true)

@@ -84,6 +84,8 @@ struct Search {
     seen: BTreeMap<PathBuf, Seen>,
     /// By pool: the devices with which it could not be opened.
     tried: BTreeMap<String, Vec<(PathBuf, String)>>,
+    /// By pool: sides of mirrors that were not given back to it.
+    refused: BTreeMap<String, Vec<(PathBuf, String)>>,
 }
 
 impl Appliance {
@@ -217,7 +219,10 @@ impl Appliance {
             None => self.open_failed(&waiting.known.id, &paths).await,
         };
         match result {
-            Ok(()) => drop(search.tried.remove(&waiting.known.id)),
+            Ok(()) => {
+                search.tried.remove(&waiting.known.id);
+                search.refused.remove(&waiting.known.id);
+            }
             // Somebody looks at it, or has it for now.
             Err(error) if error.kind == ErrorKind::Conflict => {
                 tracing::debug!("pool {name} waits: {error}");
@@ -245,8 +250,8 @@ impl Appliance {
                 pool.side_went(place);
                 continue;
             };
-            let tried = search.tried.get(id).is_some_and(|tried| tried.contains(&found));
-            if tried || pool.side_stayed(place) {
+            let is_refused = (search.refused.get(id)).is_some_and(|refused| refused.contains(&found));
+            if is_refused || pool.side_stayed(place) {
                 continue;
             }
             let commands = self.options.nvme_commands;
@@ -263,7 +268,7 @@ impl Appliance {
                 Err(error) => {
                     let text = format!("not used: {error}");
                     pool.tell(EventKind::DeviceReturned, &found.0.display().to_string(), text);
-                    search.tried.entry(id.clone()).or_default().push(found);
+                    search.refused.entry(id.clone()).or_default().push(found);
                 }
             }
         }
@@ -340,8 +345,15 @@ impl Appliance {
         };
         let known = failed.known.devices;
         if paths.len() < known.len() {
-            let missing = known.into_iter();
-            all.extend(missing.filter(|path| !paths.contains(path) && !path.exists()));
+            let others: Vec<PathBuf> = known.into_iter().filter(|path| !paths.contains(path)).collect();
+            // A file may be on a server that does not answer.
+            let missing = patience::beside(move || {
+                Ok(others
+                    .into_iter()
+                    .filter(|path| !path.exists())
+                    .collect::<Vec<_>>())
+            });
+            all.extend(missing.await?);
         }
         // Of one that was never opened here nobody knows whether what is there is as new as what is missing.
         let degraded = match failed.given {

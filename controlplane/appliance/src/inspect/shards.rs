@@ -91,6 +91,11 @@ impl CheckedPool {
         self.told.clone()
     }
 
+    /// Whether there are intermediate snapshots that were never confirmed.
+    pub(super) fn has_unconfirmed(&self) -> bool {
+        !self.unconfirmed.is_empty()
+    }
+
     /// What is to be dropped on each shard that can be opened once it is mended.
     pub(super) fn unconfirmed(
         mut self,

@@ -65,14 +65,14 @@ pub(super) fn check_all_there(devices: &PoolDevices) -> Result<()> {
     ))
 }
 
-/// Goes by what is there. If something is to be written the labels say it first: a side that is not there then lacks everything.
+/// Goes by what is there; gives whether the labels say otherwise.
 ///
 /// # Errors
-/// If a label cannot be written.
-pub(super) fn do_without(devices: &mut PoolDevices, files: &Arc<PoolFiles>, writes: bool) -> Result<()> {
+/// Neither side of a device is there.
+pub(super) fn do_without(devices: &mut PoolDevices) -> Result<bool> {
     let lacking = devices.lacking();
     let Some(label) = devices.mirrors.as_ref().filter(|_| !lacking.is_empty()) else {
-        return Ok(());
+        return Ok(false);
     };
     let label = label.with_out(&lacking).map_err(|device| {
         Error::failure(format!(
@@ -80,10 +80,18 @@ pub(super) fn do_without(devices: &mut PoolDevices, files: &Arc<PoolFiles>, writ
             device.0, devices.name
         ))
     })?;
-    devices.mirrors = Some(label.clone());
-    if !writes {
+    devices.mirrors = Some(label);
+    Ok(true)
+}
+
+/// Before something is written the labels say that it is on what is there alone: a side that is not there lacks everything from then on.
+///
+/// # Errors
+/// If a label cannot be written.
+pub(super) fn tell_labels(devices: &PoolDevices, files: &Arc<PoolFiles>) -> Result<()> {
+    let Some(label) = &devices.mirrors else {
         return Ok(());
-    }
+    };
     let written = label.write(&devices.layout, files, devices.in_sync());
     written.map_err(|failed| {
         let texts = failed

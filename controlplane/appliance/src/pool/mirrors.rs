@@ -416,11 +416,15 @@ impl Pool {
                     continue;
                 }
             };
+            let asked = targets.len();
             let written = self.write_label(&label, targets).await;
             let episode = label.sequence();
-            self.note_sequence(episode);
-            sides.known().label = label;
             let unwritten = written.err().unwrap_or_default();
+            // On a label that nobody has nothing rests, and the side that comes back first is not older than it.
+            if unwritten.len() < asked {
+                self.note_sequence(episode);
+            }
+            sides.known().label = label;
             for (at, error) in core::mem::take(&mut failing) {
                 if let Some((_, error)) = unwritten.iter().find(|(other, _)| *other == at.other()) {
                     // The other side cannot say it: nothing that rests on it alone may be answered.
@@ -566,9 +570,14 @@ impl Pool {
         let at = SideAt::of_below(DeviceIndex(place as u8));
         let label = {
             let mut known = sides.known();
-            // While the other side is lost there is nothing to copy from, and the pool is opened again when that is back.
-            if known.record(at).state != SideState::Out || known.record(at.other()).lost.is_some() {
+            if known.record(at).state != SideState::Out {
                 return Ok(());
+            }
+            if known.record(at.other()).lost.is_some() {
+                return Err(Error::conflict(format!(
+                    "{} is lost: there is nothing to copy from, and the pool is opened again when it is back",
+                    at.other()
+                )));
             }
             known.label.clone()
         };

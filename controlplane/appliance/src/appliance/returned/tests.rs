@@ -31,6 +31,7 @@ fn search(seen: &[(&str, &str, usize)]) -> Search {
     Search {
         seen: seen.collect(),
         tried: BTreeMap::new(),
+        refused: BTreeMap::new(),
     }
 }
 

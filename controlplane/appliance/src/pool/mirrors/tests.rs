@@ -13,6 +13,7 @@ use stillpoint_processor::stall::Stall;
 
 use super::*;
 use crate::api::model::{CreatePool, ReplaceDevice};
+use crate::error::ErrorKind;
 use crate::events::Events;
 use crate::mailbox::{PoolIndex, RecoveredShard, Wake, mailbox};
 use crate::make::make_pool;
@@ -373,7 +374,7 @@ async fn a_side_that_was_used_elsewhere_is_not_taken_back() {
         bench.write_label(&label, SECOND);
         let refused = bench.pool.side_returned(1, &path, None).await;
         let error = refused.expect_err("it is another history");
-        assert_eq!(error.kind, crate::error::ErrorKind::Conflict, "{error}");
+        assert_eq!(error.kind, ErrorKind::Conflict, "{error}");
         let text = error.to_string();
         assert!(
             text.contains(words) && text.contains("stillpoint pool replace p 0.1"),
@@ -475,6 +476,20 @@ async fn no_label_is_made_while_nothing_is_left_of_the_last_side() {
     );
 }
 
+/// Were it noted, the side that is back first would be refused as older than labels that nobody has.
+#[tokio::test]
+async fn a_label_that_no_side_took_is_not_kept_as_the_newest() {
+    let bench = Bench::new().await;
+    let kept = || sequence_in(&bench.directory.path().join("state/mirrors.json"));
+    let before = kept();
+    // It is gone, and nobody has noticed yet.
+    drop(bench.pool.files.take(0));
+    bench.fails(0, 0, SECOND).await;
+    let lost = bench.pool.lost_devices();
+    assert_eq!(lost.keys().copied().collect::<Vec<_>>(), [0]);
+    assert_eq!(kept(), before);
+}
+
 /// It would be in resynchronisation when the pool is opened again, and what is known of its end would be said to nobody.
 #[tokio::test]
 async fn a_side_does_not_come_back_before_the_last_one_that_was_lost() {
@@ -488,11 +503,13 @@ async fn a_side_does_not_come_back_before_the_last_one_that_was_lost() {
     bench.pool.look_after_sides().await;
     bench.pool.side_is_too_small(1).await;
     let second = bench.directory.path().join("p-1");
-    bench
-        .pool
-        .side_returned(1, &second, None)
-        .await
-        .expect("it waits");
+    let waits = bench.pool.side_returned(1, &second, None).await;
+    let waits = waits.expect_err("there is nothing to copy from");
+    // It is not told of as refused, but asked again.
+    assert!(
+        waits.kind == ErrorKind::Conflict && waits.hint.is_none(),
+        "{waits}"
+    );
     assert_eq!(bench.state(SECOND), SideState::Out);
     assert_eq!(bench.pool.sides_cut_off(), [1], "it is still to be told");
 }
