@@ -20,6 +20,8 @@ use crate::request::{RequestError, RequestKind};
 
 /// Records that may be neither durable nor asked to be: bounds what recovery has to verify after a power cut.
 const UNFLUSHED_RECORDS_MAX: u64 = 16_384;
+/// Bytes of the same on devices with two sides, where recovery reads them after a kill too.
+pub(super) const UNFLUSHED_BYTES_MAX: u64 = 128 << 20;
 /// Log pages that one durable write has at most: beyond that one flush costs less than making each of them durable.
 const DURABLE_LOG_PAGES_MAX: usize = 8;
 /// So long after the last flush the log says on the device what that flush made durable, if nothing else was logged.
@@ -44,6 +46,8 @@ pub(super) struct Durability {
     flushing_lsn: Option<u64>,
     /// Bit per device: written since the last host flush began.
     dirty_for_flush: u64,
+    /// Written since then.
+    unflushed_bytes: u64,
     /// Bit per device: written since the last checkpoint flush began.
     dirty_for_checkpoint: u64,
     /// When the log is to say what is durable.
@@ -59,7 +63,14 @@ impl Durability {
         for transfer in &operation.transfers {
             self.dirty_for_flush |= 1 << transfer.device.0;
             self.dirty_for_checkpoint |= 1 << transfer.device.0;
+            self.unflushed_bytes += transfer.length_bytes;
         }
+    }
+
+    /// Bytes written since the last host flush began.
+    #[cfg(test)]
+    pub(super) fn unflushed_bytes(&self) -> u64 {
+        self.unflushed_bytes
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -153,12 +164,16 @@ impl<T: LogTail> Shard<T> {
         }
         self.mark_what_is_durable();
         let waiters = &self.durability;
+        let has_too_much = self.layout.mirrored
+            && waiters.unflushed_bytes > UNFLUSHED_BYTES_MAX
+            && waiters.flushing_lsn.is_none();
         let asked = waiters
             .durable
             .back()
             .is_some_and(|(lsn, _)| *lsn > self.log.written_lsn())
             || !waiters.written.is_empty()
             || waiters.log_wanted
+            || has_too_much
             || self.log.is_eager()
             || self.checkpoint_is_due();
         if asked && self.log.has_pending() && !self.log.is_writing() {
@@ -173,13 +188,15 @@ impl<T: LogTail> Shard<T> {
             .durable
             .front()
             .is_some_and(|(lsn, _)| *lsn <= written)
-            || written - self.log.durable_lsn() > UNFLUSHED_RECORDS_MAX;
+            || written - self.log.durable_lsn() > UNFLUSHED_RECORDS_MAX
+            || has_too_much;
         if flush_asked && written > self.log.durable_lsn() && self.durability.flushing_lsn.is_none() {
             if self.durability.durable.len() > 1 {
                 mark(Mark::FlushShared);
             }
             self.durability.flushing_lsn = Some(written);
             let devices = core::mem::take(&mut self.durability.dirty_for_flush);
+            self.durability.unflushed_bytes = 0;
             self.issue_flush(Tag::HostFlush, devices);
         }
     }
