@@ -19,13 +19,13 @@ export function Overview({ status, past, occurrences }: Props) {
   const { troubles, mistake } = useDevices(60_000, status?.pools ?? [], occurrences);
   return (
     <>
-      <Pools pools={status?.pools ?? []} />
+      <Pools pools={status?.pools ?? null} />
       <Wrong mistake={mistake} />
       <Troubles troubles={troubles} />
       <Charts past={past} />
       <div class="beside">
         <Processors status={status} past={past} />
-        <Feed occurrences={occurrences} />
+        <Feed occurrences={occurrences} isKnown={past.newest !== null} />
       </div>
     </>
   );
@@ -46,12 +46,12 @@ export function troubles(pool: Pool): string[] {
   ];
 }
 
-function Pools({ pools }: { pools: Pool[] }) {
+function Pools({ pools }: { pools: Pool[] | null }) {
   return (
     <section>
       <h2>Pools</h2>
-      <Table columns={["Pool", "State", "Used", ">In use", ">Size", ">Free soon", ">Volumes", ">Snapshots", "Look at"]} empty="No pool yet. They are made on the page Devices.">
-        {pools.map((pool) => (
+      <Table columns={["Pool", "State", "Used", ">In use", ">Size", ">Free soon", ">Volumes", ">Snapshots", "Look at"]} empty={pools ? "No pool yet. They are made on the page Devices." : "…"}>
+        {(pools ?? []).map((pool) => (
           <tr key={pool.name}>
             <td><a href="#/pools">{pool.name}</a></td>
             <td><State name={pool.state} /></td>
@@ -135,7 +135,7 @@ function Processors({ status, past }: { status: Status | null; past: Past }) {
   );
 }
 
-function Feed({ occurrences }: { occurrences: Occurrence[] }) {
+function Feed({ occurrences, isKnown }: { occurrences: Occurrence[]; isKnown: boolean }) {
   return (
     <section>
       <h2>What happened</h2>
@@ -147,7 +147,7 @@ function Feed({ occurrences }: { occurrences: Occurrence[] }) {
             <span>{occurrence.text}</span>
           </li>
         ))}
-        {occurrences.length === 0 && <li class="empty">Nothing yet.</li>}
+        {occurrences.length === 0 && <li class="empty">{isKnown ? "Nothing yet." : "…"}</li>}
       </ol>
     </section>
   );
