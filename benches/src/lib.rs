@@ -14,6 +14,7 @@ pub mod cases;
 pub mod contest;
 pub mod cpu;
 pub mod crowd;
+pub mod diverged;
 pub mod fio;
 pub mod frame;
 pub mod good_client;

@@ -3,6 +3,10 @@
 //! leaves the data out. Reading a block that was left out is the checksum error that it has to be.
 
 mod device;
+pub mod discard;
+pub mod memory;
+pub mod opening;
+pub mod place;
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;

@@ -1,10 +1,16 @@
 //! Stretches of a writer's time.
 
+use std::thread;
+use std::time::Duration;
+
 use serde::Serialize;
 
 use crate::stats::{Distribution, Spread};
 use crate::writer::{Sample, Writer};
 use crate::{Failure, cpu};
+
+/// What was done before is over then.
+pub const REST: Duration = Duration::from_millis(500);
 
 /// An instant: the writer's time, and the CPU time that the server had used.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +28,16 @@ pub fn now(writer: &Writer, server: u32) -> Result<Instant, Failure> {
         ns: writer.now_ns(),
         cpu_s: cpu::used_seconds(server)?,
     })
+}
+
+/// A window of so long.
+///
+/// # Errors
+/// The server is gone.
+pub fn pass(writer: &Writer, server: u32, time: Duration) -> Result<[Instant; 2], Failure> {
+    let from = now(writer, server)?;
+    thread::sleep(time);
+    Ok([from, now(writer, server)?])
 }
 
 /// What happened between two instants.
@@ -79,8 +95,14 @@ pub fn cells(windows: &[Window]) -> String {
 
 /// How p99 of some windows compares with that of others, round by round.
 #[must_use]
-pub fn p99_ratio(of: &[Window], to: &[Window]) -> String {
+pub fn p99_to(of: &[Window], to: &[Window]) -> Spread {
     let pairs = of.iter().zip(to);
-    let ratio = Spread::of(pairs.map(|(of, to)| of.latency_us.p99 / to.latency_us.p99.max(1e-9)));
+    Spread::of(pairs.map(|(of, to)| of.latency_us.p99 / to.latency_us.p99.max(1e-9)))
+}
+
+/// The same as text.
+#[must_use]
+pub fn p99_ratio(of: &[Window], to: &[Window]) -> String {
+    let ratio = p99_to(of, to);
     format!("{:.2} ({:.2}..{:.2})", ratio.median, ratio.min, ratio.max)
 }

@@ -2,11 +2,6 @@
 //! with very much mapped in single blocks; what memory it takes when blocks all over that pool are read; what reads cost
 //! when the map cache holds a hundredth of the map; what a large discard costs others. Prints tables.
 
-mod discard;
-mod memory;
-mod opening;
-mod place;
-
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -16,6 +11,8 @@ use serde::Serialize;
 use stillpoint_benches::Failure;
 use stillpoint_benches::frame::{self, Place};
 use stillpoint_benches::machine::Machine;
+use stillpoint_benches::mapped_pool::place::{Kind, MappedPool, Settings};
+use stillpoint_benches::mapped_pool::{discard, memory, opening};
 
 /// Measures restarts, memory and discards of a pool that has much mapped
 #[derive(Debug, Parser)]
@@ -56,8 +53,16 @@ impl Options {
         self.only.as_ref().is_none_or(|only| only == part)
     }
 
-    fn time(&self) -> Duration {
-        Duration::from_secs_f64(self.seconds)
+    fn settings(&self) -> Settings {
+        Settings {
+            mapped_gib: self.mapped_gib,
+            real_gib: self.real_gib,
+            rounds: self.rounds,
+            time: Duration::from_secs_f64(self.seconds),
+            discard_gib: self.discard_gib,
+            shards: self.shards,
+            serve_options: self.serve_option.clone(),
+        }
     }
 }
 
@@ -95,6 +100,7 @@ fn main() -> ExitCode {
 
 fn measure(options: &Options) -> Result<(), Failure> {
     let (program, backing) = options.place.find()?;
+    let settings = options.settings();
     let mut report = Report {
         machine: Machine::look(&backing),
         restarts: Vec::new(),
@@ -103,24 +109,24 @@ fn measure(options: &Options) -> Result<(), Failure> {
         discard: None,
     };
     if options.mapped_gib > 0 {
-        let mut pool = place::MappedPool::make(options, &program, &backing, place::Kind::DataLeftOut)?;
+        let mut pool = MappedPool::make(&settings, &program, &backing, Kind::DataLeftOut)?;
         if options.wants("memory") {
-            report.memory = Some(memory::measure(options, &mut pool)?);
+            report.memory = Some(memory::measure(&settings, &mut pool)?);
         }
         if options.wants("restart") {
-            report.restarts.push(opening::measure(options, &mut pool)?);
+            report.restarts.push(opening::measure(&settings, &mut pool)?);
         }
         if options.wants("discard") {
-            report.discard = Some(discard::measure(options, &mut pool)?);
+            report.discard = Some(discard::measure(&settings, &mut pool)?);
         }
     }
     if options.real_gib > 0 && (options.wants("restart") || options.wants("reads")) {
-        let mut pool = place::MappedPool::make(options, &program, &backing, place::Kind::Real)?;
+        let mut pool = MappedPool::make(&settings, &program, &backing, Kind::Real)?;
         if options.wants("reads") {
-            report.reads = Some(memory::reads(options, &mut pool)?);
+            report.reads = Some(memory::reads(&settings, &mut pool)?);
         }
         if options.wants("restart") {
-            report.restarts.push(opening::measure(options, &mut pool)?);
+            report.restarts.push(opening::measure(&settings, &mut pool)?);
         }
     }
     frame::tell("restart", options.out.as_deref(), &report.markdown(), &report)

@@ -1,9 +1,10 @@
 //! The table: what the data path does beside the bare device and its peers, in interleaved rounds, and which goals are
 //! met. Prints it; `--out` keeps it, and every run as JSON.
 //!
-//! Rows that others measure: l, m (restart, memory), n (discards and deletions). A row is a function in [`rows`] that gives a [`Row`].
+//! A row is a function in [`rows`] that gives a [`Row`]. `restart` and `snapshots` measure rows l, m and n in other sizes too.
 
 mod in_process;
+mod large;
 mod nbd;
 mod rows;
 mod snapshots;

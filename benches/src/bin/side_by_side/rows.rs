@@ -4,13 +4,13 @@ use stillpoint_benches::Failure;
 use stillpoint_benches::process::Scratch;
 use stillpoint_benches::table::Row;
 
-use crate::{Options, in_process, snapshots, sockets};
+use crate::{Options, in_process, large, snapshots, sockets};
 
 /// How a row is measured; files go into the scratch directory.
 pub type Measure = fn(&Options, &Scratch) -> Result<Row, Failure>;
 
 /// The rows by letter. One more is one more line.
-pub const ROWS: [(&str, Measure); 11] = [
+pub const ROWS: [(&str, Measure); 14] = [
     ("a", in_process::random_reads_of_zram),
     ("b", in_process::memory),
     ("c", in_process::random_writes_of_a_file),
@@ -22,4 +22,7 @@ pub const ROWS: [(&str, Measure); 11] = [
     ("i", snapshots::under_full_load),
     ("j", snapshots::each_second),
     ("k", in_process::two_processors),
+    ("l", large::restarts),
+    ("m", large::memory),
+    ("n", large::giving_back),
 ];

@@ -13,14 +13,12 @@ use stillpoint_benches::writer::{Arrivals, Writer};
 
 use super::Options;
 use stillpoint_benches::prices::DEPTH;
-use stillpoint_benches::windows::{self, HEADS, Window, cells, p99_ratio};
+use stillpoint_benches::windows::{self, HEADS, REST, Window, cells, p99_ratio, pass};
 
 /// A window without deletions: some turns of the cycle in which checkpoints come and the places for writes go round the
 /// pool, which p99 follows by itself.
 const CYCLES: Duration = Duration::from_secs(20);
 const CYCLES_SHORT: Duration = Duration::from_secs(4);
-/// What creating left to do is done.
-pub const REST: Duration = Duration::from_millis(500);
 
 /// What came out.
 #[derive(Debug, Serialize)]
@@ -92,16 +90,6 @@ pub fn measure(options: &Options, appliance: &Stillpoint) -> Result<Deletions, F
         during: windows(|round| round.during),
         after: windows(|round| round.after),
     })
-}
-
-/// A window of so long.
-///
-/// # Errors
-/// The server is gone.
-pub fn pass(writer: &Writer, server: u32, time: Duration) -> Result<[windows::Instant; 2], Failure> {
-    let from = windows::now(writer, server)?;
-    thread::sleep(time);
-    Ok([from, windows::now(writer, server)?])
 }
 
 impl Deletions {

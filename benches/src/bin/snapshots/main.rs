@@ -4,7 +4,6 @@
 
 mod change_logs;
 mod deletions;
-mod diverged;
 mod writes;
 
 use std::path::PathBuf;
@@ -14,6 +13,7 @@ use std::time::Duration;
 use clap::Parser;
 use serde::Serialize;
 use stillpoint_benches::Failure;
+use stillpoint_benches::diverged::{self, Diverged};
 use stillpoint_benches::frame::{self, Place, say};
 use stillpoint_benches::machine::Machine;
 use stillpoint_benches::prices::{self, Prices};
@@ -22,7 +22,6 @@ use stillpoint_benches::servers::{Setup, Stillpoint, fill, takes_direct};
 
 use change_logs::ChangeLogs;
 use deletions::Deletions;
-use diverged::Diverged;
 use writes::Writes;
 
 /// Measures writes beside snapshots, and snapshots beside writes
@@ -158,7 +157,12 @@ fn measure(options: &Options) -> Result<(), Failure> {
     }
     if options.wants("diverged") {
         say("deleting what is not shared");
-        report.diverged = Some(diverged::measure(options, &appliance, &scratch)?);
+        report.diverged = Some(diverged::measure(
+            (options.rounds(), options.time()),
+            size_bytes,
+            &appliance,
+            &scratch,
+        )?);
     }
     if options.wants("change-logs") {
         say("change log volumes");

@@ -5,18 +5,17 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
+use crate::Failure;
+use crate::frame::say;
+use crate::servers::VOLUME;
+use crate::stats::Spread;
+use crate::windows::{self, HEADS, Window, cells, p99_ratio};
+use crate::writer::{Arrivals, Writer};
 use serde::Serialize;
-use stillpoint_benches::Failure;
-use stillpoint_benches::frame::say;
-use stillpoint_benches::servers::VOLUME;
-use stillpoint_benches::stats::Spread;
-use stillpoint_benches::windows::{self, HEADS, Window, cells, p99_ratio};
-use stillpoint_benches::writer::{Arrivals, Writer};
 use stillpoint_export::nbd::client::Connection;
 use stillpoint_export::nbd::wire::command;
 
-use super::Options;
-use super::place::MappedPool;
+use super::place::{MappedPool, Settings};
 
 const OTHER: &str = "other";
 const OTHER_BYTES: u64 = 1 << 30;
@@ -32,9 +31,11 @@ const REST: Duration = Duration::from_millis(500);
 pub struct Discard {
     pool: String,
     /// GiB of each discard.
-    gib: u64,
-    before: Vec<Window>,
-    during: Vec<Window>,
+    pub gib: u64,
+    /// Before it.
+    pub before: Vec<Window>,
+    /// From the first request to the last answer.
+    pub during: Vec<Window>,
     after: Vec<Window>,
 }
 
@@ -42,7 +43,7 @@ pub struct Discard {
 ///
 /// # Errors
 /// A command or a request fails.
-pub fn measure(options: &Options, pool: &mut MappedPool) -> Result<Discard, Failure> {
+pub fn measure(settings: &Settings, pool: &mut MappedPool) -> Result<Discard, Failure> {
     let daemon = pool.start(&[])?;
     let size = OTHER_BYTES.to_string();
     pool.command(&daemon, &["volume", "create", OTHER, "--size", &size])?;
@@ -50,21 +51,21 @@ pub fn measure(options: &Options, pool: &mut MappedPool) -> Result<Discard, Fail
     fill(daemon.nbd_socket())?;
     let writer = Writer::start(daemon.nbd_socket(), OTHER, Arrivals::Depth(DEPTH))?;
     thread::sleep(REST);
-    let gib = options
+    let gib = settings
         .discard_gib
-        .min(pool.mapped_gib / u64::from(options.rounds.max(1)));
+        .min(pool.mapped_gib / u64::from(settings.rounds.max(1)));
     let mut spans = Vec::new();
-    for round in 0..u64::from(options.rounds) {
+    for round in 0..u64::from(settings.rounds) {
         thread::sleep(REST);
         let now = || windows::now(&writer, daemon.process_id());
         let from = now()?;
-        thread::sleep(options.time());
+        thread::sleep(settings.time);
         let begun = now()?;
         discard(daemon.nbd_socket(), round * gib, gib)?;
         let ended = now()?;
         thread::sleep(REST);
         let rested = now()?;
-        thread::sleep(options.time());
+        thread::sleep(settings.time);
         spans.push([(from, begun), (begun, ended), (rested, now()?)]);
         say(&format!("{gib} GiB discarded, round {}", round + 1));
     }
@@ -116,6 +117,7 @@ fn discard(socket: &std::path::Path, first_gib: u64, gib: u64) -> Result<(), Fai
 
 impl Discard {
     /// As a table.
+    #[must_use]
     pub fn markdown(&self) -> String {
         let mut text = format!(
             "### Discarding {} GiB beside writes of another volume, depth {DEPTH}\n\n{}.\n\n\

@@ -2,17 +2,16 @@
 
 use std::fmt::Write;
 
+use crate::Failure;
+use crate::cpu::resident_bytes;
+use crate::frame::say;
+use crate::reader::{Reads, read_at_random};
+use crate::servers::{Daemon, VOLUME};
+use crate::stats::Spread;
 use serde::Serialize;
 use serde_json::Value;
-use stillpoint_benches::Failure;
-use stillpoint_benches::cpu::resident_bytes;
-use stillpoint_benches::frame::say;
-use stillpoint_benches::reader::{Reads, read_at_random};
-use stillpoint_benches::servers::{Daemon, VOLUME};
-use stillpoint_benches::stats::Spread;
 
-use super::Options;
-use super::place::MappedPool;
+use super::place::{MappedPool, Settings};
 
 const DEPTH: usize = 32;
 /// Map cache that holds everything: 4 GiB.
@@ -25,15 +24,18 @@ const BLOCKS_PER_PAGE: u64 = 256;
 pub struct Memory {
     pool: String,
     idle_bytes: u64,
-    after: Vec<Point>,
+    /// Later and later.
+    pub after: Vec<Point>,
     map_bytes: u64,
 }
 
+/// What was seen after some reads.
 #[derive(Debug, Serialize)]
-struct Point {
+pub struct Point {
     seconds: f64,
     reads: Reads,
-    resident_bytes: u64,
+    /// What the daemon takes.
+    pub resident_bytes: u64,
     map_pages_cached: u64,
     map_misses: u64,
 }
@@ -42,7 +44,7 @@ struct Point {
 ///
 /// # Errors
 /// A command fails.
-pub fn measure(options: &Options, pool: &mut MappedPool) -> Result<Memory, Failure> {
+pub fn measure(settings: &Settings, pool: &mut MappedPool) -> Result<Memory, Failure> {
     let daemon = pool.start(&[])?;
     let mut memory = Memory {
         pool: pool.name(),
@@ -51,9 +53,9 @@ pub fn measure(options: &Options, pool: &mut MappedPool) -> Result<Memory, Failu
         map_bytes: (pool.mapped_gib << 30) / BLOCKS_PER_PAGE,
     };
     let mut seconds = 0.0;
-    for round in 0..2 * u64::from(options.rounds) {
-        let reads = read_at_random(daemon.nbd_socket(), VOLUME, DEPTH, options.time(), round + 1)?;
-        seconds += options.seconds;
+    for round in 0..2 * u64::from(settings.rounds) {
+        let reads = read_at_random(daemon.nbd_socket(), VOLUME, DEPTH, settings.time, round + 1)?;
+        seconds += settings.time.as_secs_f64();
         let (map_pages_cached, map_misses) = map_figures(pool, &daemon)?;
         memory.after.push(Point {
             seconds,
@@ -84,6 +86,7 @@ fn map_figures(pool: &MappedPool, daemon: &Daemon) -> Result<(u64, u64), Failure
 
 impl Memory {
     /// As a table.
+    #[must_use]
     pub fn markdown(&self) -> String {
         let mib = |bytes: u64| bytes >> 20;
         let mut text = format!(
@@ -116,8 +119,10 @@ pub struct CacheReads {
     pool: String,
     small_cache: String,
     small_share: f64,
-    all: Vec<f64>,
-    small: Vec<f64>,
+    /// Reads a second with all of it.
+    pub all: Vec<f64>,
+    /// Reads a second with a hundredth.
+    pub small: Vec<f64>,
     misses_per_read: Vec<f64>,
 }
 
@@ -125,7 +130,7 @@ pub struct CacheReads {
 ///
 /// # Errors
 /// A command fails, or a read.
-pub fn reads(options: &Options, pool: &mut MappedPool) -> Result<CacheReads, Failure> {
+pub fn reads(settings: &Settings, pool: &mut MappedPool) -> Result<CacheReads, Failure> {
     let map_bytes = (pool.mapped_gib << 30) / BLOCKS_PER_PAGE;
     let small = (map_bytes / 100).to_string();
     let mut result = CacheReads {
@@ -136,18 +141,18 @@ pub fn reads(options: &Options, pool: &mut MappedPool) -> Result<CacheReads, Fai
         small: Vec::new(),
         misses_per_read: Vec::new(),
     };
-    for round in 0..u64::from(options.rounds) {
+    for round in 0..u64::from(settings.rounds) {
         for (cache, is_small) in [(ALL, false), (small.as_str(), true)] {
             let daemon = pool.start(&["--map-cache", cache])?;
             // Once to fill the cache, which at random takes several times as many reads as it has pages.
             let warm = if is_small {
-                options.time()
+                settings.time
             } else {
-                options.time() * 4
+                settings.time * 4
             };
             read_at_random(daemon.nbd_socket(), VOLUME, DEPTH, warm, round + 100)?;
             let before = map_figures(pool, &daemon)?;
-            let reads = read_at_random(daemon.nbd_socket(), VOLUME, DEPTH, options.time(), round + 1)?;
+            let reads = read_at_random(daemon.nbd_socket(), VOLUME, DEPTH, settings.time, round + 1)?;
             let after = map_figures(pool, &daemon)?;
             if reads.errors_per_second > 0.0 {
                 return Err("reads failed".into());
@@ -156,7 +161,7 @@ pub fn reads(options: &Options, pool: &mut MappedPool) -> Result<CacheReads, Fai
             if is_small {
                 result.small.push(reads.per_second);
                 result.small_share = (after.0 * 4096) as f64 / map_bytes as f64;
-                let count = reads.per_second * options.seconds;
+                let count = reads.per_second * settings.time.as_secs_f64();
                 result.misses_per_read.push((after.1 - before.1) as f64 / count);
             } else {
                 result.all.push(reads.per_second);
@@ -169,6 +174,7 @@ pub fn reads(options: &Options, pool: &mut MappedPool) -> Result<CacheReads, Fai
 
 impl CacheReads {
     /// As a table.
+    #[must_use]
     pub fn markdown(&self) -> String {
         let spread = |values: &[f64]| {
             let spread = Spread::of(values.iter().copied());

@@ -3,39 +3,44 @@
 
 use std::fmt::Write;
 use std::thread;
+use std::time::Duration;
 
+use crate::Failure;
+use crate::prices::DEPTH;
+use crate::process::Scratch;
+use crate::servers::{POOL, Stillpoint, VOLUME, fill};
+use crate::stats::Spread;
+use crate::windows::{self, HEADS, REST, Window, cells, p99_ratio, pass};
+use crate::writer::{Arrivals, Writer};
 use serde::Serialize;
-use stillpoint_benches::Failure;
-use stillpoint_benches::prices::DEPTH;
-use stillpoint_benches::process::Scratch;
-use stillpoint_benches::servers::{POOL, Stillpoint, VOLUME, fill};
-use stillpoint_benches::stats::Spread;
-use stillpoint_benches::windows::{self, HEADS, Window, cells, p99_ratio};
-use stillpoint_benches::writer::{Arrivals, Writer};
-
-use super::Options;
-use super::deletions::{REST, pass};
 
 const NAME: &str = "diverged";
 /// The volume is so many times as large as the one that is written meanwhile.
-const FACTOR: u64 = 2;
+pub const FACTOR: u64 = 2;
 
 /// What came out.
 #[derive(Debug, Serialize)]
 pub struct Diverged {
-    mib: u64,
-    before: Vec<Window>,
+    /// Of the snapshot.
+    pub mib: u64,
+    /// Before the command.
+    pub before: Vec<Window>,
     /// From the command until all of its space can be used again.
-    during: Vec<Window>,
+    pub during: Vec<Window>,
     after: Vec<Window>,
 }
 
-/// Runs all rounds.
+/// Runs so many rounds, with windows of `time` before and after, beside an appliance whose volume has `volume_bytes`.
 ///
 /// # Errors
 /// A command fails.
-pub fn measure(options: &Options, appliance: &Stillpoint, scratch: &Scratch) -> Result<Diverged, Failure> {
-    let size_bytes = options.volume_bytes() * FACTOR;
+pub fn measure(
+    (rounds, time): (u32, Duration),
+    volume_bytes: u64,
+    appliance: &Stillpoint,
+    scratch: &Scratch,
+) -> Result<Diverged, Failure> {
+    let size_bytes = volume_bytes * FACTOR;
     let target = appliance.add_volume(NAME, size_bytes, scratch)?;
     fill(&target, size_bytes, scratch)?;
     let (server, mut api) = (appliance.process_id(), appliance.api()?);
@@ -45,20 +50,20 @@ pub fn measure(options: &Options, appliance: &Stillpoint, scratch: &Scratch) -> 
         during: Vec::new(),
         after: Vec::new(),
     };
-    for _ in 0..options.rounds() {
+    for _ in 0..rounds {
         let (snapshot, _) = api.take_snapshot(NAME, "whole")?;
         let id = snapshot["id"].as_u64();
         let id = id.ok_or_else(|| format!("no number in {snapshot}"))?;
         fill(&target, size_bytes, scratch)?;
         let writer = Writer::start(appliance.nbd_socket(), VOLUME, Arrivals::Depth(DEPTH))?;
         thread::sleep(REST);
-        let before = pass(&writer, server, options.time())?;
+        let before = pass(&writer, server, time)?;
         let from = windows::now(&writer, server)?;
         api.delete_snapshot(NAME, "whole")?;
         api.wait_for_deletion(POOL, id)?;
         let to = windows::now(&writer, server)?;
         thread::sleep(REST);
-        let after = pass(&writer, server, options.time())?;
+        let after = pass(&writer, server, time)?;
         let samples = writer.finish()?;
         let window = |[from, to]: [windows::Instant; 2]| Window::between(&samples, from, to);
         result.before.push(window(before));
@@ -70,6 +75,7 @@ pub fn measure(options: &Options, appliance: &Stillpoint, scratch: &Scratch) -> 
 
 impl Diverged {
     /// As a table.
+    #[must_use]
     pub fn markdown(&self) -> String {
         let mut text = format!(
             "### Deleting a snapshot of {} MiB of which nothing is shared, beside writes of another volume at full load\n\n\

@@ -6,13 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use stillpoint_benches::Failure;
-use stillpoint_benches::frame::say;
-use stillpoint_benches::mapped_pool::{Data, map_everything};
-use stillpoint_benches::process::{self, Scratch};
-use stillpoint_benches::servers::{Daemon, POOL, VOLUME};
-
-use super::Options;
+use super::{Data, map_everything};
+use crate::Failure;
+use crate::frame::say;
+use crate::process::{self, Scratch};
+use crate::servers::{Daemon, POOL, VOLUME};
 
 /// How long a clean stop may take.
 const STOP_MAX: Duration = Duration::from_secs(60);
@@ -23,6 +21,25 @@ const ROOM_BYTES: u64 = 4 << 30;
 const CHECKED_GIB_MAX: u64 = 64;
 /// The same for pools of which all data is read, block by block.
 const DATA_CHECKED_GIB_MAX: u64 = 16;
+
+/// What is made and how it is measured.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// GiB mapped in the pool whose data is left out.
+    pub mapped_gib: u64,
+    /// GiB of the pool whose data is written.
+    pub real_gib: u64,
+    /// Restarts, runs or discards of each kind.
+    pub rounds: u32,
+    /// Of each run.
+    pub time: Duration,
+    /// GiB that are discarded beside other writes.
+    pub discard_gib: u64,
+    /// Of the pools, if not as many as processors.
+    pub shards: Option<u16>,
+    /// More options of `stillpoint serve`.
+    pub serve_options: Vec<String>,
+}
 
 /// Whether data is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,9 +52,13 @@ pub enum Kind {
 
 /// A pool that is mapped from end to end; its daemon is not running.
 pub struct MappedPool {
+    /// Whether its data is there.
     pub kind: Kind,
+    /// GiB of its volume.
     pub mapped_gib: u64,
+    /// What its file takes.
     pub disk_bytes: u64,
+    /// How long mapping took.
     pub filling: Duration,
     program: PathBuf,
     serve_options: Vec<String>,
@@ -50,12 +71,12 @@ impl MappedPool {
     ///
     /// # Errors
     /// A command fails, or the disk is full.
-    pub fn make(options: &Options, program: &Path, backing: &Path, kind: Kind) -> Result<Self, Failure> {
+    pub fn make(settings: &Settings, program: &Path, backing: &Path, kind: Kind) -> Result<Self, Failure> {
         let scratch = Scratch::new(backing)?;
         let tail = Scratch::new(Path::new("/dev/shm"))?;
         let mapped_gib = match kind {
-            Kind::DataLeftOut => options.mapped_gib,
-            Kind::Real => options.real_gib,
+            Kind::DataLeftOut => settings.mapped_gib,
+            Kind::Real => settings.real_gib,
         };
         let mut pool = Self {
             kind,
@@ -63,7 +84,7 @@ impl MappedPool {
             disk_bytes: 0,
             filling: Duration::ZERO,
             program: program.to_path_buf(),
-            serve_options: options.serve_option.clone(),
+            serve_options: settings.serve_options.clone(),
             scratch,
             tail,
         };
@@ -75,7 +96,7 @@ impl MappedPool {
         let size = bytes.to_string();
         let daemon = pool.start(&[])?;
         let mut create = vec!["pool", "create", POOL, &path, "--force", &path];
-        let shards = options.shards.map(|shards| shards.to_string());
+        let shards = settings.shards.map(|shards| shards.to_string());
         if let Some(shards) = &shards {
             create.extend(["--shards", shards]);
         }

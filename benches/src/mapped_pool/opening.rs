@@ -6,17 +6,16 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::Failure;
+use crate::frame::say;
+use crate::servers::{POOL, VOLUME};
+use crate::stats::Spread;
+use crate::writer::{Arrivals, Writer};
 use serde::Serialize;
 use serde_json::Value;
-use stillpoint_benches::Failure;
-use stillpoint_benches::frame::say;
-use stillpoint_benches::servers::{POOL, VOLUME};
-use stillpoint_benches::stats::Spread;
-use stillpoint_benches::writer::{Arrivals, Writer};
 use stillpoint_export::nbd::client::Connection;
 
-use super::Options;
-use super::place::MappedPool;
+use super::place::{MappedPool, Settings};
 
 const BLOCK_BYTES: u32 = 4096;
 /// What block 0 holds.
@@ -33,18 +32,21 @@ const LOOK_AGAIN: Duration = Duration::from_micros(500);
 /// The restarts of one pool, in milliseconds.
 #[derive(Debug, Serialize)]
 pub struct Restarts {
-    pool: String,
+    /// What it is called.
+    pub pool: String,
     disk_bytes: u64,
-    clean: Vec<Start>,
-    killed: Vec<Start>,
+    /// After a stop in order.
+    pub clean: Vec<Start>,
+    /// After `kill -9` under load.
+    pub killed: Vec<Start>,
     stop_ms: Vec<f64>,
 }
 
 /// One start.
 #[derive(Clone, Copy, Debug, Serialize)]
-struct Start {
+pub struct Start {
     /// From the start of the process to the first read.
-    first_read_ms: f64,
+    pub first_read_ms: f64,
     /// Of it: opening the slowest of its shards, as the pool says.
     recovery_ms: f64,
 }
@@ -53,7 +55,7 @@ struct Start {
 ///
 /// # Errors
 /// It does not come back, or with other content than was written.
-pub fn measure(options: &Options, pool: &mut MappedPool) -> Result<Restarts, Failure> {
+pub fn measure(settings: &Settings, pool: &mut MappedPool) -> Result<Restarts, Failure> {
     let daemon = pool.start(&[])?;
     connect(daemon.nbd_socket(), Instant::now())?.write(0, &CONTENT)?;
     let mut restarts = Restarts {
@@ -63,15 +65,15 @@ pub fn measure(options: &Options, pool: &mut MappedPool) -> Result<Restarts, Fai
         killed: Vec::new(),
         stop_ms: vec![milliseconds(MappedPool::stop(daemon)?)],
     };
-    for _ in 0..options.rounds {
+    for _ in 0..settings.rounds {
         let (start, daemon) = start(pool)?;
         restarts.clean.push(start);
         restarts.stop_ms.push(milliseconds(MappedPool::stop(daemon)?));
     }
     let (_, mut daemon) = start(pool)?;
-    for _ in 0..options.rounds {
+    for _ in 0..settings.rounds {
         let writer = Writer::start(daemon.nbd_socket(), VOLUME, Arrivals::Depth(DEPTH))?;
-        thread::sleep(options.time());
+        thread::sleep(settings.time);
         drop(daemon); // kill -9
         // Its connection broke.
         let _ = writer.finish();
@@ -83,7 +85,7 @@ pub fn measure(options: &Options, pool: &mut MappedPool) -> Result<Restarts, Fai
     Ok(restarts)
 }
 
-fn start(pool: &MappedPool) -> Result<(Start, stillpoint_benches::servers::Daemon), Failure> {
+fn start(pool: &MappedPool) -> Result<(Start, crate::servers::Daemon), Failure> {
     let (begun, daemon) = pool.spawn()?;
     let data = connect(daemon.nbd_socket(), begun)?.read(0, BLOCK_BYTES)?;
     let first_read_ms = milliseconds(begun.elapsed());
@@ -121,6 +123,7 @@ fn connect(socket: &Path, begun: Instant) -> Result<Connection<UnixStream>, Fail
 }
 
 /// As a table.
+#[must_use]
 pub fn markdown(all: &[Restarts]) -> String {
     if all.is_empty() {
         return String::new();
