@@ -165,6 +165,9 @@ fn run(parts: Parts, started: &std::sync::mpsc::Sender<Result<(), String>>) {
             core.number
         );
     }
+    if topology::ask_for_slices(topology::SLICE_NS_MIN).is_none() {
+        tracing::debug!("processor {}: the kernel knows no slices of its own", parts.index);
+    }
     match Loop::new(parts) {
         Ok(mut poll_loop) => {
             // Nobody listens any more if another loop failed: then the mailbox is gone too.
