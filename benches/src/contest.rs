@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use stillpoint_bench::figures::Verdict;
-use stillpoint_bench::job::{Job as InProcess, Load, Order};
+use stillpoint_bench::job::{Idle, Job as InProcess, Load, Order};
 use stillpoint_bench::run::{Outcome, run};
 use stillpoint_bench::target::{Name, Opened};
 
@@ -25,9 +25,9 @@ pub const FLUSH_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub enum Work<'a> {
     /// Shards in this process.
-    Ours(&'a Opened),
+    Ours(&'a Opened, Idle),
     /// The same load generator with nothing but a ring over this file or device.
-    Lean(&'a Path),
+    Lean(&'a Path, Idle),
     /// fio on this file or device, with io_uring; flushed by this process each second if so.
     Fio {
         /// The file or device.
@@ -44,8 +44,10 @@ impl Work<'_> {
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Ours(_) => "Stillpoint, in-process",
-            Self::Lean(_) => "lean loop on the bare device, io_uring",
+            Self::Ours(_, Idle::Spin) => "Stillpoint, in-process",
+            Self::Ours(_, Idle::Nap) => "Stillpoint, in-process, sleeping",
+            Self::Lean(_, Idle::Spin) => "lean loop on the bare device, io_uring",
+            Self::Lean(_, Idle::Nap) => "lean loop on the bare device, io_uring, sleeping",
             Self::Fio { .. } => "fio on the bare device, io_uring",
         }
     }
@@ -63,9 +65,11 @@ impl Work<'_> {
         scratch: &Scratch,
     ) -> Result<Run, Failure> {
         match self {
-            Self::Ours(opened) => in_process(&in_process_job(job, threads, size_bytes, time)?, opened),
-            Self::Lean(path) => {
-                let asked = in_process_job(job, threads, size_bytes, time)?;
+            Self::Ours(opened, idle) => {
+                in_process(&in_process_job(job, threads, size_bytes, time, *idle)?, opened)
+            }
+            Self::Lean(path, idle) => {
+                let asked = in_process_job(job, threads, size_bytes, time, *idle)?;
                 let opened = Opened::open(&Name::File(path.to_path_buf()), &asked)?;
                 in_process(&asked, &opened)
             }
@@ -89,7 +93,13 @@ impl Work<'_> {
     }
 }
 
-fn in_process_job(job: Job, threads: usize, size_bytes: u64, time: Duration) -> Result<InProcess, Failure> {
+fn in_process_job(
+    job: Job,
+    threads: usize,
+    size_bytes: u64,
+    time: Duration,
+    idle: Idle,
+) -> Result<InProcess, Failure> {
     let (order, read_percent) = match job.pattern {
         "randread" => (Order::Uniform, 100),
         "randwrite" => (Order::Uniform, 0),
@@ -109,6 +119,7 @@ fn in_process_job(job: Job, threads: usize, size_bytes: u64, time: Duration) -> 
         time_ns: time.as_nanos() as u64,
         ramp_ns: 100_000_000,
         size_bytes: Some(size_bytes),
+        idle,
         seed: std::process::id().into(),
         ..InProcess::default()
     })

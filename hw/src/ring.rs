@@ -19,7 +19,7 @@ mod tests;
 pub use setup::{RingError, RingFeatures, RingOptions};
 
 use crate::buffers::Arenas;
-use io_uring::{IoUring, squeue, types};
+use io_uring::{IoUring, opcode, squeue, types};
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, RawFd};
@@ -187,6 +187,13 @@ impl Ring {
             let _ = self.enter_now();
         }
         self.figures.entries += 1;
+    }
+
+    /// Queues an entry that does nothing and completes as a wake-up: what the way through the kernel costs by itself.
+    pub fn push_nothing(&mut self) {
+        let entry = opcode::Nop::new().build().user_data(mark(Owner::Wake, 0));
+        // SAFETY: the entry points to nothing.
+        unsafe { self.push(&entry) };
     }
 
     /// Submits what is queued and lets the kernel run deferred work, with one system call; with none if

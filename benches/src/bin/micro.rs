@@ -1,12 +1,17 @@
-//! What the parts cost, without a device and without a client: nanoseconds for each step that a request takes often.
+//! What the parts cost, without a device and without a client: nanoseconds for each step that a request takes often, and
+//! for what no way through this machine can be cheaper than (a copy, an empty call of io_uring, a socket there and back).
 
 use std::hint::black_box;
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use stillpoint_benches::memory_device::{MemoryDevice, RecycledBuffers};
 use stillpoint_benches::stats::Spread;
+use stillpoint_hw::ring::{Ring, RingOptions};
 use stillpoint_processor::command::EventKind;
 use stillpoint_processor::format::{PoolSpec, make_pool};
 use stillpoint_processor::ports::{BufferPool, MemoryTail};
@@ -21,7 +26,7 @@ const VIEW: View = View {
     snapshot: None,
 };
 
-/// Measures checksums, rings, and a shard over memory
+/// Measures checksums, copies, rings, the kernel's io_uring and sockets, and a shard over memory
 #[derive(Debug, Parser)]
 struct Options {
     /// Only what contains this
@@ -39,6 +44,11 @@ struct Options {
 }
 
 const REPEATS: u32 = 5;
+/// Entries that are submitted together.
+const ENTRIES: usize = 32;
+/// A read over NBD of one block: the request, and a simple reply with the block.
+const REQUEST_BYTES: usize = 28;
+const REPLY_BYTES: usize = 16 + BLOCK;
 
 fn main() {
     let options = Options::parse();
@@ -77,7 +87,79 @@ fn main() {
         let _ = sender.try_send(black_box([1; 8]));
         let _ = black_box(receiver.try_recv());
     });
+    let mut copy = vec![0u8; BLOCK];
+    measure("copy of 4 KiB, in the cache", &mut || {
+        black_box(&mut copy).copy_from_slice(black_box(&block));
+    });
+    io_uring(&measure);
+    round_trips(&options, time);
     shard(&options, time);
+}
+
+/// What the way through the kernel costs: an entry that does nothing, alone and with others.
+fn io_uring(measure: &dyn Fn(&str, &mut dyn FnMut())) {
+    let mut ring = match Ring::new(RingOptions::default()) {
+        Ok(ring) => ring,
+        Err(error) => {
+            let _ = writeln!(std::io::stdout(), "io_uring: {error}");
+            return;
+        }
+    };
+    let mut completions = Vec::with_capacity(ENTRIES);
+    let mut turn = |entries: usize| {
+        (0..entries).for_each(|_| ring.push_nothing());
+        while completions.len() < entries {
+            ring.submit().expect("entries that do nothing are taken");
+            ring.reap(&mut completions);
+        }
+        completions.clear();
+    };
+    measure("io_uring: an entry that does nothing", &mut || turn(1));
+    measure(&format!("io_uring: {ENTRIES} of them in one call"), &mut || {
+        turn(ENTRIES)
+    });
+}
+
+/// What a client waits for at least: its request goes to a thread that sleeps in `read`, and a reply with a block comes back.
+fn round_trips(options: &Options, time: Duration) {
+    let wanted = |name: &str| (options.only.as_ref()).is_none_or(|only| name.contains(only.as_str()));
+    let unix = "round trip through a unix socket, 4 KiB back";
+    if wanted(unix) {
+        let (client, server) = UnixStream::pair().expect("a pair of sockets");
+        round_trip(unix, time, client, server);
+    }
+    let tcp = "round trip through TCP on loopback, 4 KiB back";
+    if wanted(tcp) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("has one");
+        let client = TcpStream::connect(address).expect("somebody listens");
+        let (server, _) = listener.accept().expect("somebody connects");
+        for socket in [&client, &server] {
+            socket.set_nodelay(true).expect("can be set");
+        }
+        round_trip(tcp, time, client, server);
+    }
+}
+
+fn round_trip(
+    name: &str,
+    time: Duration,
+    mut client: impl Read + Write,
+    mut server: impl Read + Write + Send + 'static,
+) {
+    // It ends with its socket.
+    let answering = thread::spawn(move || {
+        let (mut request, reply) = ([0; REQUEST_BYTES], [0; REPLY_BYTES]);
+        while server.read_exact(&mut request).is_ok() && server.write_all(&reply).is_ok() {}
+    });
+    let mut reply = [0; REPLY_BYTES];
+    let ns = spread_of(time, 16, &mut || {
+        client.write_all(&[0; REQUEST_BYTES]).expect("somebody reads");
+        client.read_exact(&mut reply).expect("somebody answers");
+    });
+    print(name, ns, "");
+    drop(client);
+    answering.join().expect("ends with its socket");
 }
 
 /// Nanoseconds of a step: each sample runs `batch` steps between two looks at the clock until `time` is over.

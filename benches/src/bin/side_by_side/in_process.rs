@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use stillpoint_bench::inside::{Options as PoolOptions, Place};
+use stillpoint_bench::job::Idle;
 use stillpoint_bench::target::Opened;
 use stillpoint_benches::Failure;
 use stillpoint_benches::contest::{Arena, FLUSH_EVERY, Work, case_of, run_case, written_pool};
@@ -65,8 +66,10 @@ pub fn random_reads_of_zram(options: &Options, scratch: &Scratch) -> Result<Row,
     fill(&target, size_bytes, scratch)?;
     let opened = pool(Place::Existing(ours.path().to_path_buf()), size_bytes, 1, None)?;
     let works = [
-        (Work::Ours(&opened), 1),
-        (Work::Lean(bare.path()), 1),
+        (Work::Ours(&opened, Idle::Spin), 1),
+        (Work::Lean(bare.path(), Idle::Spin), 1),
+        (Work::Ours(&opened, Idle::Nap), 1),
+        (Work::Lean(bare.path(), Idle::Nap), 1),
         (
             Work::Fio {
                 path: bare.path(),
@@ -83,9 +86,14 @@ pub fn random_reads_of_zram(options: &Options, scratch: &Scratch) -> Result<Row,
         scratch,
     };
     let case = run_case(job.name(), job, &works, Some(1), &arena)?;
-    let to_lean = case.ratio(0, 1);
+    // Which way of waiting is the faster one with such a device depends on the kernel: the better one of each counts.
+    let better = |ways: [usize; 2]| {
+        let [spinning, sleeping] = ways.map(|way| case.spread(way, |run| run.measured.iops).median);
+        ways[usize::from(sleeping > spinning)]
+    };
+    let to_lean = case.ratio(better([0, 2]), better([1, 3]));
     row.goals.push(Goal::new(
-        "reads to the lean loop's",
+        "reads to the lean loop's, of each the better way to wait",
         to_lean,
         Bound::AtLeast(0.85),
     ));
@@ -109,7 +117,13 @@ pub fn memory(options: &Options, scratch: &Scratch) -> Result<Row, Failure> {
     };
     for (pattern, least) in [("randread", 2.0e6), ("randwrite", 1.5e6)] {
         let job = job(pattern, 4096, 32);
-        let case = run_case(job.name(), job, &[(Work::Ours(&opened), 1)], None, &arena)?;
+        let case = run_case(
+            job.name(),
+            job,
+            &[(Work::Ours(&opened, Idle::Spin), 1)],
+            None,
+            &arena,
+        )?;
         let rate = case.spread(0, |run| run.measured.iops);
         row.goals.push(Goal::new(
             format!("{}, a second", job.name()),
@@ -134,7 +148,7 @@ pub fn random_writes_of_a_file(options: &Options, scratch: &Scratch) -> Result<R
         direct: takes_direct(&bare),
         flushed: true,
     };
-    let works = [(Work::Ours(&opened), 1), (raw, 1)];
+    let works = [(Work::Ours(&opened, Idle::Spin), 1), (raw, 1)];
     let pace = options.pace();
     let arena = Arena {
         pace: &pace,
@@ -198,7 +212,7 @@ fn before_and_after(
     };
     let mut series = vec![name("Stillpoint, before"), name("Stillpoint, right after")];
     series.extend(raw.as_ref().map(|raw| name(raw.name())));
-    let ours = Work::Ours(opened);
+    let ours = Work::Ours(opened, Idle::Spin);
     let run = |work: &Work<'_>| -> Result<Run, Failure> { work.run(job, 1, size_bytes, pace.run, scratch) };
     let mut copied = Vec::new();
     for _ in 0..pace.rounds {
@@ -249,7 +263,7 @@ fn beside_a_file(options: &Options, scratch: &Scratch, jobs: &[Job]) -> Result<V
         direct: takes_direct(&bare),
         flushed: false,
     };
-    let works = [(Work::Ours(&opened), 1), (raw, 1)];
+    let works = [(Work::Ours(&opened, Idle::Spin), 1), (raw, 1)];
     let pace = options.pace();
     let arena = Arena {
         pace: &pace,
@@ -302,7 +316,10 @@ pub fn two_processors(options: &Options, scratch: &Scratch) -> Result<Row, Failu
     let size_bytes = options.volume_bytes();
     let one = pool(Place::Memory, size_bytes, 1, None)?;
     let two = pool(Place::Memory, size_bytes, 2, None)?;
-    let works = [(Work::Ours(&two), 2), (Work::Ours(&one), 1)];
+    let works = [
+        (Work::Ours(&two, Idle::Spin), 2),
+        (Work::Ours(&one, Idle::Spin), 1),
+    ];
     let pace = options.pace();
     let arena = Arena {
         pace: &pace,
