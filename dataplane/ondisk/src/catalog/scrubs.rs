@@ -1,6 +1,7 @@
 //! Rows of the catalog that say how the scrub of each shard stands, and what it found.
 
-use super::{Value, head, table};
+use super::Value;
+use super::value::{head, table};
 use crate::page::Damage;
 use crate::record::CATALOG_VALUE_BYTES_MAX;
 use zerocopy::little_endian::{U16, U32, U64};

@@ -1,6 +1,7 @@
 //! Laws of the catalog's bytes.
 
 use super::*;
+use crate::page::Damage;
 use proptest::prelude::*;
 
 fn volume() -> VolumeHead {
