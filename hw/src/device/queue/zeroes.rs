@@ -5,7 +5,8 @@
 //!     └──it cannot──> written piece by piece ──all of it──> ended
 //! ```
 
-use super::{Devices, transfer_entry};
+use super::Devices;
+use super::entries::transfer_entry;
 use crate::device::nvme::status;
 use crate::device::parts::Part;
 use crate::ring::on_file;
