@@ -533,3 +533,6 @@ fn block_device_bytes(file: &File) -> Result<u64, Problem> {
     }
     Ok(size_bytes)
 }
+
+#[cfg(test)]
+mod tests;

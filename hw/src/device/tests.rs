@@ -1,8 +1,12 @@
+//! Operations over files, from submission to completion.
+
+mod places;
+mod zeroes;
+
 use super::*;
 use crate::buffers::{Arenas, CHUNK_BYTES, ProcessorBuffers};
 use crate::ring::{Ring, RingOptions};
 use std::fs::File;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use stillpoint_processor::ids::DeviceIndex;
@@ -18,7 +22,7 @@ struct Bench {
     _directory: tempfile::TempDir,
 }
 
-fn directory_on(root: &str) -> tempfile::TempDir {
+pub(super) fn directory_on(root: &str) -> tempfile::TempDir {
     tempfile::Builder::new()
         .prefix("stillpoint-hw-")
         .tempdir_in(root)
@@ -253,169 +257,6 @@ fn after_a_failed_flush_no_flush_of_that_device_succeeds_on_any_processor() {
 }
 
 #[test]
-fn what_is_asked_of_an_empty_place_ends_at_once_and_the_others_go_on() {
-    for mut bench in benches() {
-        bench.pull(0);
-        bench.devices.detach(0, &mut bench.ring);
-        bench.devices.detach(0, &mut bench.ring);
-        for (tag, kind) in [
-            OperationKind::Read,
-            OperationKind::Write,
-            OperationKind::Flush,
-            OperationKind::Discard,
-        ]
-        .into_iter()
-        .enumerate()
-        {
-            let lengths: &[usize] = match kind {
-                OperationKind::Read | OperationKind::Write => &[4096],
-                _ => &[],
-            };
-            let operation = bench.operation(kind, tag as u64, &[(0, 0, lengths)]);
-            bench.submit(operation);
-            // Nothing goes to the kernel.
-            let mut back = Vec::new();
-            bench.devices.poll(&mut back);
-            let advice = kind == OperationKind::Discard;
-            let wanted = if advice { Ok(()) } else { Err(DeviceError::Gone) };
-            assert_eq!(back[0].result, wanted, "{kind:?}");
-        }
-        let mut both = bench.operation(OperationKind::Write, 9, &[(0, 0, &[4096]), (1, 8192, &[4096])]);
-        fill(&mut both.buffers[1], 77);
-        bench.submit(both);
-        let back = bench.run(1);
-        assert_eq!(back[0].result, Err(DeviceError::Gone));
-        assert_eq!(back[0].failures, [(0, DeviceError::Gone)]);
-        let mut written = [0; 4096];
-        let file = File::open(&bench.paths[1]).expect("there");
-        file.read_exact_at(&mut written, 8192).expect("read");
-        assert_eq!(
-            written[..],
-            back[0].buffers[1].bytes()[..4096],
-            "the other one was done"
-        );
-        assert_eq!(bench.devices.in_flight(), 0);
-    }
-}
-
-#[test]
-fn a_device_leaves_while_it_works_and_comes_back() {
-    for mut bench in benches() {
-        let registered = bench.ring.file_slots_free();
-        for tag in 0..64 {
-            let read = bench.operation(
-                OperationKind::Read,
-                tag,
-                &[((tag % 2) as u8, tag * 4096, &[65536])],
-            );
-            bench.submit(read);
-            if tag == 31 {
-                // These are in the kernel when it leaves, the others wait.
-                bench.devices.start(&mut bench.ring);
-                bench.ring.submit().expect("submitted");
-            }
-        }
-        let left = bench.pull(0);
-        bench.devices.detach(0, &mut bench.ring);
-        let mut back = bench.run(64);
-        for operation in back.drain(..) {
-            let refused = operation.tag % 2 == 0 && operation.tag > 31;
-            let wanted = if refused { Err(DeviceError::Gone) } else { Ok(()) };
-            assert_eq!(operation.result, wanted, "{}", operation.tag);
-            bench.give_back(operation);
-        }
-        bench.devices.start(&mut bench.ring);
-        assert_eq!(Arc::strong_count(&left), 1, "everybody has let go of it");
-        assert!(bench.ring.file_slots_free() >= registered);
-        drop(left);
-        bench.put_back(0);
-        let refused = bench.operation(OperationKind::Read, 1, &[(0, 0, &[4096])]);
-        bench.submit(refused);
-        assert_eq!(
-            bench.run(1)[0].result,
-            Err(DeviceError::Gone),
-            "not served before it is attached"
-        );
-        bench.devices.attach(0, &mut bench.ring);
-        bench.devices.attach(0, &mut bench.ring);
-        let write = bench.operation(OperationKind::Write, 1, &[(0, 0, &[4096]), (1, 0, &[4096])]);
-        bench.submit(write);
-        assert_eq!(bench.run(1)[0].result, Ok(()));
-        assert_eq!(bench.ring.file_slots_free(), registered);
-    }
-}
-
-#[test]
-fn a_device_that_works_while_another_takes_its_place_ends_what_it_began() {
-    let mut bench = bench_in(directory_on("/var/tmp"), RingOptions::default(), false);
-    // One page cache read of a pipe's worth would end at once; a queue of large ones does not.
-    for tag in 0..16 {
-        let read = bench.operation(OperationKind::Read, tag, &[(0, tag * 65536, &[65536])]);
-        bench.submit(read);
-    }
-    bench.devices.start(&mut bench.ring);
-    bench.ring.submit().expect("submitted");
-    let left = bench.pull(0);
-    let other = bench.paths[0].with_extension("other");
-    let new = DeviceFile::create(&other, 16 << 20).expect("made");
-    bench.files.put(0, new);
-    // What is in the place now is served; what was there before leaves.
-    bench.devices.attach(0, &mut bench.ring);
-    let mut write = bench.operation(OperationKind::Write, 99, &[(0, 0, &[4096])]);
-    fill(&mut write.buffers[0], 5);
-    bench.submit(write);
-    let back = bench.run(17);
-    assert!(back.iter().all(|operation| operation.result.is_ok()));
-    bench.devices.start(&mut bench.ring);
-    assert_eq!(Arc::strong_count(&left), 1);
-    let read = |path: &Path| std::fs::read(path).expect("read")[..4096].to_vec();
-    assert!(read(&bench.paths[0]).iter().all(|&byte| byte == 0));
-    let mut wanted = Buffer::owned(4096);
-    fill(&mut wanted, 5);
-    assert_eq!(read(&other), wanted.bytes());
-}
-
-#[test]
-fn a_pool_may_be_opened_with_places_that_are_empty() {
-    let directory = directory_on("/var/tmp");
-    let path = directory.path().join("there");
-    let there = DeviceFile::create(&path, 16 << 20).expect("made");
-    let files = PoolFiles::with_missing(vec![None, Some(there), None]);
-    assert_eq!(files.places(), 3);
-    let present: Vec<usize> = files.present().map(|(device, _)| device).collect();
-    assert_eq!(present, [1]);
-    assert!(files.get(0).is_none() && files.get(1).is_some() && files.get(9).is_none());
-    let mut opener = Opener::new(Arc::clone(&files));
-    let mut bytes = [[1; 4096]; 2];
-    let mut reads: Vec<Transferred<'_>> = bytes
-        .iter_mut()
-        .zip(0..)
-        .map(|(bytes, device)| Transferred {
-            device: DeviceIndex(device),
-            offset_bytes: 0,
-            bytes,
-            result: Ok(()),
-        })
-        .collect();
-    opener.read_all(&mut reads);
-    assert_eq!(
-        [reads[0].result, reads[1].result],
-        [Err(DeviceError::Gone), Ok(())]
-    );
-    assert_eq!(
-        opener.write(DeviceIndex(2), 0, &[0; 4096]),
-        Err(DeviceError::Gone)
-    );
-    assert_eq!(opener.flush(DeviceIndex(0)), Err(DeviceError::Gone));
-    opener.flush(DeviceIndex(1)).expect("it is there");
-    drop(files.take(1));
-    assert!(files.take(1).is_none());
-    assert_eq!(opener.flush(DeviceIndex(1)), Err(DeviceError::Gone));
-    files.put(1, DeviceFile::open(&path).expect("nobody has it any more"));
-    opener.flush(DeviceIndex(1)).expect("there again");
-}
-
-#[test]
 fn an_operation_over_several_devices_comes_back_once() {
     for mut bench in benches() {
         let write = bench.operation(
@@ -475,80 +316,6 @@ fn a_durable_write_is_done_like_any_other_and_counted() {
             .for_each(|buffer| bench.buffers.give(buffer));
         next.clear();
         assert!(!next.durable, "the next use of an operation is none");
-    }
-}
-
-/// An operation that makes these ranges of devices zeros.
-fn zeros(ranges: &[(u8, u64, u64)]) -> Box<Operation> {
-    let mut operation = Operation::new();
-    operation.kind = OperationKind::WriteZeroes;
-    let transfers = ranges
-        .iter()
-        .map(|&(device, offset_bytes, length_bytes)| Transfer {
-            device: DeviceIndex(device),
-            offset_bytes,
-            length_bytes,
-            first_segment: 0,
-            segment_count: 0,
-        });
-    operation.transfers.extend(transfers);
-    operation
-}
-
-#[test]
-fn ranges_become_zeros_whether_the_device_does_that_by_itself_or_not() {
-    const LENGTH: u64 = 200 << 10;
-    for durable in [false, true] {
-        for mut bench in benches() {
-            for path in &bench.paths {
-                let file = File::options().write(true).open(path).expect("there");
-                file.write_all_at(&vec![7; 1 << 20], 0).expect("written");
-            }
-            let mut operation = zeros(&[(0, 4096, LENGTH), (1, 8192, 4096), (0, 512 << 10, 4096)]);
-            operation.durable = durable;
-            bench.submit(operation);
-            let back = bench.run(1);
-            assert_eq!(back[0].result, Ok(()));
-            let figures = bench.devices.figures();
-            // tmpfs does nothing by itself; what has to be durable is written.
-            if durable || figures.writes > 0 {
-                assert_eq!(figures.writes, LENGTH.div_ceil(64 << 10) + 2, "in pieces");
-                assert_eq!(figures.written_bytes, LENGTH + 2 * 4096);
-            }
-            if durable {
-                assert_eq!((figures.zeroes, figures.durable_writes), (0, figures.writes));
-            } else {
-                assert!((1..=3).contains(&figures.zeroes), "it is tried");
-            }
-            let held: Vec<Vec<u8>> = (bench.paths.iter())
-                .map(|path| std::fs::read(path).expect("there"))
-                .collect();
-            for (number, ranges) in [
-                (0, &[(4096, LENGTH), (512 << 10, 4096)][..]),
-                (1, &[(8192, 4096)][..]),
-            ] {
-                let mut expected = vec![7; 1 << 20];
-                for &(start, length) in ranges {
-                    expected[start as usize..(start + length) as usize].fill(0);
-                }
-                assert!(held[number][..1 << 20] == expected, "device {number}");
-                assert_eq!(held[number].len(), 16 << 20);
-            }
-        }
-    }
-}
-
-#[test]
-fn zeros_past_the_end_of_a_file_are_there_and_not_passed_by_in_silence() {
-    for durable in [false, true] {
-        for mut bench in benches() {
-            let mut operation = zeros(&[(0, (16 << 20) - 4096, 8192)]);
-            operation.durable = durable;
-            bench.submit(operation);
-            assert_eq!(bench.run(1)[0].result, Ok(()));
-            let metadata = std::fs::metadata(&bench.paths[0]).expect("there");
-            assert_eq!(metadata.len(), (16 << 20) + 4096);
-        }
     }
 }
 
@@ -631,48 +398,6 @@ fn a_full_queue_gives_the_operation_back() {
 }
 
 #[test]
-fn a_discard_makes_a_hole_and_too_many_are_skipped_as_advice() {
-    use std::os::unix::fs::MetadataExt;
-    let mut bench = bench_in(directory_on("/var/tmp"), RingOptions::default(), false);
-    let write = bench.operation(OperationKind::Write, 1, &[(0, 0, &[CHUNK_BYTES])]);
-    bench.submit(write);
-    bench.run(1);
-    let before = std::fs::metadata(&bench.paths[0]).expect("there").blocks();
-    for tag in 0..8 {
-        let mut discard = bench.operation(OperationKind::Discard, tag, &[(0, tag * 65536, &[])]);
-        discard.transfers[0].length_bytes = 65536;
-        bench.submit(discard);
-    }
-    assert!(bench.run(8).iter().all(|operation| operation.result.is_ok()));
-    assert!(std::fs::metadata(&bench.paths[0]).expect("there").blocks() < before);
-    assert_eq!(std::fs::metadata(&bench.paths[0]).expect("there").len(), 16 << 20);
-    assert_eq!(bench.devices.figures().discards_skipped, 6);
-}
-
-#[test]
-fn discards_that_are_requests_are_never_left_out() {
-    use std::os::unix::fs::MetadataExt;
-    let mut bench = bench_in(directory_on("/var/tmp"), RingOptions::default(), false);
-    bench.devices = bench.devices.discards_are_requests();
-    let write = bench.operation(OperationKind::Write, 1, &[(0, 0, &[CHUNK_BYTES])]);
-    bench.submit(write);
-    bench.run(1);
-    for tag in 0..CHUNK_BYTES as u64 / 65536 {
-        let mut discard = bench.operation(OperationKind::Discard, tag, &[(0, tag * 65536, &[])]);
-        discard.transfers[0].length_bytes = 65536;
-        bench.submit(discard);
-    }
-    let count = CHUNK_BYTES / 65536;
-    assert!(bench.run(count).iter().all(|operation| operation.result.is_ok()));
-    assert_eq!(bench.devices.figures().discards_skipped, 0);
-    assert_eq!(std::fs::metadata(&bench.paths[0]).expect("there").blocks(), 0);
-    // One of no length is no request that a device takes.
-    let empty = bench.operation(OperationKind::Discard, 1, &[(0, 0, &[])]);
-    bench.submit(empty);
-    assert!(bench.run(1)[0].result.is_err());
-}
-
-#[test]
 fn memory_of_operations_in_flight_outlives_their_devices() {
     let mut bench = bench_in(directory_on("/var/tmp"), RingOptions::default(), false);
     for tag in 0..32 {
@@ -694,97 +419,6 @@ fn memory_of_operations_in_flight_outlives_their_devices() {
         32 * 65536,
         "leaked, not handed out again"
     );
-}
-
-#[test]
-fn a_device_is_opened_by_one_at_a_time_and_the_holder_is_named() {
-    let directory = directory_on("/var/tmp");
-    let path = directory.path().join("device");
-    let held = DeviceFile::create(&path, 1 << 20).expect("made");
-    assert_eq!(
-        (held.size_bytes(), held.size_blocks(), held.kind()),
-        (1 << 20, 256, DeviceKind::File)
-    );
-    let error = DeviceFile::open(&path).expect_err("claimed");
-    assert!(error.to_string().contains("this very process"), "{error}");
-    drop(held);
-    DeviceFile::open(&path).expect("free again");
-}
-
-#[test]
-fn a_claim_ends_with_its_device_although_a_ring_still_has_the_file() {
-    let directory = directory_on("/tmp");
-    let path = directory.path().join("device");
-    let device = DeviceFile::create(&path, 1 << 20).expect("a sparse file");
-    let mut ring = Ring::new(RingOptions::default()).expect("io_uring");
-    // An older kernel goes on to have it for a second after it was told to forget it.
-    let _kept = ring.register_file(device.as_raw_fd());
-    drop(device);
-    DeviceFile::open(&path).expect("nobody claims it any more");
-}
-
-#[test]
-fn a_killed_process_has_its_device_until_the_kernel_has_torn_down_its_ring() {
-    let directory = directory_on("/tmp");
-    let path = directory.path().join("device");
-    let device = DeviceFile::create(&path, 1 << 20).expect("a sparse file");
-    let mut ring = Ring::new(RingOptions::default()).expect("io_uring");
-    let files = PoolFiles::new(vec![device]);
-    let arenas = Arenas::map(1, CHUNK_BYTES).expect("memory");
-    let devices = Devices::new(Arc::clone(&files), arenas, 0, &mut ring);
-    // What a kill does to the process: every file is closed, nothing is said. The ring's work goes on for a while.
-    std::mem::forget(devices);
-    // SAFETY: nobody uses this number any more: `files` is forgotten, never dropped.
-    unsafe { libc::close(files.get(0).expect("there").as_raw_fd()) };
-    std::mem::forget(files);
-    let error = DeviceFile::open(&path).expect_err("writes may still be on their way");
-    assert!(matches!(error.problem, Problem::InUse { .. }), "{error}");
-    drop(ring);
-    let begun = std::time::Instant::now();
-    while let Err(error) = DeviceFile::open(&path) {
-        assert!(begun.elapsed().as_secs() < 60, "{error}");
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
-}
-
-#[test]
-fn whether_a_device_takes_writes_is_found_out_without_a_change() {
-    let directory = directory_on("/var/tmp");
-    let path = directory.path().join("device");
-    let content: Vec<u8> = (0..100_000u32).map(|n| (n / 512) as u8).collect();
-    std::fs::write(&path, &content).expect("written");
-    let device = DeviceFile::open(&path).expect("claimed");
-    device.rewrite_ends().expect("it does");
-    assert_eq!(std::fs::read(&path).expect("there"), content);
-    // A file that can be opened to write, and never written again.
-    // SAFETY: the name is a string that ends with a zero.
-    let number = unsafe { libc::memfd_create(c"sealed".as_ptr(), libc::MFD_ALLOW_SEALING) };
-    assert!(number >= 0);
-    // SAFETY: it was just made, and nobody else has it.
-    let sealed = unsafe { <File as std::os::fd::FromRawFd>::from_raw_fd(number) };
-    sealed.set_len(1 << 20).expect("it grows");
-    // SAFETY: takes a number and touches no memory of ours.
-    let done = unsafe { libc::fcntl(number, libc::F_ADD_SEALS, libc::F_SEAL_WRITE) };
-    assert_eq!(done, 0);
-    let device = DeviceFile::open(Path::new(&format!("/proc/self/fd/{number}"))).expect("claimed");
-    let refused = device.rewrite_ends().expect_err("it does not");
-    assert_eq!(refused.raw_os_error(), Some(libc::EPERM), "{refused}");
-}
-
-#[test]
-fn what_is_no_device_is_named() {
-    let directory = directory_on("/var/tmp");
-    let error = DeviceFile::open(directory.path()).expect_err("a directory");
-    assert!(matches!(error.problem, Problem::NotADevice), "{error}");
-    let error = DeviceFile::open(Path::new("/dev/null")).expect_err("a character device");
-    assert!(matches!(error.problem, Problem::NotADevice), "{error}");
-    let error = DeviceFile::open(&directory.path().join("absent")).expect_err("nothing");
-    assert!(error.to_string().contains("absent"), "{error}");
-    let path = directory.path().join("there");
-    std::fs::write(&path, b"precious").expect("written");
-    let error = DeviceFile::create(&path, 4096).expect_err("exists");
-    assert!(matches!(error.problem, Problem::Exists), "{error}");
-    assert_eq!(std::fs::read(&path).expect("untouched"), b"precious");
 }
 
 #[test]
