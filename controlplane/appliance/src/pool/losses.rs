@@ -81,7 +81,12 @@ impl Pool {
     /// Asks for the sizes of the files that the pool lies on, beside the control plane's thread: what is not answered in time stays as
     /// it was known.
     pub(crate) async fn ask_sizes(&self) {
-        let files = self.files.present();
+        self.ask_sizes_of(|_| true).await;
+    }
+
+    /// The same of the files in these places alone: others may be on a server that is gone.
+    pub(super) async fn ask_sizes_of(&self, is_asked: impl Fn(usize) -> bool) {
+        let files = self.files.present().filter(|(place, _)| is_asked(*place));
         let questions = files.map(|(_, file)| (Arc::as_ptr(&file) as usize, move || file.ask_size()));
         self.losses.questions.ask(questions.collect(), SIZES_LIMIT).await;
     }

@@ -391,7 +391,7 @@ impl Pool {
 
     /// Puts sides out that failed, and whatever fails with them. The gate is held.
     async fn put_out(&self, sides: &Sides, mut failing: Vec<(SideAt, DeviceError)>) {
-        self.ask_sizes().await;
+        self.ask_sizes_of_sides(&failing).await;
         let has_other = |(at, _): &(SideAt, DeviceError)| sides.known().record(at.other()).lost.is_none();
         let (others, alone): (Vec<_>, Vec<_>) = failing.into_iter().partition(has_other);
         failing = others;
@@ -461,7 +461,14 @@ impl Pool {
                 .await;
             }
             failing = unwritten;
+            self.ask_sizes_of_sides(&failing).await;
         }
+    }
+
+    /// Of these alone: what waits for the labels must not wait for a file that has nothing to do with it.
+    async fn ask_sizes_of_sides(&self, failing: &[(SideAt, DeviceError)]) {
+        let is_failing = |place| failing.iter().any(|(at, _)| usize::from(at.below().0) == place);
+        self.ask_sizes_of(is_failing).await;
     }
 
     /// Everything was copied: the labels say so, then the processors are told. The gate is held.

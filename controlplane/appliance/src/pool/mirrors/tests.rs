@@ -343,6 +343,26 @@ async fn an_error_of_a_side_that_is_too_small_says_that_it_lacks_everything() {
     assert_eq!(bench.changes(), [MirrorChange::Replaced { at: SECOND, episode }]);
 }
 
+/// Its server may be gone, and what waits for the labels would wait for it.
+#[tokio::test]
+async fn nobody_asks_for_the_size_of_another_side_before_the_labels_are_written() {
+    let bench = Bench::new().await;
+    let known = bench.pool.size_bytes_now(0);
+    let file = fs::File::options()
+        .write(true)
+        .open(bench.directory.path().join("p-0"));
+    file.expect("there").set_len(known + 4096).expect("grown");
+    bench.fails(0, 0, SECOND).await;
+    assert_eq!(bench.state(SECOND), SideState::Out);
+    assert_eq!(
+        bench.pool.size_bytes_now(0),
+        known,
+        "it was not asked how large it is"
+    );
+    bench.pool.look_after_sides().await;
+    assert_eq!(bench.pool.size_bytes_now(0), known + 4096);
+}
+
 /// A history of its own: what was written to it there is not on the other side here, and nothing says which regions these are.
 #[tokio::test]
 async fn a_side_that_was_used_elsewhere_is_not_taken_back() {
