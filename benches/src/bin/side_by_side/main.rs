@@ -30,7 +30,7 @@ struct Options {
     /// Directory for side_by_side.md and side_by_side.json
     #[arg(long)]
     out: Option<PathBuf>,
-    /// Under a minute in all: for a first look, not for a README
+    /// Under a minute in all, without what needs large pools: for a first look, not for a README
     #[arg(long)]
     short: bool,
     /// Rounds of each case
@@ -78,7 +78,7 @@ impl Options {
     }
 
     fn volume_bytes(&self) -> u64 {
-        self.volume_mib.unwrap_or(if self.short { 128 } else { 1024 }) << 20
+        self.volume_mib.unwrap_or(if self.short { 64 } else { 1024 }) << 20
     }
 
     fn wants(&self, letter: &str) -> bool {
