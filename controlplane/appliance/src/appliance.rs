@@ -114,6 +114,8 @@ pub struct Appliance {
     publishing: tokio::sync::Mutex<()>,
     /// The table that was sent last.
     exports: Mutex<Arc<ExportTable>>,
+    /// While pools wait for devices.
+    asking: returned::Asking,
 }
 
 impl Appliance {
@@ -130,6 +132,7 @@ impl Appliance {
             structure: tokio::sync::Mutex::new(()),
             publishing: tokio::sync::Mutex::new(()),
             exports: Mutex::default(),
+            asking: returned::Asking::default(),
         }
     }
 

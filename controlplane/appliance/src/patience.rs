@@ -4,7 +4,7 @@
 //! still be on their way, and its sockets and claims on devices are held. That is as it should be: nobody may open a
 //! pool while an old write can land in it. So whatever is in use is tried again for a while.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -45,39 +45,78 @@ pub async fn beside<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send +
 /// Questions that may never be answered, as those to a file system of a server that is gone.
 ///
 /// Each is asked on a thread of its own, one at a time, and nobody waits long for it.
-#[derive(Clone, Debug, Default)]
-pub struct Questions {
-    /// What was asked and not answered yet.
-    open: Arc<Mutex<BTreeSet<usize>>>,
+#[derive(Debug)]
+pub struct Questions<K = usize, A = ()> {
+    state: Arc<Mutex<Asked<K, A>>>,
 }
 
-impl Questions {
-    /// Asks all of these that are not being asked already, each by its number, and waits until they are answered, or `limit` long.
-    pub async fn ask(&self, questions: Vec<(usize, impl FnOnce() + Send + 'static)>, limit: Duration) {
+#[derive(Debug)]
+struct Asked<K, A> {
+    /// What was asked and not answered yet.
+    open: BTreeSet<K>,
+    /// What was answered, until somebody takes it.
+    answered: BTreeMap<K, A>,
+}
+
+impl<K, A> Clone for Questions<K, A> {
+    fn clone(&self) -> Self {
+        let state = Arc::clone(&self.state);
+        Self { state }
+    }
+}
+
+impl<K, A> Default for Questions<K, A> {
+    fn default() -> Self {
+        let asked = Asked {
+            open: BTreeSet::new(),
+            answered: BTreeMap::new(),
+        };
+        Self {
+            state: Arc::new(Mutex::new(asked)),
+        }
+    }
+}
+
+impl<K: Ord + Clone + Send + 'static, A: Send + 'static> Questions<K, A> {
+    /// Asks all of these that are not being asked already, each by its name, and waits until they are answered, or `limit` long. Gives
+    /// the answers that nobody was given yet, whenever they were asked for.
+    pub async fn ask(
+        &self,
+        questions: Vec<(K, impl FnOnce() -> A + Send + 'static)>,
+        limit: Duration,
+    ) -> BTreeMap<K, A> {
         let mut asked = Vec::new();
-        for (number, question) in questions {
-            if !self.open().insert(number) {
+        for (name, question) in questions {
+            if !self.state().open.insert(name.clone()) {
                 continue;
             }
             let answered = self.clone();
             asked.push(tokio::task::spawn_blocking(move || {
-                question();
-                answered.open().remove(&number);
+                let answer = question();
+                let mut state = answered.state();
+                state.open.remove(&name);
+                state.answered.insert(name, answer);
             }));
         }
         let all = async {
             for answer in asked {
                 if let Err(error) = answer.await {
-                    tracing::error!("asking for the size of a file: {error}");
+                    tracing::error!("asking a device: {error}");
                 }
             }
         };
         // What comes later counts next time.
         let _ = tokio::time::timeout(limit, all).await;
+        self.answers()
     }
 
-    fn open(&self) -> MutexGuard<'_, BTreeSet<usize>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The answers that nobody was given yet.
+    pub fn answers(&self) -> BTreeMap<K, A> {
+        core::mem::take(&mut self.state().answered)
+    }
+
+    fn state(&self) -> MutexGuard<'_, Asked<K, A>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -98,14 +137,15 @@ mod tests {
                 if !answers {
                     let _ = silence.lock().expect("nobody panics with it").recv();
                 }
+                answers
             }
         };
         let count = || asked.load(std::sync::atomic::Ordering::SeqCst);
         run(async {
-            questions
+            let told = questions
                 .ask(vec![(7, question(false)), (8, question(true))], limit)
                 .await;
-            assert_eq!(count(), 2);
+            assert_eq!((count(), told), (2, BTreeMap::from([(8, true)])));
             let begun = std::time::Instant::now();
             questions
                 .ask(vec![(7, question(false))], Duration::from_secs(60))
@@ -114,11 +154,16 @@ mod tests {
             questions.ask(vec![(8, question(true))], limit).await;
             assert_eq!(count(), 3, "the others are asked, and this one is not");
             drop(answer);
-            while questions.open().contains(&7) {
+            while questions.state().open.contains(&7) {
                 tokio::time::sleep(PAUSE).await;
             }
-            questions.ask(vec![(7, question(true))], limit).await;
-            assert_eq!(count(), 4);
+            assert_eq!(
+                questions.answers(),
+                BTreeMap::from([(7, false)]),
+                "it comes late, and counts"
+            );
+            let told = questions.ask(vec![(7, question(true))], limit).await;
+            assert_eq!((count(), told), (4, BTreeMap::from([(7, true)])));
         });
     }
 

@@ -5,11 +5,11 @@
 
 use std::path::{Path, PathBuf};
 
+use super::returned::LOOK_LIMIT;
 use super::{Appliance, FailedPool, GivenPool};
 use crate::error::Error;
 use crate::events::EventKind;
 use crate::label::{self, Found, id_text};
-use crate::patience;
 use crate::state::KnownPool;
 
 impl Appliance {
@@ -32,11 +32,12 @@ impl Appliance {
     /// Looks whether one of the devices is there by now of pools of which nothing was known.
     pub(super) async fn look_for_given(&self) {
         let given = std::mem::take(&mut self.lock().given);
+        let paths = given.iter().flat_map(|pool| pool.devices.iter().cloned());
+        // What cannot be read is asked again; one that does not answer hides no other.
+        let questions = paths.map(|path| (path.clone(), move || pool_of(&path)));
+        let known = self.asking.given.ask(questions.collect(), LOOK_LIMIT).await;
         for pool in given {
-            let paths = pool.devices.clone();
-            // What cannot be read is asked again.
-            let known = patience::beside(move || Ok(paths.iter().find_map(|path| pool_of(path))));
-            let found = known.await.ok().flatten();
+            let found = pool.devices.iter().find_map(|path| known.get(path)?.clone());
             let mut pools = self.lock();
             let Some((name, id)) = found else {
                 pools.given.push(pool);

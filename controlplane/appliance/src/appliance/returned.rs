@@ -11,7 +11,7 @@
 //! use. A pool with mirrors goes on without a side; the side is given back to it when it is there again. Only when a last side was lost
 //! it is opened again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +23,7 @@ use crate::api::model::ReplaceDevice;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::EventKind;
 use crate::label::{self, Found, id_text};
-use crate::patience;
+use crate::patience::{self, Questions};
 use crate::pool::Pool;
 use crate::state::KnownPool;
 use stillpoint_hw::device::DeviceFile;
@@ -31,6 +31,21 @@ use stillpoint_hw::discovery::Machine;
 
 /// The pause between two looks.
 const PERIOD: Duration = Duration::from_secs(2);
+/// So long a look waits for a path: what has not answered by then is not there, until it has.
+pub(super) const LOOK_LIMIT: Duration = Duration::from_secs(5);
+/// So long what was found is waited for when it is opened.
+const CLAIM_LIMIT: Duration = Duration::from_secs(30);
+
+/// What paths are asked that may never answer.
+#[derive(Debug, Default)]
+pub(super) struct Asking {
+    /// Of which pool it is: name and identity.
+    pub given: Questions<PathBuf, Option<(String, String)>>,
+    /// Whether it can be had.
+    claims: Questions<PathBuf, Result<()>>,
+    /// Whether it leads anywhere.
+    existence: Questions<PathBuf, bool>,
+}
 
 /// A pool that waits for devices.
 #[derive(Clone, Debug)]
@@ -86,6 +101,8 @@ struct Search {
     tried: BTreeMap<String, Vec<(PathBuf, String)>>,
     /// By pool: sides of mirrors that were not given back to it.
     refused: BTreeMap<String, Vec<(PathBuf, String)>>,
+    /// What lies at each path; `None`: nothing, or what cannot be read.
+    questions: Questions<PathBuf, Option<Seen>>,
 }
 
 impl Appliance {
@@ -107,18 +124,19 @@ impl Appliance {
             }
             let waiting = self.waiting_for_devices();
             if waiting.is_empty() {
-                search = Search::default();
+                // What is still being asked is not to be asked again, and what was answered is of the past.
+                let questions = search.questions;
+                drop(questions.answers());
+                search = Search {
+                    questions,
+                    ..Search::default()
+                };
                 continue;
             }
-            let wanted = waiting.clone();
-            let looked = patience::beside(move || {
-                search.look(&wanted);
-                Ok(search)
-            });
-            search = tokio::select! {
+            tokio::select! {
                 _ = stopping.wait_for(|&stopping| stopping) => return,
-                found = looked => found.unwrap_or_default(),
-            };
+                () = search.look(&waiting) => {}
+            }
             for pool in &waiting {
                 self.tell_too_small(pool, &mut search);
                 self.bring_back(pool, &mut search).await;
@@ -279,7 +297,7 @@ impl Appliance {
         let id = &waiting.known.id;
         let held = self.held_again(id);
         let others = returned.iter().filter(|path| !held.contains(path));
-        claimable(others.cloned().collect()).await?;
+        self.claimable(others.cloned().collect()).await?;
         let structure = self.structure.lock().await;
         let open = self
             .pools()
@@ -334,9 +352,26 @@ impl Appliance {
         open.map(|pool| pool.held_again()).unwrap_or_default()
     }
 
+    /// Whether these devices can be had, before anything is closed for them.
+    async fn claimable(&self, paths: Vec<PathBuf>) -> Result<()> {
+        let claims = paths.iter().cloned().map(|path| {
+            let opened = |path: &Path| DeviceFile::open(path).map_err(|error| device_error(&error));
+            (path.clone(), move || opened(&path).map(drop))
+        });
+        let mut answers = self.asking.claims.ask(claims.collect(), CLAIM_LIMIT).await;
+        paths.into_iter().try_for_each(|path| {
+            answers.remove(&path).unwrap_or_else(|| {
+                let (path, limit_s) = (path.display(), CLAIM_LIMIT.as_secs());
+                Err(Error::conflict(format!(
+                    "{path} was not opened within {limit_s} s"
+                )))
+            })
+        })
+    }
+
     /// Opens a pool that could not be opened before.
     async fn open_failed(&self, id: &str, paths: &[PathBuf]) -> Result<()> {
-        claimable(paths.to_vec()).await?;
+        self.claimable(paths.to_vec()).await?;
         // A pool with mirrors may do without some; where they were is not forgotten.
         let mut all = paths.to_vec();
         let mut failed = self.failed_pools().into_iter();
@@ -344,29 +379,43 @@ impl Appliance {
             return Ok(()); // it was forgotten, or opened, meanwhile
         };
         let known = failed.known.devices;
+        let mut silent = Vec::new();
         if paths.len() < known.len() {
             let others: Vec<PathBuf> = known.into_iter().filter(|path| !paths.contains(path)).collect();
-            // A file may be on a server that does not answer.
-            let missing = patience::beside(move || {
-                Ok(others
-                    .into_iter()
-                    .filter(|path| !path.exists())
-                    .collect::<Vec<_>>())
-            });
-            all.extend(missing.await?);
+            // A file may be on a server that does not answer: then nobody is to ask it for a label either.
+            let exist = others
+                .iter()
+                .cloned()
+                .map(|path| (path.clone(), move || path.exists()));
+            let exist = self.asking.existence.ask(exist.collect(), LOOK_LIMIT).await;
+            for path in others {
+                match exist.get(&path) {
+                    Some(true) => {}
+                    Some(false) => all.push(path),
+                    None => silent.push(path),
+                }
+            }
         }
         // Of one that was never opened here nobody knows whether what is there is as new as what is missing.
         let degraded = match failed.given {
             true => Degraded::Refused,
             false => Degraded::AsNew,
         };
-        let opened = self.open_pool(&all, degraded).await;
-        if let Err(error) = &opened
-            && let Some(failed) = (self.lock().failed.iter_mut()).find(|failed| failed.known.id == id)
-        {
-            failed.error = error.clone();
+        match self.open_pool(&all, degraded).await {
+            Ok(pool) if silent.is_empty() => drop(pool),
+            Ok(pool) => {
+                pool.remember_names(silent);
+                self.state.save(&self.known_pools())?;
+            }
+            Err(error) => {
+                let mut pools = self.lock();
+                if let Some(failed) = pools.failed.iter_mut().find(|failed| failed.known.id == id) {
+                    failed.error = error.clone();
+                }
+                return Err(error);
+            }
         }
-        opened.map(drop)
+        Ok(())
     }
 
     /// A pool that is remembered could not be opened.
@@ -396,46 +445,48 @@ impl Pool {
     }
 }
 
-/// Whether these devices can be had, before anything is closed for them.
-async fn claimable(paths: Vec<PathBuf>) -> Result<()> {
-    patience::beside(move || {
-        let claim = |path: &PathBuf| DeviceFile::open(path).map_err(|error| device_error(&error));
-        paths.iter().try_for_each(|path| claim(path).map(drop))
-    })
-    .await
-}
-
 impl Search {
-    /// Reads the labels of all block devices, and of what the pools are known to lie on, as far as they are new.
-    fn look(&mut self, waiting: &[Waiting]) {
-        let mut there: BTreeMap<PathBuf, String> = (Machine::here().block_nodes().into_iter())
-            .map(|node| (node.path, node.mark))
-            .collect();
+    /// Reads the labels of all block devices, and of what the pools are known to lie on, as far as they are new. Each is asked for itself:
+    /// one that does not answer hides no other.
+    async fn look(&mut self, waiting: &[Waiting]) {
+        // What was asked before may have been answered by now.
+        let late = self.questions.answers();
+        let nodes = patience::beside(|| Ok(Machine::here().block_nodes())).await;
+        let nodes = nodes.unwrap_or_default().into_iter();
+        let nodes: Arc<BTreeMap<PathBuf, String>> =
+            Arc::new(nodes.map(|node| (node.path, node.mark)).collect());
         let known = waiting.iter().flat_map(|pool| &pool.known.devices);
-        let named: Vec<(PathBuf, String)> = known
-            .filter_map(|path| Some((path.clone(), mark(path, &there)?)))
-            .collect();
-        there.extend(named);
-        self.seen.retain(|path, _| there.contains_key(path));
-        for (path, mark) in there {
-            if self.seen.get(&path).is_some_and(|seen| seen.mark == mark) {
-                continue;
-            }
-            // One that cannot be read is looked at again: it may not be ready, or not ours yet.
-            match label::look(&path) {
-                Ok(found) => {
-                    let seen = Seen {
-                        mark,
-                        of: place(&found),
-                        too_small: too_small(&path, &found),
-                        is_told: false,
-                    };
-                    self.seen.insert(path, seen);
-                }
-                Err(error) => {
-                    self.seen.remove(&path);
-                    tracing::debug!("{error}");
-                }
+        let named = known.filter(|path| !path.as_os_str().is_empty() && !nodes.contains_key(*path));
+        let named: BTreeSet<&PathBuf> = named.collect();
+        let is_new = |(path, mark): &(&PathBuf, &String)| {
+            let seen = late
+                .get(*path)
+                .map_or_else(|| self.seen.get(*path), Option::as_ref);
+            seen.is_none_or(|seen| seen.mark != **mark)
+        };
+        let new = nodes.iter().filter(is_new).map(|(path, _)| path);
+        // What took its time would never have answered if it were asked again at once.
+        let unknown = named.iter().copied().filter(|path| !late.contains_key(*path));
+        let asked: BTreeSet<PathBuf> = new.chain(unknown).cloned().collect();
+        self.take_in(late);
+        self.seen
+            .retain(|path, _| nodes.contains_key(path) || named.contains(path));
+        let questions = asked.iter().map(|path| {
+            // Until it is answered it is not there.
+            let (path, before) = (path.clone(), self.seen.remove(path));
+            let nodes = Arc::clone(&nodes);
+            (path.clone(), move || seen(&path, before, &nodes))
+        });
+        let questions = questions.collect();
+        let answers = self.questions.ask(questions, LOOK_LIMIT).await;
+        self.take_in(answers);
+    }
+
+    fn take_in(&mut self, answers: BTreeMap<PathBuf, Option<Seen>>) {
+        for (path, seen) in answers {
+            match seen {
+                Some(seen) => drop(self.seen.insert(path, seen)),
+                None => drop(self.seen.remove(&path)),
             }
         }
     }
@@ -505,6 +556,27 @@ fn one_of(found: Vec<(&PathBuf, &Seen)>, known: &[PathBuf]) -> Option<(PathBuf, 
         None => return None,
     };
     Some(((*path).clone(), seen.mark.clone()))
+}
+
+/// What lies at a path, if it can be read; `before` if that was it already.
+fn seen(path: &Path, before: Option<Seen>, nodes: &BTreeMap<PathBuf, String>) -> Option<Seen> {
+    let mark = mark(path, nodes)?;
+    if before.as_ref().is_some_and(|before| before.mark == mark) {
+        return before;
+    }
+    // One that cannot be read is looked at again: it may not be ready, or not ours yet.
+    match label::look(path) {
+        Ok(found) => Some(Seen {
+            mark,
+            of: place(&found),
+            too_small: too_small(path, &found),
+            is_told: false,
+        }),
+        Err(error) => {
+            tracing::debug!("{error}");
+            None
+        }
+    }
 }
 
 /// What is another one for another device or file of this path; `None` if it leads to neither one of these block devices nor a file.

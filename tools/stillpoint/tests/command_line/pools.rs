@@ -185,6 +185,27 @@ fn a_given_device_that_does_not_answer_does_not_keep_the_daemon_from_stopping() 
 }
 
 #[test]
+fn a_given_device_that_does_not_answer_keeps_no_other_pool_from_coming_back() {
+    let appliance = Appliance::started(&[]);
+    appliance.create_pool("p", 1, "128MiB", &[]);
+    appliance.stop();
+    let (device, away) = (appliance.path("p-0"), appliance.path("away"));
+    std::fs::rename(&device, &away).expect("taken out");
+    let given = appliance.path_text("given");
+    appliance.start(&["--pool", &given]);
+    // Nobody writes to it: who opens it to read waits.
+    must("mkfifo", &[&given]);
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    std::fs::rename(&away, &device).expect("put back");
+    appliance.wait_until("the other pool is opened by itself", || {
+        let pools = appliance.run(&["pool", "list"]);
+        list(&pools, "")
+            .iter()
+            .any(|pool| member(pool, "/state") == "open")
+    });
+}
+
+#[test]
 fn a_pool_whose_device_was_missing_is_opened_when_it_is_there() {
     let appliance = Appliance::started(&[]);
     appliance.create_pool("p", 2, "128MiB", &[]);

@@ -111,6 +111,16 @@ impl Fuse {
     pub fn file(&self) -> PathBuf {
         self.directory.join("nbd")
     }
+
+    /// From now on it answers nothing, as a server that is gone: who asks for the file, if only for its size, waits.
+    pub fn freeze(&self) {
+        must("kill", &["-STOP", &self.child.id().to_string()]);
+    }
+
+    /// It answers again.
+    pub fn thaw(&self) {
+        must("kill", &["-CONT", &self.child.id().to_string()]);
+    }
 }
 
 impl Drop for Fuse {

@@ -30,8 +30,7 @@ fn search(seen: &[(&str, &str, usize)]) -> Search {
     });
     Search {
         seen: seen.collect(),
-        tried: BTreeMap::new(),
-        refused: BTreeMap::new(),
+        ..Search::default()
     }
 }
 
@@ -139,8 +138,8 @@ fn what_was_tried_in_vain_is_tried_again_when_a_device_has_changed() {
     assert!(paths(&search, &waiting).is_some());
 }
 
-#[test]
-fn labels_are_read_once_and_again_when_something_else_is_there() {
+#[tokio::test]
+async fn labels_are_read_once_and_again_when_something_else_is_there() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("device");
     let request = CreatePool {
@@ -165,31 +164,73 @@ fn labels_are_read_once_and_again_when_something_else_is_there() {
         given: false,
     };
     let mut search = Search::default();
-    let looked = |search: &mut Search| {
-        search.look(std::slice::from_ref(&waiting));
+    let looked = async |search: &mut Search| {
+        search.look(std::slice::from_ref(&waiting)).await;
         paths(search, &waiting)
     };
     let there = Some(vec![path.display().to_string()]);
-    assert_eq!(looked(&mut search), there);
+    assert_eq!(looked(&mut search).await, there);
     // As if something else had been seen there: it is not looked at again while it is the same.
     search.seen.get_mut(&path).expect("seen").of = None;
-    assert_eq!(looked(&mut search), None);
+    assert_eq!(looked(&mut search).await, None);
     // Cut off, it is not there; with its size it is.
     let file = fs::File::options().write(true).open(&path).expect("there");
     file.set_len(32 << 20).expect("cut off");
-    assert_eq!(looked(&mut search), None, "too small");
+    assert_eq!(looked(&mut search).await, None, "too small");
     let told = search.seen[&path].too_small.as_ref().expect("it is told of");
     for words in ["has 33554432 bytes", "67108864", "give the device its size back"] {
         assert!(told.contains(words), "{told}");
     }
     file.set_len(64 << 20).expect("grown");
-    assert_eq!(looked(&mut search), there);
+    assert_eq!(looked(&mut search).await, there);
     let away = directory.path().join("away");
     fs::rename(&path, &away).expect("renamed");
-    assert_eq!(looked(&mut search), None);
+    assert_eq!(looked(&mut search).await, None);
     assert!(!search.seen.contains_key(&path));
     fs::write(&path, vec![0; 1 << 20]).expect("written");
-    assert_eq!(looked(&mut search), None, "no label");
+    assert_eq!(looked(&mut search).await, None, "no label");
     fs::rename(&away, &path).expect("renamed");
-    assert_eq!(looked(&mut search), there);
+    assert_eq!(looked(&mut search).await, there);
+}
+
+/// It is asked once, is not there for so long, and hides no other; what it says at last counts.
+#[tokio::test]
+async fn a_path_that_does_not_answer_is_not_there_until_it_has() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| directory.path().join(name);
+    for name in ["silent", "other"] {
+        fs::write(path(name), vec![0; 1 << 20]).expect("written");
+    }
+    let mut waiting = Waiting {
+        known: known(&[]),
+        missing: None,
+        out: Vec::new(),
+        given: false,
+    };
+    waiting.known.devices = vec![path("silent"), path("other")];
+    let mut search = Search::default();
+    let late = Seen {
+        mark: "late".to_owned(),
+        of: None,
+        too_small: None,
+        is_told: false,
+    };
+    let (answer, silence) = std::sync::mpsc::channel::<Seen>();
+    let asked = vec![(path("silent"), move || silence.recv().ok())];
+    search.questions.ask(asked, Duration::from_millis(10)).await;
+    let begun = std::time::Instant::now();
+    search.look(std::slice::from_ref(&waiting)).await;
+    assert!(begun.elapsed() < LOOK_LIMIT, "nobody waits again");
+    assert!(search.seen.contains_key(&path("other")) && !search.seen.contains_key(&path("silent")));
+    answer.send(late.clone()).expect("somebody listens");
+    while !search.seen.contains_key(&path("silent")) {
+        search.look(std::slice::from_ref(&waiting)).await;
+    }
+    assert_eq!(
+        search.seen[&path("silent")],
+        late,
+        "it is not asked again at once"
+    );
+    search.look(std::slice::from_ref(&waiting)).await;
+    assert_ne!(search.seen[&path("silent")], late);
 }
