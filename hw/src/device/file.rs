@@ -48,6 +48,8 @@ pub struct DeviceFile {
     refused: Option<String>,
     /// The first flush that failed, on any processor.
     failed_flush: OnceLock<DeviceError>,
+    /// How it refused to make zeros by itself, on any processor.
+    refused_zeroes: OnceLock<DeviceError>,
 }
 
 /// A device could not be opened.
@@ -340,6 +342,18 @@ impl DeviceFile {
         self.failed_flush.get().copied()
     }
 
+    /// It does not make zeros by itself, whatever it says: they are written to it from now on.
+    pub(crate) fn note_refused_zeroes(&self, error: DeviceError) {
+        // The first one counts.
+        let _ = self.refused_zeroes.set(error);
+    }
+
+    /// How it refused to make zeros by itself. Zeros are written to it since.
+    #[must_use]
+    pub fn refused_zeroes(&self) -> Option<DeviceError> {
+        self.refused_zeroes.get().copied()
+    }
+
     pub(crate) fn file(&self) -> &File {
         &self.file
     }
@@ -392,6 +406,7 @@ fn open(path: &Path, access: Access) -> Result<DeviceFile, Problem> {
         passthrough: None,
         refused: None,
         failed_flush: OnceLock::new(),
+        refused_zeroes: OnceLock::new(),
     })
 }
 

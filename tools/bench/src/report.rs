@@ -32,6 +32,9 @@ pub struct Summary {
     /// Why, unless it is sound.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
+    /// See [`crate::target::Opened::remarks`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub remarks: Vec<String>,
     /// Starts at times of their own (`open`), or after another has ended (`closed`).
     pub loop_kind: &'static str,
     /// Threads, each with a connection or a queue of its own.
@@ -206,6 +209,7 @@ impl Summary {
             target: target.to_owned(),
             verdict,
             why,
+            remarks: Vec::new(),
             loop_kind,
             threads: outcome.job.threads,
             rate_iops_intended,

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use stillpoint_export::nbd::client::ClientError;
 use stillpoint_hw::device::nvme::passthrough::DurableWrites;
-use stillpoint_hw::device::{DeviceFileError, PoolFiles, Problem};
+use stillpoint_hw::device::{DeviceFile, DeviceFileError, PoolFiles, Problem};
 use stillpoint_hw::discovery::nvme::block_path;
 
 use crate::inside::{Inside, Options, Place};
@@ -269,6 +269,21 @@ impl Opened {
             Self::Inside(inside) => inside.devices(),
             Self::Null(_) | Self::Nbd(..) => Vec::new(),
         }
+    }
+
+    /// What came to light about it while it was used, and changes what the figures mean.
+    #[must_use]
+    pub fn remarks(&self) -> Vec<String> {
+        let Self::File(files) = self else {
+            return Vec::new();
+        };
+        let remark = |(_, file): (usize, Arc<DeviceFile>)| {
+            let (path, error) = (file.path().display().to_string(), file.refused_zeroes()?);
+            Some(format!(
+                "{path} does not make zeros by itself ({error}): they were written as data"
+            ))
+        };
+        files.present().filter_map(remark).collect()
     }
 
     /// Its size.

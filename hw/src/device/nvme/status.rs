@@ -12,6 +12,8 @@ const RETRY_DELAY: u16 = 3 << 11;
 
 /// The status of a command that the device does not have.
 pub(crate) const INVALID_OPCODE: u16 = 0x001;
+/// The status of a command with a field that the device does not take.
+const INVALID_FIELD: u16 = 0x002;
 
 /// What a status means: Base Specification 2.0, section 3.3.3.2.1, and NVM Command Set Specification 1.0, section 3.1.2.3.
 #[must_use]
@@ -66,6 +68,12 @@ pub fn error(status: u16) -> DeviceError {
     }
 }
 
+/// Whether the device does not have this command, or not as it was given: it has done nothing of it.
+#[must_use]
+pub fn is_refusal(status: u16) -> bool {
+    matches!(status & WHAT, INVALID_OPCODE | INVALID_FIELD)
+}
+
 /// Whether the same command may do better.
 #[must_use]
 pub fn may_retry(status: u16) -> bool {
@@ -95,6 +103,12 @@ mod tests {
         assert_eq!(text(0x281), "NVMe status 0x281: unrecovered read error");
         assert_eq!(text(0x7c1), "NVMe status 0x7c1: error of this vendor");
         assert_eq!(text(0x17f), "NVMe status 0x17f: see the NVMe specification");
+    }
+
+    #[test]
+    fn a_command_that_the_device_does_not_have_or_not_so_is_refused() {
+        assert!(is_refusal(0x4001) && is_refusal(0x002));
+        assert!(!is_refusal(0x000) && !is_refusal(0x102) && !is_refusal(0x280));
     }
 
     #[test]

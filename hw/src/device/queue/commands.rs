@@ -121,7 +121,7 @@ impl Devices {
         let durable = self.slots[slot as usize].is_durable();
         let state = &mut self.slots[slot as usize];
         let piece = &mut state.parts[part as usize];
-        let makes_zeros = self.targets.at(piece.target).zeroes;
+        let makes_zeros = self.targets.at(piece.target).makes_zeroes();
         piece.registered = false;
         let (first_block, blocks) = namespace.blocks(piece);
         let (command, data, ring) = match kind {

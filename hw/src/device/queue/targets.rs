@@ -21,7 +21,7 @@ pub(in crate::device) struct Target {
     /// The file in the processor's ring.
     pub slot: FileSlot,
     pub discards: bool,
-    /// It makes zeros by itself; else they are written.
+    /// It says that it makes zeros by itself.
     pub zeroes: bool,
     /// Set if it takes our own commands.
     pub namespace: Option<Namespace>,
@@ -133,10 +133,15 @@ impl Target {
             .map_or(u64::MAX, |namespace| namespace.discard_bytes_max())
     }
 
+    /// Whether it makes zeros by itself, as far as is known; else they are written.
+    pub fn makes_zeroes(&self) -> bool {
+        self.zeroes && self.file.refused_zeroes().is_none()
+    }
+
     /// The longest range that becomes zeros by one command, if it has one.
     pub fn zero_bytes_max(&self) -> u64 {
         match self.namespace {
-            Some(namespace) if self.zeroes => namespace.zero_bytes_max,
+            Some(namespace) if self.makes_zeroes() => namespace.zero_bytes_max,
             _ => u64::MAX,
         }
     }

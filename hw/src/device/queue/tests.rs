@@ -143,6 +143,13 @@ fn what_the_kernel_never_does_fails_after_half_a_minute_of_pauses() {
 
 #[test]
 fn zeros_are_cut_as_the_namespace_takes_them_and_written_when_it_refuses_the_command() {
+    // Invalid opcode, invalid field.
+    for status in [0x001, 0x002] {
+        zeros_that_are_refused(status);
+    }
+}
+
+fn zeros_that_are_refused(status: u16) {
     let (mut devices, mut ring, _directory) = one_file();
     let mut namespace = Namespace::out_of_reach(true);
     namespace.zero_bytes_max = 32 << 10;
@@ -164,12 +171,14 @@ fn zeros_are_cut_as_the_namespace_takes_them_and_written_when_it_refuses_the_com
         devices.zeroed_by_command(slot, part, None);
     }
     devices.ready.clear();
-    let refused = DeviceError::Nvme {
-        status: 1,
-        meaning: "invalid opcode",
-    };
+    let refused = status::error(status);
     devices.zeroed_by_command(slot, part, Some(refused));
-    assert!(!devices.targets.at(0).zeroes && devices.ready.pop_front() == Some((slot, part)));
+    assert_eq!(devices.ready.pop_front(), Some((slot, part)));
+    // All who have the device know it, also those who attach it from now on.
+    assert!(!devices.targets.at(0).makes_zeroes());
+    let file = devices.files.get(0).expect("in its place");
+    assert_eq!(file.refused_zeroes(), Some(refused));
+    drop(file);
     // Written in two steps.
     for step_bytes in [1024, 3072] {
         assert_eq!(devices.in_flight(), 1);
@@ -180,6 +189,10 @@ fn zeros_are_cut_as_the_namespace_takes_them_and_written_when_it_refuses_the_com
     let mut back = Vec::new();
     devices.poll(&mut back);
     assert_eq!((back[0].result, devices.figures.written_bytes), (Ok(()), 4096));
+    // The next ones are not cut for a command that it does not have.
+    back[0].transfers[0].length_bytes = 100 << 10;
+    assert!(devices.submit(back.remove(0)).is_ok());
+    assert_eq!(devices.ready.drain(..).count(), 1);
     devices.detach(0, &mut ring);
     devices.close(&mut ring);
 }

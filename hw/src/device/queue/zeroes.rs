@@ -4,10 +4,11 @@
 //! by itself (Write Zeroes, FALLOC_FL_ZERO_RANGE) ──done──> ended
 //!     └──it cannot──> written piece by piece ──all of it──> ended
 //! ```
+//! A device that could not is not asked again as long as it is open.
 
 use super::Devices;
 use super::entries::transfer_entry;
-use crate::device::nvme::status;
+use crate::device::nvme::status::is_refusal;
 use crate::device::parts::Part;
 use crate::ring::on_file;
 use io_uring::{opcode, squeue};
@@ -42,7 +43,7 @@ impl Devices {
         } = *piece;
         let target = self.targets.at(target);
         let file = target.slot;
-        let (entry, sent) = if target.zeroes && !durable {
+        let (entry, sent) = if target.makes_zeroes() && !durable {
             piece.step_bytes = 0;
             // Not KEEP_SIZE: with it the kernel passes by in silence what lies past the end of a device that has shrunk.
             let mode = libc::FALLOC_FL_ZERO_RANGE;
@@ -78,7 +79,7 @@ impl Devices {
             ..0 if piece.is_busy(result) => self.after_a_pause(slot, part),
             0 if by_itself => self.zeros_are_there(slot, part, left_bytes),
             ..0 if by_itself && matches!(-result, libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV) => {
-                self.write_zeros_instead(slot, part);
+                self.write_zeros_instead(slot, part, DeviceError::Os(-result));
             }
             ..=0 => {
                 let error = self.error_of(slot, part, -result);
@@ -95,18 +96,18 @@ impl Devices {
         match error {
             None if step_bytes == 0 => self.zeros_are_there(slot, part, left_bytes),
             None => self.zeros_are_there(slot, part, step_bytes),
-            Some(DeviceError::Nvme { status, .. }) if step_bytes == 0 && status == status::INVALID_OPCODE => {
-                self.write_zeros_instead(slot, part);
+            Some(error @ DeviceError::Nvme { status, .. }) if step_bytes == 0 && is_refusal(status) => {
+                self.write_zeros_instead(slot, part, error);
             }
             Some(error) => self.end_failed(slot, part, error),
         }
     }
 
     /// The device cannot make zeros by itself, whatever it says.
-    fn write_zeros_instead(&mut self, slot: u32, part: u32) {
+    fn write_zeros_instead(&mut self, slot: u32, part: u32, error: DeviceError) {
         let piece = &mut self.slots[slot as usize].parts[part as usize];
         piece.tries = 0;
-        self.targets.at_mut(piece.target).zeroes = false;
+        self.targets.at(piece.target).file.note_refused_zeroes(error);
         self.again(slot, part);
     }
 

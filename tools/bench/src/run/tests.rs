@@ -210,6 +210,32 @@ fn zeros_and_durable_writes_reach_a_file() {
     }
 }
 
+/// A file system in memory makes no zeros by itself.
+#[test]
+fn zeros_that_a_target_refuses_are_written_and_that_is_remarked() {
+    let kept = tempfile::NamedTempFile::new_in("/dev/shm").expect("a file in memory");
+    std::fs::write(kept.path(), vec![7; 1 << 20]).expect("written");
+    let name = Name::File(kept.path().to_owned());
+    let job = Job {
+        write_mode: WriteMode::Zeroes,
+        order: Order::Sequential,
+        verify: true,
+        time_ns: 100_000_000,
+        idle: Idle::Nap,
+        ..writing()
+    };
+    let target = Opened::open(&name, &job).expect("it is there");
+    assert!(target.remarks().is_empty(), "nobody has asked it for zeros");
+    let outcome = run(&job, &target).expect("it runs");
+    assert_eq!(outcome.verdict, Verdict::Sound);
+    let remarks = target.remarks();
+    let path = kept.path().display().to_string();
+    assert!(
+        matches!(&remarks[..], [one] if one.contains(&path) && one.contains("written as data")),
+        "{remarks:?}"
+    );
+}
+
 #[test]
 fn what_should_be_zeros_and_is_not_is_found() {
     use std::os::unix::fs::FileExt;

@@ -48,6 +48,7 @@ pub fn run_one(arguments: RunArguments, global: &Global) -> Result<(), Failure> 
         write(path, |file| write_hlog(&outcome, file))?;
     }
     let mut summary = Summary::of(&outcome, &name.to_string(), Some(calibration));
+    summary.remarks = target.remarks();
     if arguments.html.is_some() || arguments.detail {
         summary.detail = detail(&outcome, happened, &target);
     }
@@ -127,6 +128,8 @@ fn show(summary: &Summary) -> String {
         verdict += &format!(": {why}");
     }
     lines.push(("verdict", verdict));
+    let remarks = summary.remarks.iter();
+    lines.extend(remarks.map(|remark| ("remark", remark.clone())));
     let kinds = [
         ("read", &summary.reads),
         ("write", &summary.writes),
