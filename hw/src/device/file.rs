@@ -511,7 +511,8 @@ fn holder(metadata: &std::fs::Metadata) -> Option<String> {
 /// Has the kernel make a range of a block device zeros, with the command that the device has for it or by writing them. Not what is not
 /// in whole sectors.
 fn zero_range(file: &File, offset_bytes: u64, length_bytes: usize) -> bool {
-    let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+    // Not KEEP_SIZE: with it the kernel passes by in silence what lies past the end of a device that has shrunk.
+    let mode = libc::FALLOC_FL_ZERO_RANGE;
     let (Ok(offset), Ok(length)) = (i64::try_from(offset_bytes), i64::try_from(length_bytes)) else {
         return false;
     };

@@ -5,7 +5,67 @@ use crate::buffers::{Arenas, CHUNK_BYTES};
 use crate::device::tests::directory_on;
 use crate::device::{Devices, PoolFiles};
 use crate::ring::{Ring, RingOptions};
+use std::process::Command;
 use std::sync::Arc;
+
+/// A loop device over a file; gone when dropped.
+struct Loop(PathBuf);
+
+impl Loop {
+    /// `None`, and why, where there are none to be had.
+    fn over(file: &Path, test: &str) -> Option<Self> {
+        let told = Command::new("losetup")
+            .args(["--find", "--show"])
+            .arg(file)
+            .output();
+        match told {
+            Ok(told) if told.status.success() => {
+                let path = String::from_utf8(told.stdout).expect("a path");
+                Some(Self(path.trim().into()))
+            }
+            told => {
+                eprintln!("SKIPPED {test}: it needs root and loop devices: {told:?}");
+                None
+            }
+        }
+    }
+
+    /// It is as large as its file by now.
+    fn look_again(&self) {
+        let told = Command::new("losetup")
+            .arg("--set-capacity")
+            .arg(&self.0)
+            .status();
+        assert!(told.expect("losetup runs").success());
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        // What it leaves behind is seen in `losetup --list`.
+        let _ = Command::new("losetup").arg("--detach").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn zeros_past_the_end_of_a_device_that_has_shrunk_are_an_error_and_not_passed_by_in_silence() {
+    let disk = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(disk.path(), vec![7; 2 << 20]).expect("written");
+    let Some(device) = Loop::over(disk.path(), "zeros_past_the_end_of_a_device_that_has_shrunk") else {
+        return;
+    };
+    let file = DeviceFile::open(&device.0).expect("opened");
+    file.write_zeros((1 << 20) + 4096, (1 << 20) - 4096)
+        .expect("all of it is there");
+    disk.as_file().set_len((1 << 20) + 8192).expect("cut off");
+    device.look_again();
+    assert_eq!(file.size_bytes_now(), (1 << 20) + 8192);
+    let error = file
+        .write_zeros(1 << 20, 1 << 20)
+        .expect_err("most of it is gone");
+    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{error}");
+    drop(file);
+}
 
 #[test]
 fn a_device_is_opened_by_one_at_a_time_and_the_holder_is_named() {
