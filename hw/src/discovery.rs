@@ -172,6 +172,12 @@ impl Machine {
     /// for what is no block device.
     #[must_use]
     pub fn block_device_at(&self, path: &Path) -> Option<BlockDeviceInfo> {
+        self.block_device(&self.block_name_at(path)?)
+    }
+
+    /// The name of that device. Asks nothing of it.
+    #[must_use]
+    pub fn block_name_at(&self, path: &Path) -> Option<String> {
         use std::os::unix::fs::{FileTypeExt, MetadataExt};
         let metadata = std::fs::metadata(path).ok()?;
         if !metadata.file_type().is_block_device() {
@@ -180,7 +186,7 @@ impl Machine {
         let number = usage::number_text(metadata.rdev());
         let block = self.sys("dev/block").below(&number).resolved();
         let name = block.file_name()?.to_str()?;
-        self.block_device(name)
+        (self.sys("block").below(name).exists()).then(|| name.to_owned())
     }
 
     /// What can be opened as a block device and has a size: disks and their partitions. Asks no device.

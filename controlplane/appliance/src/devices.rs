@@ -3,7 +3,7 @@
 pub mod content;
 pub mod model;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use model::{
@@ -42,8 +42,10 @@ pub fn show(name: &str) -> Result<BlockDevice> {
 pub struct PoolOn {
     /// Its name.
     pub name: String,
-    /// The paths of its devices, and how much of each it does not use, in bytes.
+    /// The paths of its block devices, and how much of each it does not use, in bytes.
     pub devices: Vec<(PathBuf, u64)>,
+    /// Paths by which it knows its devices, also those that it does without.
+    pub known: Vec<PathBuf>,
 }
 
 /// Adds the pools that lie on these devices.
@@ -51,14 +53,34 @@ pub fn add_pools(devices: &mut [BlockDevice], pools: &[PoolOn]) {
     let machine = Machine::here();
     for pool in pools {
         for (path, unused_bytes) in &pool.devices {
-            let Some(found) = machine.block_device_at(path) else {
-                continue;
-            };
-            for device in devices.iter_mut().filter(|device| device.name == found.name) {
+            for device in found_at(&machine, devices, path) {
                 device.used_by.insert(0, used("pool", &pool.name));
                 device.unused_bytes = *unused_bytes;
+                add_path(device, path);
             }
         }
+        for path in &pool.known {
+            found_at(&machine, devices, path).for_each(|device| add_path(device, path));
+        }
+    }
+}
+
+/// Those of these devices that a path leads to.
+fn found_at<'a>(
+    machine: &Machine,
+    devices: &'a mut [BlockDevice],
+    path: &Path,
+) -> impl Iterator<Item = &'a mut BlockDevice> {
+    let name = machine.block_name_at(path);
+    devices
+        .iter_mut()
+        .filter(move |device| Some(&device.name) == name.as_ref())
+}
+
+fn add_path(device: &mut BlockDevice, path: &Path) {
+    let path = path.display().to_string();
+    if path != device.path && !device.pool_paths.contains(&path) {
+        device.pool_paths.push(path);
     }
 }
 
@@ -97,6 +119,7 @@ fn describe(info: &BlockDeviceInfo) -> BlockDevice {
         partitions: info.usage.partitions.clone(),
         used_by: uses(&info.usage),
         unused_bytes: 0,
+        pool_paths: Vec::new(),
         content,
         content_error,
     }

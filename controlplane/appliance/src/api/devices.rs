@@ -41,6 +41,7 @@ async fn look(
     let pools = pools.iter().map(|pool| PoolOn {
         name: pool.name().to_owned(),
         devices: pool.unused(),
+        known: pool.known_in_dev(),
     });
     let pools: Vec<PoolOn> = pools.collect();
     patience::beside(move || {

@@ -50,6 +50,9 @@ pub struct BlockDevice {
     /// What the pool that lies on it does not use: it has become larger since the pool was made.
     #[serde(default)]
     pub unused_bytes: u64,
+    /// Other paths, as `/dev/disk/by-id/...`, by which pools name it: what is told of these is told of it.
+    #[serde(default)]
+    pub pool_paths: Vec<String>,
     /// What lies on it, in words; `null` for nothing.
     pub content: Option<String>,
     /// Why what lies on it is not known.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::{Pool, time_text, wall_ns};
 use crate::events::EventKind;
 use crate::patience::Questions;
-use stillpoint_hw::device::DeviceFile;
+use stillpoint_hw::device::{DeviceFile, DeviceKind};
 use stillpoint_processor::ports::DeviceError;
 use stillpoint_processor::{BLOCK_BYTES, ShardIndex};
 
@@ -71,11 +71,19 @@ impl Pool {
         more - more % BLOCK_BYTES as u64
     }
 
-    /// The devices with room that the pool does not use: path, and how many bytes.
+    /// The block devices that it has: path, and how many bytes the pool does not use.
     pub(crate) fn unused(&self) -> Vec<(PathBuf, u64)> {
         let present = self.files.present();
+        let present = present.filter(|(_, file)| file.kind() == DeviceKind::Block);
         let unused = present.map(|(place, file)| (file.path().to_owned(), self.unused_bytes(place, &file)));
         unused.collect()
+    }
+
+    /// The paths below `/dev` by which it knows its devices, also those of sides that are out. (Where files lie, servers may be gone.)
+    pub(crate) fn known_in_dev(&self) -> Vec<PathBuf> {
+        let mut known = self.known().devices;
+        known.retain(|path| path.starts_with("/dev"));
+        known
     }
 
     /// Asks for the sizes of the files that the pool lies on, beside the control plane's thread: what is not answered in time stays as

@@ -115,6 +115,7 @@ fn show(device: &BlockDevice) -> String {
                 unused => format!("{}; {} of it are unused", use_text(device), Size(unused)),
             },
         ),
+        ("in pools as", output::list(&device.pool_paths)),
         ("partitions", output::list(&device.partitions)),
         (
             "content",

@@ -76,6 +76,31 @@ fn devices_are_listed_with_and_without_a_daemon() {
 }
 
 #[test]
+fn a_device_says_by_which_links_pools_name_it() {
+    if !possible("a_device_says_by_which_links_pools_name_it") {
+        return;
+    }
+    let appliance = Appliance::started(&[]);
+    sparse(&appliance.path("disk"));
+    let device = Loop::over(&appliance.path("disk"), false);
+    let link = appliance.path_text("by-id");
+    std::os::unix::fs::symlink(device.path(), &link).expect("a link");
+    appliance.run(&["pool", "create", "p", &link]);
+    let pool = appliance.run(&["pool", "show", "p"]);
+    assert_eq!(member(&pool, "/devices/0/path"), link.as_str());
+    let shown = appliance.run(&["device", "show", name(&device)]);
+    assert_eq!(member(&shown, "/path"), device.path());
+    assert_eq!(list(&shown, "/pool_paths"), [json!(link)]);
+    let devices = appliance.run(&["device", "list"]);
+    let rows = list(&devices, "").iter();
+    let found = rows.filter(|row| list(row, "/pool_paths").contains(&json!(link)));
+    assert_eq!(found.count(), 1, "{devices:#}");
+    appliance.run(&["pool", "close", "p"]);
+    let shown = appliance.run(&["device", "show", name(&device)]);
+    assert_eq!(list(&shown, "/pool_paths").len(), 0, "no pool has it");
+}
+
+#[test]
 fn what_holds_something_is_refused_unless_force_names_it() {
     let appliance = Appliance::started(&[]);
     let path = appliance.path_text("disk");
