@@ -8,7 +8,7 @@ import { time } from "./format";
 import { mistakeOf, type Past, useAsked, useOccurrences, usePast } from "./hooks";
 import type { Mistake, Status } from "./model";
 import { Overview } from "./overview";
-import { Wrong } from "./parts";
+import { Failures, Wrong } from "./parts";
 import { Pools } from "./pools";
 import { Schedules } from "./schedules";
 import { Snapshots } from "./snapshots";
@@ -85,6 +85,7 @@ function Console({ page }: { page: string }) {
         <span class="version">{status.data && `${status.data.version}`}</span>
       </nav>
       <Away past={past} />
+      <Failures />
       <main>
         {page === "" && <Overview status={status.data} past={past} occurrences={occurrences} />}
         {page === "pools" && <Pools status={status.data} />}

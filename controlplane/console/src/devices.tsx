@@ -7,7 +7,7 @@ import { useAsked } from "./hooks";
 import { type Choice, choiceOf, pairs, poolRequest, uses } from "./making";
 import type { Device, Identified, Nvme, Occurrence, Pool, Smart, Status } from "./model";
 import { Ask, linesOf, Pairs, type Question, State, Table, type Values, Wrong } from "./parts";
-import { lastOf, type Trouble, troublesOf } from "./troubles";
+import { lastOf, pathsOf, type Trouble, troublesOf } from "./troubles";
 
 type Rows = Parameters<typeof Pairs>[0]["rows"];
 
@@ -70,10 +70,10 @@ export function Devices({ status, occurrences }: { status: Status | null; occurr
             <td class="right">{device.nvme?.queues ?? device.queues}</td>
             <td class="right">{device.nvme ? device.nvme.poll_queues : device.polled ? "yes" : "-"}</td>
             <td class="right">{device.nvme?.identified?.smart?.temperature_celsius ?? "-"}</td>
-            <td><Health device={device} troubles={troubles.filter(({ path }) => path === device.path)} /></td>
+            <td><Health device={device} troubles={troubles.filter(({ path }) => pathsOf(device).includes(path))} /></td>
             <td class="wrap">{uses(device)}</td>
           </tr>,
-          ...(open === device.name ? [<tr key={`${device.name} details`}><td colSpan={13} class="details"><Details device={device} pools={pools} last={lastOf(occurrences, device.path)} /></td></tr>] : []),
+          ...(open === device.name ? [<tr key={`${device.name} details`}><td colSpan={13} class="details"><Details device={device} pools={pools} last={lastOf(occurrences, ...pathsOf(device))} /></td></tr>] : []),
         ])}
       </Table>
     </>
@@ -130,7 +130,7 @@ function making(choices: Choice[]): Question {
 const yes = (is: boolean) => (is ? "yes" : "no");
 
 function Details({ device, pools, last }: { device: Device; pools: Pool[]; last: Occurrence | null }) {
-  const here = pools.flatMap((pool) => pool.devices).find((known) => known.path === device.path || known.path === device.nvme?.generic);
+  const here = pools.flatMap((pool) => pool.devices).find((known) => pathsOf(device).includes(known.path));
   const cache = device.volatile_write_cache;
   return (
     <div class="columns">
@@ -138,6 +138,7 @@ function Details({ device, pools, last }: { device: Device; pools: Pool[]; last:
         <h3>Device</h3>
         <Pairs rows={[
           ["used by", device.unused_bytes > 0 ? `${uses(device)}; ${size(device.unused_bytes)} of it are unused` : uses(device)],
+          ...(device.pool_paths?.length ? [["in pools as", device.pool_paths.join(", ")] as Rows[0]] : []),
           ["told last", last && `${time(last.time_ns)}: ${last.text}`],
           ["content", device.content_error ?? device.content],
           ["partitions", device.partitions.join(", ") || "-"],

@@ -73,23 +73,24 @@ const occurrences = (from: number, to: number) => Array.from({ length: to - from
 
 test("events are asked for when there are some, and nobody waits for them", () => {
   const daemon = (last: number, started_ms = 1) => ({ last, started_ms });
-  assert.equal(whereToAsk(NOTHING_KNOWN, null), null);
-  const first = whereToAsk(NOTHING_KNOWN, daemon(5));
+  assert.equal(whereToAsk(NOTHING_KNOWN, null, true), null);
+  const first = whereToAsk(NOTHING_KNOWN, daemon(5), true);
   assert.equal(first, "/v1/events?limit=200");
+  assert.equal(whereToAsk(NOTHING_KNOWN, daemon(5), false), null, "the tab is hidden, or the daemon away");
   let known = knownWith(NOTHING_KNOWN, daemon(5), { events: occurrences(1, 6), last: 5 });
   assert.deepEqual([known.last, known.occurrences[0]?.number], [5, 5]);
-  assert.equal(whereToAsk(known, daemon(5)), null);
-  assert.equal(whereToAsk(known, daemon(7)), "/v1/events?after=5&limit=200");
+  assert.equal(whereToAsk(known, daemon(5), true), null);
+  assert.equal(whereToAsk(known, daemon(7), true), "/v1/events?after=5&limit=200");
   // Those of the background are not told, and not asked for again.
   known = knownWith(known, daemon(7), { events: [occurrence(6)], last: 7 });
-  assert.deepEqual([whereToAsk(known, daemon(7)), known.occurrences.map(({ number }) => number)], [null, [6, 5, 4, 3, 2, 1]]);
+  assert.deepEqual([whereToAsk(known, daemon(7), true), known.occurrences.map(({ number }) => number)], [null, [6, 5, 4, 3, 2, 1]]);
   // More than are told at once: the others next.
   known = knownWith(known, daemon(999), { events: occurrences(8, 208), last: 999 });
-  assert.equal(whereToAsk(known, daemon(999)), "/v1/events?after=207&limit=200");
+  assert.equal(whereToAsk(known, daemon(999), true), "/v1/events?after=207&limit=200");
   known = knownWith(knownWith(known, daemon(999), { events: occurrences(208, 408), last: 999 }), daemon(999), { events: occurrences(408, 608), last: 999 });
   assert.deepEqual([known.occurrences.length, known.occurrences[0]?.number], [OCCURRENCES_MAX, 607]);
   // Another daemon counts anew.
-  assert.equal(whereToAsk(known, daemon(3, 2)), "/v1/events?limit=200");
+  assert.equal(whereToAsk(known, daemon(3, 2), true), "/v1/events?limit=200");
   known = knownWith(known, daemon(3, 2), { events: occurrences(1, 4), last: 3 });
   assert.deepEqual([known.last, known.occurrences.length], [3, 3]);
 });

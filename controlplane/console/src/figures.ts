@@ -125,9 +125,12 @@ export const NOTHING_KNOWN: Known = { started_ms: 0, last: 0, occurrences: [] };
 export const OCCURRENCES_MAX = 500;
 const OCCURRENCES_AT_ONCE = 200;
 
-/** What to ask for when `newest` is there: at once answered, for a request that waits would take one of a browser's six connections. */
-export function whereToAsk(known: Known, newest: Newest | null): string | null {
-  if (!newest || (newest.started_ms === known.started_ms && newest.last <= known.last)) {
+/**
+ * What to ask for when `newest` is there: at once answered, for a request that waits would take one of a browser's six connections. Nothing
+ * if nobody looks, or nobody would answer: `isWanted` is false.
+ */
+export function whereToAsk(known: Known, newest: Newest | null, isWanted: boolean): string | null {
+  if (!isWanted || !newest || (newest.started_ms === known.started_ms && newest.last <= known.last)) {
     return null;
   }
   const isAnother = newest.started_ms !== known.started_ms;

@@ -2,6 +2,7 @@
 
 import { useCallback, useEffect, useRef, useState } from "preact/hooks";
 import { ApiError, ASK_LIMIT_MS, CHANGED, get } from "./api";
+import { Waiting } from "./failures";
 import { joined, knownWith, NOTHING_KNOWN, whereToAsk } from "./figures";
 import type { History, Mistake, Newest, Occurrence, Occurrences, Point } from "./model";
 
@@ -21,6 +22,11 @@ export function mistakeOf(error: unknown): Mistake {
 
 /** The daemon is known not to answer: what hangs there would only take connections, which are needed to see it come back. */
 let isAway = false;
+
+/** Whether anybody looks, and would get an answer. */
+function isWanted(): boolean {
+  return !document.hidden && !isAway;
+}
 
 function tellChanged() {
   window.dispatchEvent(new Event(CHANGED));
@@ -54,7 +60,7 @@ export function useAsked<T>(path: string, period_ms: number, limit_ms = ASK_LIMI
       }
     };
     const seen = () => {
-      if (!document.hidden && !isAway) {
+      if (isWanted()) {
         void ask();
       }
     };
@@ -123,7 +129,7 @@ export function usePast(): Past {
   return past;
 }
 
-/** What happened, newest first; asked for when the past says that there is more. */
+/** What happened, newest first; asked for when the past says that there is more, while the page is seen and the daemon is there. */
 export function useOccurrences({ newest }: Past): Occurrence[] {
   const [known, setKnown] = useState(NOTHING_KNOWN);
   const ended = useRef<AbortController | null>(null);
@@ -137,7 +143,7 @@ export function useOccurrences({ newest }: Past): Occurrence[] {
     };
   }, []);
   useEffect(() => {
-    const path = whereToAsk(known, newest);
+    const path = whereToAsk(known, newest, isWanted());
     const signal = ended.current?.signal;
     if (!path || !newest || !signal || asking.current) {
       return;
@@ -163,10 +169,12 @@ export function useOccurrences({ newest }: Past): Occurrence[] {
   return known.occurrences;
 }
 
-/** Does something that may go wrong; says whether it is under way, and what went wrong. */
-export function useDoing(): { busy: boolean; mistake: Mistake | null; clear: () => void; doing: (work: () => Promise<unknown>) => Promise<boolean> } {
+/** Does something that may go wrong; says whether it is under way, and what went wrong. Who has left by then finds that below `title`. */
+export function useDoing(title: string): { busy: boolean; mistake: Mistake | null; clear: () => void; doing: (work: () => Promise<unknown>) => Promise<boolean> } {
   const [busy, setBusy] = useState(false);
   const [mistake, setMistake] = useState<Mistake | null>(null);
+  const waiting = useRef(new Waiting());
+  useEffect(() => () => waiting.current.leave(), []);
   const doing = useCallback(async (work: () => Promise<unknown>) => {
     setBusy(true);
     setMistake(null);
@@ -174,12 +182,12 @@ export function useDoing(): { busy: boolean; mistake: Mistake | null; clear: () 
       await work();
       return true;
     } catch (error) {
-      setMistake(mistakeOf(error));
+      waiting.current.failed(title, mistakeOf(error), setMistake);
       return false;
     } finally {
       setBusy(false);
     }
-  }, []);
+  }, [title]);
   const clear = useCallback(() => setMistake(null), []);
   return { busy, mistake, clear, doing };
 }

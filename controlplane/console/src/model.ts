@@ -268,6 +268,8 @@ export interface Device {
   partitions: string[];
   used_by: { kind: string; name: string }[];
   unused_bytes: number;
+  /** Other paths by which pools name it. */
+  pool_paths?: string[];
   content: string | null;
   content_error?: string;
 }

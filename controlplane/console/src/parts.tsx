@@ -3,6 +3,7 @@
 import type { ComponentChildren } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { percent, size } from "./format";
+import { failures, onFailures, putAway } from "./failures";
 import { useDoing } from "./hooks";
 import type { Choice } from "./making";
 import type { Mistake } from "./model";
@@ -13,6 +14,21 @@ export function Wrong({ mistake }: { mistake: Mistake | null }) {
       <b>{mistake.message}</b>
       {mistake.hint && <span>{mistake.hint}</span>}
     </p>
+  );
+}
+
+/** What went wrong when nobody looked any more. */
+export function Failures() {
+  const [shown, setShown] = useState(failures);
+  useEffect(() => onFailures(() => setShown(failures())), []);
+  return (
+    <>
+      {shown.map(({ number, title, mistake }) => (
+        <div key={number} class="away" role="alert">
+          <b>{title}: {mistake.message}</b> {mistake.hint} <button type="button" class="small" onClick={() => putAway(number)}>Put away</button>
+        </div>
+      ))}
+    </>
   );
 }
 
@@ -79,7 +95,7 @@ export function Copy({ text }: { text: string }) {
 
 /** A button that does something at once; what goes wrong is shown beside it. */
 export function Act({ name, act, small, disabled }: { name: string; act: () => Promise<unknown>; small?: boolean; disabled?: boolean }) {
-  const { busy, mistake, clear, doing } = useDoing();
+  const { busy, mistake, clear, doing } = useDoing(name);
   return (
     <>
       <button type="button" class={small ? "small" : ""} disabled={busy || disabled} onClick={() => doing(act)}>{name}</button>
@@ -159,7 +175,7 @@ function Form({ question, close }: { question: Question; close: () => void }) {
   const fields = fieldsOf(values);
   const must = typeof question.typed === "function" ? question.typed(values) : question.typed;
   const [typed, setTyped] = useState("");
-  const { busy, mistake, doing } = useDoing();
+  const { busy, mistake, doing } = useDoing(question.title);
   const set = (name: string, value: string) => setValues((before) => ({ ...before, [name]: value }));
   const submit = async (event: Event) => {
     event.preventDefault();
@@ -197,7 +213,7 @@ function Form({ question, close }: { question: Question; close: () => void }) {
         )}
         <Wrong mistake={mistake} />
         <menu>
-          <button type="button" onClick={close} autofocus={must === undefined && fields.length === 0}>Cancel</button>
+          <button type="button" onClick={close} autofocus={must === undefined && fields.length === 0} title={busy ? "it goes on; what goes wrong is shown above the page" : undefined}>{busy ? "Close" : "Cancel"}</button>
           <button type="submit" class={question.dangerous ? "dangerous" : "main"} disabled={!ready || busy}>{busy ? "…" : question.button}</button>
         </menu>
       </form>

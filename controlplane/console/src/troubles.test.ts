@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { Occurrence, PoolDevice, Side } from "./model";
 import { device, nvme, pool } from "./samples";
-import { lastOf, troublesOf } from "./troubles";
+import { lastOf, pathsOf, troublesOf } from "./troubles";
 
 const HOUR_NS = 3600e9;
 const there: PoolDevice = { path: "/dev/sdb", kind: "block", size_bytes: 100, pool_bytes: 100, unused_bytes: 0, direct: true, polled: false };
@@ -48,6 +48,18 @@ test("devices that fail are shown with what was told of them last, before what i
   assert.match(found[2]?.text ?? "", /side 1\.1: a write failed/);
   assert.match(found[3]?.text ?? "", /88 °C/);
   assert.match(found[4]?.text ?? "", /5\.0% of the spare/);
+});
+
+test("what is said of a device under the name that its pool has for it is said of its row", () => {
+  const link = "/dev/disk/by-id/nvme-Drive_1";
+  const row = device("nvme0n1", { pool_paths: [link], used_by: [{ kind: "pool", name: "p" }] });
+  const other = device("nvme1n1");
+  const lost = pool("p", { devices: [{ ...there, path: link, size_bytes: 50, lost_since_ns: 1 }] });
+  const found = troublesOf([row, other], [lost], [], 0);
+  const stateOf = (shown: typeof row) => found.filter(({ path }) => pathsOf(shown).includes(path)).map(({ state }) => state);
+  assert.deepEqual([stateOf(row), stateOf(other)], [["too small"], []]);
+  assert.deepEqual(pathsOf(device("nvme2n1", { nvme: { ...nvme({}), generic: "/dev/ng2n1" } })), ["/dev/nvme2n1", "/dev/ng2n1"]);
+  assert.equal(lastOf([told("device_stalled", "shard 1", `${link} took 2 s`)], ...pathsOf(row))?.kind, "device_stalled");
 });
 
 test("a stall is remembered for an hour, unless something later was told", () => {

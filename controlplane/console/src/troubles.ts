@@ -22,9 +22,18 @@ const TOLD_NS = 3600e9;
 
 const ABOUT_DEVICES = ["device_stalled", "device_lost", "device_returned", "device_resized", "mirror_side_out", "mirror_lost", "mirror_joined", "mirror_not_copied", "shard_stopped"];
 
+/** Under what paths there is something to say about a device: its own, and those by which pools name it. */
+export function pathsOf(device: Device): string[] {
+  const generic = device.nvme?.generic;
+  return [device.path, ...(generic ? [generic] : []), ...(device.pool_paths ?? [])];
+}
+
 /** What was told last of a device; `occurrences` are newest first. */
-export function lastOf(occurrences: Occurrence[], path: string): Occurrence | null {
-  const names = (one: Occurrence) => one.subject === path || one.text.split(/[\s,:;()]+/).includes(path);
+export function lastOf(occurrences: Occurrence[], ...paths: string[]): Occurrence | null {
+  const names = (one: Occurrence) => {
+    const words = one.text.split(/[\s,:;()]+/);
+    return paths.some((path) => one.subject === path || words.includes(path));
+  };
   return occurrences.find((one) => ABOUT_DEVICES.includes(one.kind) && names(one)) ?? null;
 }
 
