@@ -76,6 +76,16 @@ impl Rig {
         self.appliance.connect("v").read_all().expect("read") == content(time)
     }
 
+    /// The pool takes writes again, and nothing on its device is damaged when it ends.
+    fn works_and_ends_undamaged(&self, time: u8) {
+        self.write(time).expect("written");
+        assert!(self.holds(time));
+        self.appliance.stop();
+        self.appliance
+            .check_devices(&[self.device.path()])
+            .expect("nothing is damaged");
+    }
+
     /// The device gets this size.
     fn resize(&self, size_bytes: u64) {
         self.disk.set_len(size_bytes).expect("another length");
@@ -197,12 +207,7 @@ fn a_device_that_grows_goes_on_and_says_what_is_unused() {
         "{:?}",
         rig.told()
     );
-    rig.write(3).expect("written");
-    assert!(rig.holds(3));
-    rig.appliance.stop();
-    rig.appliance
-        .check_devices(&[rig.device.path()])
-        .expect("nothing is damaged");
+    rig.works_and_ends_undamaged(3);
 }
 
 #[test]
@@ -282,12 +287,7 @@ fn a_device_that_shrinks_fails_what_lies_behind_its_end_and_works_again_with_its
     rig.is_refused(4);
     rig.give_back(&lost);
     rig.wait_for_state("open");
-    rig.write(5).expect("written");
-    assert!(rig.holds(5));
-    rig.appliance.stop();
-    rig.appliance
-        .check_devices(&[rig.device.path()])
-        .expect("nothing is damaged");
+    rig.works_and_ends_undamaged(5);
 }
 
 #[test]
@@ -302,10 +302,5 @@ fn a_device_that_had_no_bytes_for_a_while_is_opened_again() {
     rig.give_back(&lost);
     rig.wait_for_state("open");
     assert!(rig.holds(1));
-    rig.write(3).expect("written");
-    assert!(rig.holds(3));
-    rig.appliance.stop();
-    rig.appliance
-        .check_devices(&[rig.device.path()])
-        .expect("nothing is damaged");
+    rig.works_and_ends_undamaged(3);
 }
