@@ -1,13 +1,14 @@
 //! The appliance: processors, pools, exports.
 
 mod given;
+mod labels;
 mod opening;
 mod pools;
 mod returned;
 #[cfg(test)]
 mod tests;
 
-pub use pools::Degraded;
+pub use labels::Degraded;
 pub(crate) use pools::device_error;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -37,6 +37,8 @@ pub struct PoolDevices {
     pub unplaced: Vec<PathBuf>,
     /// What the newest label says of the sides, in a pool with mirrors.
     pub mirrors: Option<MirrorLabel>,
+    /// Sides that are there and in sync, and whose own labels do not say so yet.
+    pub outdated: Vec<SideAt>,
     /// Sides that were in sync by the newest labels that there were, until they were found missing now.
     pub went_missing: Vec<SideAt>,
     /// A device that was named is there, and its label cannot be used: what else it has lost nobody knows.
@@ -373,6 +375,7 @@ fn whole(mut labels: Vec<(Box<PoolLabel>, &PathBuf)>, remarks: Vec<String>) -> R
         remarks,
         unplaced: Vec::new(),
         mirrors: None,
+        outdated: Vec::new(),
         went_missing: Vec::new(),
         has_doubtful: false,
     })

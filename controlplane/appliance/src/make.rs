@@ -86,6 +86,7 @@ pub fn make_pool(request: &CreatePool, processors: usize) -> Result<(PoolDevices
         remarks: Vec::new(),
         unplaced: Vec::new(),
         mirrors: None,
+        outdated: Vec::new(),
         went_missing: Vec::new(),
         has_doubtful: false,
     };

@@ -92,6 +92,20 @@ impl Sequences {
         Ok(())
     }
 
+    /// A number for labels that none has had here: labels as new as `newest` were found, and a crash may have left the next one, or one with
+    /// a number that was given out here, on devices that are missing now. Durable before it is used.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn reserve(&self, id: &str, newest: u64) -> Result<u64> {
+        // Beside the pool's own, where programs that do not know it leave it as it is.
+        let key = format!("{id} reserved");
+        let reserved = self.of(&key);
+        let sequence = reserved.max(newest + 1) + 1;
+        self.replace(&mut self.known(), &key, sequence)?;
+        Ok(sequence)
+    }
+
     /// A pool was opened by hand in another state: what it says now counts.
     ///
     /// # Errors

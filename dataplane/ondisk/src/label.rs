@@ -64,7 +64,7 @@ pub struct PoolLabel {
     pub features: FeatureFlags,
     /// When the pool was made, nanoseconds since the Unix epoch.
     pub created_ns: U64,
-    /// Raised by one each time the devices change; a feature bit that is set does not count.
+    /// Raised each time the devices change, by one or more; a feature bit that is set does not count.
     pub sequence: U64,
     /// Devices in the pool.
     pub device_count: U16,

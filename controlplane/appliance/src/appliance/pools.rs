@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::{Appliance, FailedPool};
+use super::labels::put_out;
+use super::{Appliance, Degraded, FailedPool};
 use crate::api::model::{CreatePool, PoolInfo};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::EventKind;
@@ -17,22 +18,11 @@ use crate::patience;
 use crate::pool::{OpenedPool, Pool};
 use crate::state::KnownPool;
 use stillpoint_hw::device::{DeviceFile, DeviceFileError, PoolFiles, Problem};
-use stillpoint_processor::mirror::{SideAt, SideFailed};
-use stillpoint_processor::{DeviceIndex, ShardIndex};
+use stillpoint_processor::ShardIndex;
+use stillpoint_processor::mirror::SideFailed;
 
 /// What may be copied to a side of a mirror that lacks something, in bytes a second.
 const RESYNC_BYTES_PER_S_DEFAULT: u64 = 256 << 20;
-
-/// Whether a pool may be opened without sides of mirrors that were in sync when it was closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Degraded {
-    /// No.
-    Refused,
-    /// Yes, whatever the labels are.
-    Allowed,
-    /// Yes, if the labels are not older than the newest that was seen: else what was written last lies on what is missing.
-    AsNew,
-}
 
 impl Appliance {
     /// Opens the pools that were open when the appliance stopped. One that cannot be opened is logged, listed as
@@ -80,7 +70,7 @@ impl Appliance {
     /// The same for who has the structure, and tells of the change.
     pub(super) async fn open_in_structure(&self, paths: &[PathBuf], degraded: Degraded) -> Result<Arc<Pool>> {
         let paths = paths.to_vec();
-        let mut devices = patience::beside(move || label::read(&label::absolute(paths)?)).await?;
+        let devices = patience::beside(move || label::read(&label::absolute(paths)?)).await?;
         let taken =
             |pool: &Arc<Pool>| pool.name() == devices.name || pool.devices.layout.pool == devices.layout.pool;
         if let Some(pool) = self.pools().iter().find(|pool| taken(pool)) {
@@ -101,16 +91,9 @@ impl Appliance {
         };
         let files = patience::unless_in_use(claim).await?;
         label::check_sizes(&devices, &files)?;
-        let lacking = devices.lacking();
         let is_newest = self.is_newest(&devices);
-        self.check_degraded(&devices, &lacking, degraded)?;
-        if !lacking.is_empty() {
-            let (changed, _) = put_out(devices, Arc::clone(&files), lacking.clone()).await?;
-            devices = changed;
-            if is_newest && !devices.has_doubtful {
-                devices.went_missing = lacking;
-            }
-        }
+        self.check_degraded(&devices, degraded)?;
+        let devices = self.settle_labels(devices, &files, is_newest).await?;
         let pool = self.open(devices, self.as_served(files).await?).await?;
         self.lock()
             .failed
@@ -178,7 +161,8 @@ impl Appliance {
             };
             // The pool opens without it.
             self.end_try(index).await;
-            let (changed, file) = put_out(devices, Arc::clone(&files), vec![failed.at]).await?;
+            let sequence = self.unused_sequence(&devices)?;
+            let (changed, file) = put_out(devices, Arc::clone(&files), vec![failed.at], sequence).await?;
             devices = changed;
             // What the first try wrote is noted by nobody who opens now.
             devices.went_missing.clear();
@@ -229,42 +213,6 @@ impl Appliance {
             pool.mirror_told(processor, pass, notice).await;
         }
         Ok(pool)
-    }
-
-    /// Whether no newer labels of the pool were seen here than those that were read.
-    fn is_newest(&self, devices: &PoolDevices) -> bool {
-        let seen = self.state.sequences().of(&devices.id_text());
-        let label = devices.mirrors.as_ref();
-        label.is_some_and(|label| label.sequence() >= seen)
-    }
-
-    /// Refuses to go on without sides that were in sync, and with sides that missed what was written last.
-    fn check_degraded(&self, devices: &PoolDevices, lacking: &[SideAt], degraded: Degraded) -> Result<()> {
-        let Some(label) = &devices.mirrors else {
-            return Ok(());
-        };
-        let (pool, id, sequence) = (&devices.name, devices.id_text(), label.sequence());
-        if degraded == Degraded::Allowed {
-            return self.state.sequences().begin_again(&id, sequence);
-        }
-        let missing = label.all().filter(|at| !devices.is_there(*at));
-        let missing = missing.map(|at| at.to_string()).collect::<Vec<_>>().join("; ");
-        if !missing.is_empty() && !self.is_newest(devices) {
-            return Err(Error::failure(format!(
-                "pool {pool} was used without the sides that are there now, and those that were used are missing: {missing}"
-            ))
-            .hint("bring these back; --degraded opens the pool as it was before, and gives up what was written since"));
-        }
-        if !lacking.is_empty() && degraded == Degraded::Refused {
-            return Err(Error::failure(format!(
-                "of pool {pool} are missing: {missing}, of which some were in sync when it was closed{}",
-                (devices.remarks.iter())
-                    .map(|remark| format!("; {remark}"))
-                    .collect::<String>()
-            ))
-            .hint("name all devices of the pool; --degraded opens it without those that are missing"));
-        }
-        Ok(())
     }
 
     fn free_place(&self) -> PoolIndex {
@@ -473,39 +421,6 @@ impl From<SideFailed> for NotOpened {
             side: Some(failed),
         }
     }
-}
-
-/// Has the labels say that these sides are out. Gives what they say then, and the device of the last one.
-async fn put_out(
-    mut devices: PoolDevices,
-    files: Arc<PoolFiles>,
-    sides: Vec<SideAt>,
-) -> Result<(PoolDevices, Option<Arc<DeviceFile>>)> {
-    patience::beside(move || {
-        let label = devices.mirrors.as_ref().expect("a pool with mirrors has one");
-        let only =
-            |device: DeviceIndex| Error::failure(format!("neither side of device {} can be used", device.0));
-        let label = label.with_out(&sides).map_err(only)?;
-        let mut file = None;
-        for at in &sides {
-            let place = usize::from(at.below().0);
-            file = files.take(place).or(file);
-            let path = std::mem::take(&mut devices.paths[place]);
-            if !path.as_os_str().is_empty() {
-                devices.unplaced.push(path);
-            }
-        }
-        devices.mirrors = Some(label.clone());
-        let written = label.write(&devices.layout, &files, devices.in_sync());
-        written.map_err(|failed| {
-            let texts = failed
-                .iter()
-                .map(|(at, error)| format!("writing the label of {at}: {error}"));
-            Error::failure(texts.collect::<Vec<_>>().join("; "))
-        })?;
-        Ok((devices, file))
-    })
-    .await
 }
 
 /// What the control plane says about a device that cannot be opened.

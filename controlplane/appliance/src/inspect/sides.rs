@@ -74,7 +74,9 @@ pub(super) fn do_without(devices: &mut PoolDevices) -> Result<bool> {
     let Some(label) = devices.mirrors.as_ref().filter(|_| !lacking.is_empty()) else {
         return Ok(false);
     };
-    let label = label.with_out(&lacking).map_err(|device| {
+    // One more may be on what is not there, after a crash.
+    let sequence = label.sequence() + 2;
+    let label = label.with_missing(&lacking, sequence).map_err(|device| {
         Error::failure(format!(
             "neither side of device {} of pool {} is there",
             device.0, devices.name

@@ -1,7 +1,11 @@
 //! The labels of a pool with mirrors: which sides of its devices are there, and which of them can be gone by.
 
-use std::path::PathBuf;
+mod history;
+
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use history::UsedElsewhere;
 
 use super::{PoolDevices, id_text};
 use crate::error::{Error, Result};
@@ -34,6 +38,18 @@ impl MirrorLabel {
     #[must_use]
     pub fn out_since(&self, at: SideAt) -> u64 {
         self.0.mirrors[usize::from(at.device.0)].out_since[at.side.index()].get()
+    }
+
+    /// The place that the device of a label has; `None` if another has it.
+    fn place_of(&self, label: &PoolLabel) -> Option<SideAt> {
+        let device = usize::from(label.device_index.get());
+        let side = usize::from(label.side.get());
+        let at = SideAt {
+            device: DeviceIndex(device as u8),
+            side: Side::BOTH[side],
+        };
+        let has_place = device < usize::from(self.0.device_count.get());
+        (has_place && label.uuid(device, side) == self.uuid(at)).then_some(at)
     }
 
     /// All sides, in the order of their devices.
@@ -85,6 +101,17 @@ impl MirrorLabel {
             since[at.side.index()] = sequence;
         }
         Ok(next)
+    }
+
+    /// The same for sides that are not there when the pool is opened, with a number that no label has had.
+    ///
+    /// # Errors
+    /// The device of which no side would be left.
+    pub fn with_missing(&self, sides: &[SideAt], sequence: u64) -> std::result::Result<Self, DeviceIndex> {
+        assert!(sequence > self.sequence(), "labels get newer");
+        let mut before = self.clone();
+        before.0.sequence = (sequence - 1).into();
+        before.with_out(sides)
     }
 
     /// The label that comes next, in which this side is in sync.
@@ -155,53 +182,49 @@ pub(super) type Found<'a> = (Box<PoolLabel>, &'a PathBuf);
 /// The pool that these labels make. Sides that are not there have empty paths; those that were replaced are remarked.
 ///
 /// # Errors
-/// If the labels are of different pools, a side is there twice, both sides of a device were used without each other, or no side of a
-/// device can be gone by.
+/// If the labels are of different pools, a side is there twice, sides were used without each other, or no side of a device can be gone by.
 pub(super) fn read(
     labels: Vec<Found<'_>>,
     named: &[PathBuf],
     mut remarks: Vec<String>,
 ) -> Result<PoolDevices> {
+    check_same_pool(&labels)?;
     let newest = labels.iter().max_by_key(|(label, _)| label.sequence.get());
-    let (newest, newest_path) = newest.expect("there is a label");
-    let name = newest.name().to_owned();
-    let mut newest_label = newest.clone();
-    let sequence = newest.sequence.get();
-    let mut paths = vec![PathBuf::new(); usize::from(newest.device_count.get()) * 2];
-    for (label, path) in &labels {
-        let shown = path.display();
-        if label.header.pool != newest.header.pool {
-            let (one, other) = (id_text(&newest.header.pool), id_text(&label.header.pool));
-            let message = format!(
-                "{} belongs to pool {name} ({one}) and {shown} to pool {} ({other})",
-                newest_path.display(),
-                label.name()
-            );
-            return Err(Error::failure(message));
-        }
-        let (device, side) = (
-            usize::from(label.device_index.get()),
-            usize::from(label.side.get()),
-        );
-        let at = SideAt {
-            device: DeviceIndex(device as u8),
-            side: Side::BOTH[side],
-        };
-        if device * 2 >= paths.len() || label.uuid(device, side) != newest.uuid(device, side) {
-            remarks.push(format!("{shown} was replaced in this pool; it is not used"));
+    let (label, newest_path) = newest.expect("there is a label");
+    let name = label.name().to_owned();
+    let mut newest = MirrorLabel(label.clone());
+    for (other, path) in &labels {
+        if other.sequence != newest.0.sequence {
             continue;
         }
-        if label.sequence.get() == sequence {
-            newest_label.features.incompatible |= label.features.incompatible;
-            let same = label.mirrors == newest.mirrors && label.devices == newest.devices;
-            if !same {
+        newest.0.features.incompatible |= other.features.incompatible;
+        if !newest.says_the_same(other) {
+            return Err(apart(&name, newest_path, path));
+        }
+    }
+    let mut paths = vec![PathBuf::new(); usize::from(newest.0.device_count.get()) * 2];
+    let mut outdated = Vec::new();
+    for (label, path) in &labels {
+        let Some(at) = newest.place_of(label) else {
+            // While the other side was out it was all there was of its device.
+            let other = 1 - usize::from(label.side.get());
+            if label.mirrors[usize::from(label.device_index.get())].out_since[other].get() > 0 {
                 return Err(apart(&name, newest_path, path));
             }
-        }
-        let newest_says_out = newest.mirrors[device].out_since[side].get() > 0;
-        let says_other_out = label.mirrors[device].out_since[1 - side].get() > 0;
-        if newest_says_out && says_other_out {
-            return Err(apart(&name, newest_path, path));
+            remarks.push(format!(
+                "{} was replaced in this pool; it is not used",
+                path.display()
+            ));
+            continue;
+        };
+        match newest.out_since(at) {
+            0 if label.sequence == newest.0.sequence && label.features == newest.0.features => {}
+            0 => outdated.push(at),
+            _ => match newest.used_elsewhere(at, label) {
+                None => {}
+                Some(UsedElsewhere::Alone) => return Err(apart(&name, newest_path, path)),
+                Some(used) => return Err(elsewhere(&name, used, newest_path, path)),
+            },
         }
         let place = &mut paths[usize::from(at.below().0)];
         if !place.as_os_str().is_empty() {
@@ -210,8 +233,7 @@ pub(super) fn read(
         }
         place.clone_from(path);
     }
-    let layout = Layout::of(newest).map_err(|damage| Error::failure(format!("label: {damage}")))?;
-    let created_ns = newest.created_ns.get();
+    let layout = Layout::of(label).map_err(|damage| Error::failure(format!("label: {damage}")))?;
     let unplaced = named
         .iter()
         .filter(|path| !paths.contains(path))
@@ -221,10 +243,11 @@ pub(super) fn read(
         name,
         layout,
         paths,
-        created_ns,
+        created_ns: label.created_ns.get(),
         remarks,
         unplaced,
-        mirrors: Some(MirrorLabel(newest_label)),
+        mirrors: Some(newest),
+        outdated,
         went_missing: Vec::new(),
         has_doubtful: false,
     };
@@ -238,16 +261,49 @@ pub(super) fn read(
     }
 }
 
-fn apart(pool: &str, one: &std::path::Path, other: &std::path::Path) -> Error {
+fn check_same_pool(labels: &[Found<'_>]) -> Result<()> {
+    let (one, one_path) = labels
+        .iter()
+        .max_by_key(|(label, _)| label.sequence.get())
+        .expect("there is a label");
+    let stranger = labels
+        .iter()
+        .find(|(label, _)| label.header.pool != one.header.pool);
+    let Some((other, other_path)) = stranger else {
+        return Ok(());
+    };
+    Err(Error::failure(format!(
+        "{} belongs to pool {} ({}) and {} to pool {} ({})",
+        one_path.display(),
+        one.name(),
+        id_text(&one.header.pool),
+        other_path.display(),
+        other.name(),
+        id_text(&other.header.pool)
+    )))
+}
+
+/// How a pool is opened whose devices have different histories.
+const ONE_OF_TWO: &str = "open the pool with the one to keep alone (--degraded), then stillpoint pool replace puts the other in its place; \
+     nothing was changed";
+
+fn apart(pool: &str, one: &Path, other: &Path) -> Error {
     Error::failure(format!(
         "{} and {} of pool {pool} were used without each other: what was written to one is not on the other",
         one.display(),
         other.display()
     ))
-    .hint(
-        "open the pool with the one to keep alone (--degraded), then stillpoint pool replace puts the other in its place; \
-         nothing was changed",
-    )
+    .hint(ONE_OF_TWO)
+}
+
+fn elsewhere(pool: &str, used: UsedElsewhere, newest: &Path, path: &Path) -> Error {
+    Error::failure(format!(
+        "{} was used {}: what was written to it may not be on {}, nor the other way round",
+        path.display(),
+        used.how(pool),
+        newest.display()
+    ))
+    .hint(ONE_OF_TWO)
 }
 
 impl PoolDevices {
@@ -287,3 +343,6 @@ impl PoolDevices {
         label.all().filter(has).collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -681,18 +681,10 @@ fn check_returned(file: &DeviceFile, pool: &str, at: SideAt, label: &MirrorLabel
     if place != (device, side) || its.uuid(device, side) != label.uuid(at) {
         return Err(Error::failure(format!("{shown} is not {at} of pool {pool}")));
     }
-    // Since it went out nobody here has written its label. One that was replaced got it with the number of that change.
-    let episode = label.out_since(at);
-    let is_later = its.sequence.get() >= episode && its.mirrors[device].out_since[side].get() != episode;
-    let how = if its.mirrors[device].out_since[at.other().side.index()].get() > 0 {
-        format!("without the other side of pool {pool}")
-    } else if its.uuid(device, at.other().side.index()) != label.uuid(at.other()) {
-        format!("as a part of pool {pool} with another device as its other side")
-    } else if is_later {
-        format!("as a part of pool {pool} elsewhere after it went out here")
-    } else {
+    let Some(used) = label.used_elsewhere(at, &its) else {
         return Ok(());
     };
+    let how = used.how(pool);
     let message = format!("{shown} was used {how}: what was written to it is not here");
     Err(Error::conflict(message).hint(format!(
         "stillpoint pool replace {pool} {device}.{side} {shown} --force gives up what is on it"
