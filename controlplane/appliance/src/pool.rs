@@ -43,7 +43,7 @@ use crate::label::PoolDevices;
 use crate::mailbox::{
     MAILBOX_MAX, Mailbox, MailboxError, PoolIndex, ProcessorIndex, RecoveredShard, ToProcessor,
 };
-use crate::state::Sequences;
+use crate::state::MirrorNotes;
 use stillpoint_hw::device::PoolFiles;
 use stillpoint_processor::command::EventKind;
 use stillpoint_processor::ports::OperationKind;
@@ -83,7 +83,7 @@ pub struct Pool {
     scrubs: scrub::Scrubs,
     losses: losses::Losses,
     sides: Option<mirrors::Sides>,
-    sequences: Arc<Sequences>,
+    notes: Arc<MirrorNotes>,
     runners: Mutex<BTreeMap<u64, Arc<schedule_runs::Runner>>>,
     /// For its tasks; set when they start.
     itself: OnceLock<Weak<Self>>,
@@ -104,8 +104,8 @@ pub struct OpenedPool {
     pub shards: Vec<RecoveredShard>,
     /// What may be copied to a side of a mirror that lacks something; 0: as much as the devices can.
     pub resync_bytes_per_s: u64,
-    /// Where it is kept how new labels have to be.
-    pub sequences: Arc<Sequences>,
+    /// What is known of mirrors that labels cannot say.
+    pub notes: Arc<MirrorNotes>,
     /// What its mirrors tell of sides that were there from the start carries this number.
     pub first_pass: u64,
 }
@@ -123,7 +123,7 @@ impl Pool {
             owners,
             shards,
             resync_bytes_per_s,
-            sequences,
+            notes,
             first_pass,
         } = opened;
         let shard_count = devices.layout.shard_count;
@@ -171,7 +171,7 @@ impl Pool {
             scrubs: scrub::Scrubs::default(),
             losses: losses::Losses::default(),
             sides,
-            sequences,
+            notes,
             runners: Mutex::default(),
             itself: OnceLock::new(),
         };

@@ -1,17 +1,20 @@
-//! What the appliance remembers outside of pools: which of them were open. Everything else lies in the pools.
+//! What the appliance remembers outside of pools: which of them were open, and of those with mirrors what no label says. Everything else
+//! lies in the pools.
 
-use std::collections::BTreeMap;
+mod mirrors;
+
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+
+pub use mirrors::MirrorNotes;
 
 use crate::error::{Error, Result};
 
 const FILE: &str = "pools.json";
-const SEQUENCES: &str = "mirrors.json";
 const VERSION: u32 = 1;
 
 /// A pool that was open.
@@ -29,90 +32,6 @@ pub struct KnownPool {
 struct Content {
     version: u32,
     pools: Vec<KnownPool>,
-}
-
-/// Of pools with mirrors, by identity: the highest sequence that their labels were given. Labels that say less are older than what was
-/// written last.
-#[derive(Debug, Default)]
-pub struct Sequences {
-    path: Option<PathBuf>,
-    known: Mutex<BTreeMap<String, u64>>,
-}
-
-impl Sequences {
-    fn open(path: PathBuf) -> Result<Self> {
-        let known = match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
-                Error::failure(format!("{} is damaged: {error}", path.display())).hint(
-                    "move it away; then look that no pool with mirrors lacks a device that was used last",
-                )
-            })?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
-            Err(error) => return Err(Error::failure(format!("cannot read {}: {error}", path.display()))),
-        };
-        Ok(Self {
-            path: Some(path),
-            known: Mutex::new(known),
-        })
-    }
-
-    fn known(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
-        // A panic elsewhere does not make the numbers untrue.
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The highest of a pool; 0 if none was seen.
-    #[must_use]
-    pub fn of(&self, id: &str) -> u64 {
-        self.known().get(id).copied().unwrap_or(0)
-    }
-
-    /// Keeps a sequence, for good, before or just after labels have it, and before anything rests on them.
-    ///
-    /// # Errors
-    /// If it cannot be written.
-    pub fn note(&self, id: &str, sequence: u64) -> Result<()> {
-        let mut known = self.known();
-        if known.get(id).is_some_and(|highest| *highest >= sequence) {
-            return Ok(());
-        }
-        self.replace(&mut known, id, sequence)
-    }
-
-    /// What is not written is not known either.
-    fn replace(&self, known: &mut BTreeMap<String, u64>, id: &str, sequence: u64) -> Result<()> {
-        let mut changed = known.clone();
-        changed.insert(id.to_owned(), sequence);
-        if let Some(path) = &self.path {
-            let mut bytes = serde_json::to_vec_pretty(&changed).expect("plain data");
-            bytes.push(b'\n');
-            write_at_once(path, &bytes)?;
-        }
-        *known = changed;
-        Ok(())
-    }
-
-    /// A number for labels that none has had here: labels as new as `newest` were found, and a crash may have left the next one, or one with
-    /// a number that was given out here, on devices that are missing now. Durable before it is used.
-    ///
-    /// # Errors
-    /// If it cannot be written.
-    pub fn reserve(&self, id: &str, newest: u64) -> Result<u64> {
-        // Beside the pool's own, where programs that do not know it leave it as it is.
-        let key = format!("{id} reserved");
-        let reserved = self.of(&key);
-        let sequence = reserved.max(newest + 1) + 1;
-        self.replace(&mut self.known(), &key, sequence)?;
-        Ok(sequence)
-    }
-
-    /// A pool was opened by hand in another state: what it says now counts.
-    ///
-    /// # Errors
-    /// If it cannot be written.
-    pub fn begin_again(&self, id: &str, sequence: u64) -> Result<()> {
-        self.replace(&mut self.known(), id, sequence)
-    }
 }
 
 /// Replaces a file, at once or not at all.
@@ -135,7 +54,7 @@ pub struct State {
     /// Locked as long as the appliance runs.
     _lock: File,
     pools: Vec<KnownPool>,
-    sequences: Arc<Sequences>,
+    mirrors: Arc<MirrorNotes>,
 }
 
 impl State {
@@ -166,12 +85,12 @@ impl State {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(cannot("read pools.json", error)),
         };
-        let sequences = Arc::new(Sequences::open(directory.join(SEQUENCES))?);
+        let mirrors = Arc::new(MirrorNotes::open(directory)?);
         Ok(Self {
             path,
             _lock: lock,
             pools,
-            sequences,
+            mirrors,
         })
     }
 
@@ -195,10 +114,10 @@ impl State {
         write_at_once(&self.path, &bytes)
     }
 
-    /// How new the labels of pools with mirrors have to be.
+    /// What is known of pools with mirrors.
     #[must_use]
-    pub fn sequences(&self) -> &Arc<Sequences> {
-        &self.sequences
+    pub fn mirrors(&self) -> &Arc<MirrorNotes> {
+        &self.mirrors
     }
 }
 

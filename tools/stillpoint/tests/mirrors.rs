@@ -227,6 +227,44 @@ fn a_last_side_that_is_whole_again_comes_back_by_itself() {
     expect_on(&appliance, "p-0", "p-1", &expected);
 }
 
+/// No label could say it, as the last side was lost, and then the daemon was killed.
+#[test]
+fn a_side_that_lost_its_end_beside_the_lost_last_one_gets_everything_after_a_kill() {
+    let appliance = started();
+    appliance.stop();
+    take_away(&appliance, "p-1");
+    appliance.start(&PROCESSORS);
+    assert_eq!(states(&pool(&appliance)), ["in_sync", "out"]);
+    let quarter = VOLUME_BYTES / 4;
+    let mut expected = content(1);
+    expected[..quarter].copy_from_slice(&content(2)[..quarter]);
+    write(&appliance, 0, &expected[..quarter]);
+    let [first, second] = ["p-0", "p-1.away"].map(|name| {
+        let file = File::options().read(true).write(true).open(appliance.path(name));
+        file.expect("there")
+    });
+    let of_first = at_rest(&first);
+    let whole = of_first.len() as u64;
+    first.set_len(0).expect("cut off");
+    appliance.wait_until("the last side is lost", || {
+        member(&pool(&appliance), "/state") == "device_lost"
+    });
+    second.set_len(whole / 2).expect("cut off");
+    bring_back(&appliance, "p-1");
+    let noted = appliance.path("state").join("cut-off.json");
+    appliance.wait_until("it is noted", || noted.exists());
+    appliance.kill();
+    // Nothing is where its end was.
+    second.set_len(whole).expect("as large as before");
+    first.write_all_at(&of_first, 0).expect("given back");
+    appliance.start(&PROCESSORS);
+    appliance.run(&["pool", "resync", "p", "--rate", "0", "--wait"]);
+    assert!(is_in_sync(&appliance));
+    let copied = number(&pool(&appliance), "/sides/1/copied_bytes");
+    assert!(copied > 250 << 20, "{copied} bytes: it lacked everything");
+    expect_on(&appliance, "p-1", "p-0", &expected);
+}
+
 #[test]
 fn a_side_that_was_missing_gets_what_it_lacks_when_it_is_back() {
     let appliance = started();

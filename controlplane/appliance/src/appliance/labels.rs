@@ -1,7 +1,8 @@
 //! What the labels of a pool with mirrors have to say before it is opened.
 //!
 //! ```text
-//! as found -> not older than what was seen, or somebody wants it -> the same on all that are in sync -> what is missing is out -> opened
+//! as found -> not older than what was seen, or somebody wants it -> the same on all that are in sync -> what is missing is out
+//!          -> what was too small lacks everything -> opened
 //! ```
 //! The newest label may be on one side only, after a crash. Nothing rests on it, nor is another one made, before all sides that are in
 //! sync have it. If that side is missing, the others get a number that it cannot have.
@@ -10,7 +11,7 @@ use std::sync::Arc;
 
 use super::Appliance;
 use crate::error::{Error, Result};
-use crate::label::PoolDevices;
+use crate::label::{self, PoolDevices};
 use crate::patience;
 use stillpoint_hw::device::{DeviceFile, PoolFiles};
 use stillpoint_processor::DeviceIndex;
@@ -30,7 +31,7 @@ pub enum Degraded {
 impl Appliance {
     /// Whether no newer labels of the pool were seen here than those that were read.
     pub(super) fn is_newest(&self, devices: &PoolDevices) -> bool {
-        let seen = self.state.sequences().of(&devices.id_text());
+        let seen = self.state.mirrors().newest_sequence(&devices.id_text());
         let label = devices.mirrors.as_ref();
         label.is_some_and(|label| label.sequence() >= seen)
     }
@@ -41,8 +42,21 @@ impl Appliance {
             return Ok(());
         };
         let (pool, id, sequence) = (&devices.name, devices.id_text(), label.sequence());
+        let left = self.left_of_cut_off(devices);
         if degraded == Degraded::Allowed {
-            return self.state.sequences().begin_again(&id, sequence);
+            for at in left {
+                // It counts as it is.
+                self.forget_cut_off(devices, at)?;
+            }
+            return self.state.mirrors().begin_again(&id, sequence);
+        }
+        if let Some(at) = left.first() {
+            let path = devices.paths[usize::from(at.below().0)].display();
+            return Err(Error::failure(format!(
+                "{at} of pool {pool} ({path}) was too small for a while: what lay behind its end is lost, and the other side, \
+                 which has it, is missing"
+            ))
+            .hint("bring that one back; --degraded opens the pool with what is left, and gives up the rest"));
         }
         let missing = label.all().filter(|at| !devices.is_there(*at));
         let missing = missing.map(|at| at.to_string()).collect::<Vec<_>>().join("; ");
@@ -80,7 +94,41 @@ impl Appliance {
                 devices.went_missing = lacking;
             }
         }
+        let cut_off = self.cut_off(&devices);
+        if !cut_off.is_empty() {
+            // In an episode of its own, of which no page says that less is lacking.
+            devices.went_missing.retain(|at| !cut_off.contains(at));
+            let sequence = self.unused_sequence(&devices)?;
+            devices = say_out(devices, Arc::clone(files), cut_off.clone(), sequence).await?;
+            for at in cut_off {
+                self.forget_cut_off(&devices, at)?;
+            }
+        }
         Ok(devices)
+    }
+
+    /// The sides that were too small, and of which no label says so.
+    fn cut_off(&self, devices: &PoolDevices) -> Vec<SideAt> {
+        let Some(label) = &devices.mirrors else {
+            return Vec::new();
+        };
+        let noted = self.state.mirrors().cut_off(&devices.id_text());
+        let is_noted = |at: &SideAt| noted.contains(&label::id_text(&label.uuid(*at)));
+        label.all().filter(is_noted).collect()
+    }
+
+    /// Those of them that are all there is of their device.
+    fn left_of_cut_off(&self, devices: &PoolDevices) -> Vec<SideAt> {
+        let in_sync = devices.in_sync();
+        let mut left = self.cut_off(devices);
+        left.retain(|at| in_sync.contains(at) && !in_sync.contains(&at.other()));
+        left
+    }
+
+    fn forget_cut_off(&self, devices: &PoolDevices, at: SideAt) -> Result<()> {
+        let label = devices.mirrors.as_ref().expect("it has sides");
+        let side = label::id_text(&label.uuid(at));
+        self.state.mirrors().forget_cut_off(&devices.id_text(), &side)
     }
 
     /// Has all sides that are in sync say what the newest label says. Those that do not take it are out.
@@ -111,33 +159,42 @@ impl Appliance {
     /// A number for the next label that no label here has had, also none that a crash left on devices that are missing now.
     pub(super) fn unused_sequence(&self, devices: &PoolDevices) -> Result<u64> {
         let label = devices.mirrors.as_ref().expect("a pool with mirrors has one");
-        self.state
-            .sequences()
-            .reserve(&devices.id_text(), label.sequence())
+        self.state.mirrors().reserve(&devices.id_text(), label.sequence())
     }
 }
 
-/// Has the labels say that these sides are out. Gives what they say then, and the device of the last one.
+/// Has the labels say that these sides are out, and does without them. Gives what they say then, and the device of the last one.
 pub(super) async fn put_out(
     mut devices: PoolDevices,
     files: Arc<PoolFiles>,
     sides: Vec<SideAt>,
     sequence: u64,
 ) -> Result<(PoolDevices, Option<Arc<DeviceFile>>)> {
+    let mut file = None;
+    for at in &sides {
+        let place = usize::from(at.below().0);
+        file = files.take(place).or(file);
+        let path = core::mem::take(&mut devices.paths[place]);
+        if !path.as_os_str().is_empty() {
+            devices.unplaced.push(path);
+        }
+    }
+    let devices = say_out(devices, files, sides, sequence).await?;
+    Ok((devices, file))
+}
+
+/// Has the labels say that these sides are out from now on.
+async fn say_out(
+    mut devices: PoolDevices,
+    files: Arc<PoolFiles>,
+    sides: Vec<SideAt>,
+    sequence: u64,
+) -> Result<PoolDevices> {
     patience::beside(move || {
         let label = devices.mirrors.as_ref().expect("a pool with mirrors has one");
         let only =
             |device: DeviceIndex| Error::failure(format!("neither side of device {} can be used", device.0));
         let label = label.with_missing(&sides, sequence).map_err(only)?;
-        let mut file = None;
-        for at in &sides {
-            let place = usize::from(at.below().0);
-            file = files.take(place).or(file);
-            let path = std::mem::take(&mut devices.paths[place]);
-            if !path.as_os_str().is_empty() {
-                devices.unplaced.push(path);
-            }
-        }
         devices.mirrors = Some(label.clone());
         let written = label.write(&devices.layout, &files, devices.in_sync());
         written.map_err(|failed| {
@@ -146,7 +203,7 @@ pub(super) async fn put_out(
                 .map(|(at, error)| format!("writing the label of {at}: {error}"));
             Error::failure(texts.collect::<Vec<_>>().join("; "))
         })?;
-        Ok((devices, file))
+        Ok(devices)
     })
     .await
 }

@@ -149,8 +149,8 @@ impl Appliance {
             if let Some(label) = &devices.mirrors {
                 // Before anybody goes by it.
                 self.state
-                    .sequences()
-                    .note(&devices.id_text(), label.sequence())?;
+                    .mirrors()
+                    .note_sequence(&devices.id_text(), label.sequence())?;
             }
             let failure = match self.try_to_open(index, &devices, &files).await {
                 Ok(pool) => return Ok(pool),
@@ -192,7 +192,7 @@ impl Appliance {
             owners,
             shards,
             resync_bytes_per_s: RESYNC_BYTES_PER_S_DEFAULT,
-            sequences: self.state.sequences().clone(),
+            notes: Arc::clone(self.state.mirrors()),
             first_pass,
         };
         let pool = tokio::select! {

@@ -328,17 +328,11 @@ impl Appliance {
             given: false,
         });
         self.shut(&pool).await?;
-        let cut_off = pool.sides_cut_off();
         // It has the devices that stayed, until nobody has it.
         drop(pool);
         let opened = self.open_in_structure(paths, Degraded::AsNew).await;
         match &opened {
-            Ok(pool) => {
-                pool.remember_names(names);
-                for place in cut_off {
-                    pool.side_is_too_small(place).await;
-                }
-            }
+            Ok(pool) => pool.remember_names(names),
             Err(error) => self.not_opened(known, error.clone()),
         }
         drop(structure);

@@ -60,8 +60,6 @@ struct Record {
     stayed: bool,
     /// It was too small since it went out: whatever size it has when it is back, it lacks everything, and the processors know.
     was_cut_off: bool,
-    /// It was too small while nothing was left of the other one, and no label says so.
-    is_cut_off_unnoted: bool,
     /// It was the last one of its device and failed, and everybody was told: since when, and what was left of it.
     lost: Option<Lost>,
     /// A number for each time that copying to it was begun, the first of which no other opening of a pool has had; and that of the
@@ -70,6 +68,16 @@ struct Record {
     attached: u64,
     /// The processors that have copied all they have to, in this pass.
     done: BTreeSet<ProcessorIndex>,
+}
+
+/// A side that failed, and what is left of it.
+struct Failed {
+    at: SideAt,
+    error: DeviceError,
+    /// It has all its bytes. One that is gone or too small is taken back by itself when it is there.
+    stayed: bool,
+    /// Some devices say it with errors of their own. What lay behind its end is lost, whatever size it has when it is back.
+    is_cut_off: bool,
 }
 
 impl Sides {
@@ -91,7 +99,6 @@ impl Sides {
                 since_ns: wall_ns(),
                 stayed: false,
                 was_cut_off: false,
-                is_cut_off_unnoted: false,
                 lost: None,
                 pass: first_pass,
                 attached: first_pass,
@@ -376,16 +383,22 @@ impl Pool {
         let Some(sides) = self.sides() else { return };
         let _gate = sides.gate.lock().await;
         let at = SideAt::of_below(DeviceIndex(place as u8));
-        let is_news = {
+        let (is_news, has_other, uuid) = {
             let mut known = sides.known();
             let has_other = known.record(at.other()).lost.is_none();
+            let uuid = known.label.uuid(at);
             let record = known.record(at);
-            let is_news = record.state == SideState::Out && !record.was_cut_off;
-            record.is_cut_off_unnoted |= is_news && !has_other;
-            is_news && has_other
+            (
+                record.state == SideState::Out && !record.was_cut_off,
+                has_other,
+                uuid,
+            )
         };
-        if is_news {
-            self.put_out(sides, vec![(at, DeviceError::Shrunk)]).await;
+        match (is_news, has_other) {
+            (false, _) => {}
+            (true, true) => self.put_out(sides, vec![(at, DeviceError::Shrunk)]).await,
+            // No label can say it before the other one is back.
+            (true, false) => self.note_cut_off(uuid),
         }
     }
 
@@ -416,6 +429,10 @@ impl Pool {
                     continue;
                 }
             };
+            let failed = self.seen_failing(&core::mem::take(&mut failing));
+            for side in failed.iter().filter(|side| side.is_cut_off) {
+                self.note_cut_off(label.uuid(side.at));
+            }
             let asked = targets.len();
             let written = self.write_label(&label, targets).await;
             let episode = label.sequence();
@@ -424,28 +441,27 @@ impl Pool {
             if unwritten.len() < asked {
                 self.note_sequence(episode);
             }
-            sides.known().label = label;
-            for (at, error) in core::mem::take(&mut failing) {
-                if let Some((_, error)) = unwritten.iter().find(|(other, _)| *other == at.other()) {
+            sides.known().label = label.clone();
+            for side in failed {
+                let Failed { at, error, .. } = side;
+                match unwritten.iter().find(|(other, _)| *other == at.other()) {
                     // The other side cannot say it: nothing that rests on it alone may be answered.
-                    let (device, error) = (at.device, *error);
-                    self.change_mirrors(MirrorChange::Lost { device, error }).await;
+                    Some((_, error)) => {
+                        let (device, error) = (at.device, *error);
+                        self.change_mirrors(MirrorChange::Lost { device, error }).await;
+                    }
+                    None if side.is_cut_off => self.forget_cut_off(label.uuid(at)),
+                    None => {}
                 }
-                let place = usize::from(at.below().0);
                 // A device that is gone leads nowhere; it is given up in any case.
-                let file = self.files.take(place);
-                let needed_bytes = self.needed_bytes(place);
-                let size_bytes = file.as_ref().map_or(0, |file| file.size_bytes_now());
-                // Some say it with errors of their own. What lay behind its end is lost, whatever size it has when it is back.
-                let is_cut_off = error == DeviceError::Shrunk || (1..needed_bytes).contains(&size_bytes);
+                let file = self.files.take(usize::from(at.below().0));
                 {
                     let mut known = sides.known();
                     let record = known.record(at);
                     record.state = SideState::Out;
                     record.why = Some(error.to_string());
-                    // One that is gone or too small is taken back by itself when it is there.
-                    record.stayed = size_bytes >= needed_bytes;
-                    record.was_cut_off = is_cut_off;
+                    record.stayed = side.stayed;
+                    record.was_cut_off = side.is_cut_off;
                     record.since_ns = wall_ns();
                     record.done.clear();
                 }
@@ -454,7 +470,7 @@ impl Pool {
                     "{at} ({path}) is out: {error}; the other side has everything, and the pool goes on"
                 );
                 self.tell(EventKind::MirrorSideOut, &path, text);
-                self.change_mirrors(match is_cut_off {
+                self.change_mirrors(match side.is_cut_off {
                     true => MirrorChange::Replaced { at, episode },
                     false => MirrorChange::Out { at, episode },
                 })
@@ -469,6 +485,21 @@ impl Pool {
     async fn ask_sizes_of_sides(&self, failing: &[(SideAt, DeviceError)]) {
         let is_failing = |place| failing.iter().any(|(at, _)| usize::from(at.below().0) == place);
         self.ask_sizes_of(is_failing).await;
+    }
+
+    /// What is left of sides that failed.
+    fn seen_failing(&self, failing: &[(SideAt, DeviceError)]) -> Vec<Failed> {
+        let seen = |&(at, error): &(SideAt, DeviceError)| {
+            let place = usize::from(at.below().0);
+            let (size_bytes, needed_bytes) = (self.size_bytes_now(place), self.needed_bytes(place));
+            Failed {
+                at,
+                error,
+                stayed: size_bytes >= needed_bytes,
+                is_cut_off: error == DeviceError::Shrunk || (1..needed_bytes).contains(&size_bytes),
+            }
+        };
+        failing.iter().map(seen).collect()
     }
 
     /// Everything was copied: the labels say so, then the processors are told. The gate is held.
@@ -499,7 +530,27 @@ impl Pool {
 
     /// Keeps how new the labels are, before anything rests on them.
     fn note_sequence(&self, sequence: u64) {
-        if let Err(error) = self.sequences.note(&self.devices.id_text(), sequence) {
+        if let Err(error) = self.notes.note_sequence(&self.devices.id_text(), sequence) {
+            tracing::error!("{error}");
+        }
+    }
+
+    /// Keeps that a side has lost what lay at its end, before labels say so.
+    fn note_cut_off(&self, uuid: [u8; 16]) {
+        let noted = self
+            .notes
+            .note_cut_off(&self.devices.id_text(), &label::id_text(&uuid));
+        if let Err(error) = noted {
+            tracing::error!("{error}");
+        }
+    }
+
+    /// Labels say it now.
+    fn forget_cut_off(&self, uuid: [u8; 16]) {
+        let forgotten = self
+            .notes
+            .forget_cut_off(&self.devices.id_text(), &label::id_text(&uuid));
+        if let Err(error) = forgotten {
             tracing::error!("{error}");
         }
     }

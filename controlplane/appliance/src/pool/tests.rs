@@ -209,7 +209,7 @@ impl Bench {
             files,
             owners: vec![ProcessorIndex(0); usize::from(SHARDS)],
             resync_bytes_per_s: 0,
-            sequences: Arc::default(),
+            notes: Arc::default(),
             first_pass: 0,
             shards: (0..SHARDS).map(recovered).collect(),
         };

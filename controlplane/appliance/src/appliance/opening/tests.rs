@@ -1,7 +1,7 @@
 //! An appliance whose processors do what a test says with the pools that they are to open.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use crossbeam_channel::Receiver;
@@ -161,29 +161,35 @@ struct Bench {
     directory: tempfile::TempDir,
 }
 
+/// An appliance that remembers what this directory says.
+fn appliance(state: &Path, plan: &Shared) -> Appliance {
+    let mailboxes: Vec<_> = (0..PROCESSORS)
+        .map(|processor| {
+            let (to_loop, messages) = mailbox(Arc::new(Quiet));
+            tokio::spawn(poll_loop(processor, messages, Arc::clone(plan)));
+            to_loop
+        })
+        .collect();
+    let options = Options {
+        pool: PoolOptions {
+            map_cache_bytes: 1 << 20,
+            tail_directory: None,
+        },
+        nvme_commands: None,
+        buffer_bytes: 1 << 20,
+        listeners: Vec::new(),
+        connections: Seats::new(1),
+        export_connection_limit: 1,
+    };
+    let state = State::open(state).expect("made");
+    Appliance::new(options, state, mailboxes.into())
+}
+
 impl Bench {
     fn new(plan: Plan) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let plan = Arc::new(Mutex::new(plan));
-        let mailboxes: Vec<_> = (0..PROCESSORS)
-            .map(|processor| {
-                let (to_loop, messages) = mailbox(Arc::new(Quiet));
-                tokio::spawn(poll_loop(processor, messages, Arc::clone(&plan)));
-                to_loop
-            })
-            .collect();
-        let options = Options {
-            pool: PoolOptions {
-                map_cache_bytes: 1 << 20,
-                tail_directory: None,
-            },
-            nvme_commands: None,
-            buffer_bytes: 1 << 20,
-            listeners: Vec::new(),
-            connections: Seats::new(1),
-            export_connection_limit: 1,
-        };
-        let state = State::open(&directory.path().join("state")).expect("made");
+        let appliance = appliance(&directory.path().join("state"), &plan);
         let side = |name: &str| directory.path().join(name).display().to_string();
         let request = CreatePool {
             name: "p".to_owned(),
@@ -196,7 +202,7 @@ impl Bench {
         };
         drop(make_pool(&request, usize::from(PROCESSORS)).expect("a pool"));
         Self {
-            appliance: Appliance::new(options, state, mailboxes.into()),
+            appliance,
             plan,
             directory,
         }
@@ -204,6 +210,18 @@ impl Bench {
 
     fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
+    }
+
+    /// Another appliance, that remembers what this one has written down.
+    fn restarted(&self) -> Appliance {
+        let (state, copy) = (self.path("state"), self.path("copy"));
+        std::fs::create_dir(&copy).expect("made");
+        for name in ["mirrors.json", "cut-off.json"] {
+            if state.join(name).exists() {
+                std::fs::copy(state.join(name), copy.join(name)).expect("copied");
+            }
+        }
+        appliance(&copy, &self.plan)
     }
 
     async fn open(&self, names: &[&str], degraded: Degraded) -> Result<Arc<Pool>> {
@@ -494,5 +512,86 @@ async fn only_a_side_that_is_away_and_was_in_sync_by_the_newest_labels_lacks_lit
         .await
         .expect("it opens");
     assert_eq!(sides(&bench), (Side::First, false));
+    bench.close().await;
+}
+
+/// A pool whose second side is out and was seen too small while nothing was left of the first one, which has all its bytes again. Gives
+/// since when the second one is out.
+async fn cut_off_beside_a_lost_side() -> (Bench, u64) {
+    let bench = Bench::new(Plan::default());
+    let pool = bench.open_both().await.expect("it opens");
+    let pass = bench.tries(1).await;
+    bench.fails(pass, SECOND).await;
+    let episode = bench.out_since();
+    let first = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(bench.path("p-0"))
+        .expect("there");
+    let bytes = std::fs::read(bench.path("p-0")).expect("read");
+    first.set_len(0).expect("cut off");
+    pool.look_after_sides().await;
+    pool.side_is_too_small(1).await;
+    drop(pool);
+    bench.close().await;
+    std::fs::write(bench.path("p-0"), bytes).expect("given back");
+    assert_eq!(bench.out_since(), episode, "no label could say it");
+    (bench, episode)
+}
+
+/// What its stale pages say is less than it lacks.
+#[tokio::test]
+async fn a_side_that_was_cut_off_beside_a_lost_one_lacks_everything_after_an_opening_that_fails() {
+    let (bench, episode) = cut_off_beside_a_lost_side().await;
+    bench.plan.lock().expect("no test panics with it").fails = Some(1);
+    bench.open_both().await.expect_err("one processor cannot");
+    bench.open_both().await.expect("whatever it was is over");
+    assert!(bench.out_since() > episode, "an episode of its own");
+    assert_eq!(sides(&bench), (Side::First, false));
+    // It is said once.
+    let episode = bench.out_since();
+    bench.close().await;
+    bench.open_both().await.expect("it opens");
+    assert_eq!(bench.out_since(), episode);
+    bench.close().await;
+}
+
+#[tokio::test]
+async fn a_side_that_was_cut_off_beside_a_lost_one_lacks_everything_after_a_restart() {
+    let (bench, episode) = cut_off_beside_a_lost_side().await;
+    let restarted = bench.restarted();
+    let paths = ["p-0", "p-1"].map(|name| bench.path(name));
+    let opened = restarted.open_pool(&paths, Degraded::AsNew).await;
+    opened.expect("it opens");
+    assert!(bench.out_since() > episode, "an episode of its own");
+    assert_eq!(sides(&bench), (Side::First, false));
+    restarted.close_pool("p").await.expect("it is closed");
+}
+
+/// The daemon died before a label said it.
+#[tokio::test]
+async fn a_side_that_is_noted_as_cut_off_is_in_sync_no_more() {
+    let bench = Bench::new(Plan::default());
+    let pool = bench.open_both().await.expect("it opens");
+    let (id, label) = (pool.devices.id_text(), pool.devices.mirrors.clone());
+    drop(pool);
+    bench.close().await;
+    let side = label::id_text(&label.expect("it has mirrors").uuid(SECOND));
+    let notes = bench.appliance.state.mirrors();
+    notes.note_cut_off(&id, &side).expect("written");
+    let error = bench.open(&["p-1"], Degraded::AsNew).await;
+    let error = error.expect_err("the other side has what it lost");
+    for words in [
+        "p-1",
+        "too small for a while",
+        "--degraded",
+        "bring that one back",
+    ] {
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    assert_eq!(bench.out_since(), 0, "nothing was changed");
+    bench.open_both().await.expect("it opens");
+    assert_eq!(sides(&bench), (Side::First, false));
+    assert!(bench.appliance.state.mirrors().cut_off(&id).is_empty());
     bench.close().await;
 }

@@ -46,16 +46,6 @@ impl Pool {
         }
     }
 
-    /// The places of sides that have to be told to the next opening of the pool: they were too small.
-    pub(crate) fn sides_cut_off(&self) -> Vec<usize> {
-        let Some(sides) = self.sides() else {
-            return Vec::new();
-        };
-        let known = sides.known();
-        let cut_off = known.sides.iter().filter(|(_, record)| record.is_cut_off_unnoted);
-        cut_off.map(|(at, _)| usize::from(at.below().0)).collect()
-    }
-
     /// Nothing is left of a device: tells of it.
     pub(super) fn lose_last(&self, sides: &Sides, at: SideAt, error: DeviceError) {
         let place = usize::from(at.below().0);
@@ -77,23 +67,24 @@ impl Pool {
 
     /// A side failed that is out by the labels, and nothing is left of the other: no label can say more. The gate is held.
     pub(super) async fn give_up(&self, sides: &Sides, at: SideAt, error: DeviceError) {
-        let place = usize::from(at.below().0);
-        let (size_bytes, needed_bytes) = (self.size_bytes_now(place), self.needed_bytes(place));
+        let failed = self.seen_failing(&[(at, error)]).remove(0);
         let episode = {
             let mut known = sides.known();
+            if failed.is_cut_off {
+                self.note_cut_off(known.label.uuid(at));
+            }
             let record = known.record(at);
-            record.is_cut_off_unnoted |=
-                error == DeviceError::Shrunk || (1..needed_bytes).contains(&size_bytes);
             if record.state == SideState::Out {
                 return;
             }
             record.state = SideState::Out;
             record.why = Some(error.to_string());
-            record.stayed = size_bytes >= needed_bytes;
+            record.stayed = failed.stayed;
             record.since_ns = wall_ns();
             record.done.clear();
             known.label.out_since(at)
         };
+        let place = usize::from(at.below().0);
         drop(self.files.take(place));
         self.change_mirrors(MirrorChange::Out { at, episode }).await;
     }

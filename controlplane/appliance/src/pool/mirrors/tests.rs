@@ -83,8 +83,7 @@ struct Bench {
     pool: Pool,
     told: Arc<Mutex<Vec<Told>>>,
     directory: tempfile::TempDir,
-    /// Its lock.
-    _state: State,
+    kept: State,
 }
 
 impl Bench {
@@ -129,7 +128,7 @@ impl Bench {
             owners: (0..PROCESSORS).map(ProcessorIndex).collect(),
             shards: (0..PROCESSORS).map(recovered).collect(),
             resync_bytes_per_s: 0,
-            sequences: Arc::clone(state.sequences()),
+            notes: Arc::clone(state.mirrors()),
             first_pass: 0,
         };
         let pool = Pool::start(opened, mailboxes.into(), Arc::new(Events::default())).await;
@@ -137,7 +136,7 @@ impl Bench {
             pool: pool.expect("the pool opens"),
             told,
             directory,
-            _state: state,
+            kept: state,
         }
     }
 
@@ -160,6 +159,22 @@ impl Bench {
             .side_returned(1, &path, None)
             .await
             .expect("it is taken");
+    }
+
+    /// The places of sides of which it is kept that they were too small, as a start of the appliance would read it.
+    fn cut_off(&self) -> Vec<usize> {
+        let label = self.newest_label();
+        let noted = self.kept.mirrors().cut_off(&self.pool.devices.id_text());
+        let kept = fs::read_to_string(self.directory.path().join("state/cut-off.json"));
+        let kept = kept.unwrap_or_default();
+        let is_noted = |at: &SideAt| noted.contains(&label::id_text(&label.uuid(*at)));
+        let is_kept = |at: &SideAt| kept.contains(&label::id_text(&label.uuid(*at)));
+        assert!(label.all().all(|at| is_noted(&at) == is_kept(&at)), "{kept}");
+        label
+            .all()
+            .filter(is_kept)
+            .map(|at| usize::from(at.below().0))
+            .collect()
     }
 
     /// What the processors were told since this was asked last.
@@ -306,6 +321,18 @@ async fn a_side_that_has_become_smaller_lacks_everything() {
     bench.pool.mirror_told(ProcessorIndex(0), 0, notice).await;
     let (_, episode) = bench.label("p-0");
     assert_eq!(bench.changes(), [MirrorChange::Replaced { at: SECOND, episode }]);
+    assert!(bench.cut_off().is_empty(), "the labels say it");
+}
+
+/// The other side is to say it, and cannot: it would be in sync by all labels there are.
+#[tokio::test]
+async fn a_side_that_has_become_smaller_is_kept_in_mind_until_a_label_says_so() {
+    let bench = Bench::new().await;
+    drop(bench.pool.files.take(0));
+    let error = DeviceError::Shrunk;
+    let notice = MirrorNotice::SideFailed { at: SECOND, error };
+    bench.pool.mirror_told(ProcessorIndex(0), 0, notice).await;
+    assert_eq!(bench.cut_off(), [1]);
 }
 
 /// It went out for another reason, and comes back without its end: once that was seen, it lacks everything, whatever size it has then.
@@ -470,11 +497,7 @@ async fn no_label_is_made_while_nothing_is_left_of_the_last_side() {
     bench.pool.side_is_too_small(1).await;
     bench.fails(0, 0, SECOND).await;
     assert_eq!((kept(), file.metadata().expect("there").len()), (before, 0));
-    assert_eq!(
-        bench.pool.sides_cut_off(),
-        [1],
-        "it is to be told when there is a label"
-    );
+    assert_eq!(bench.cut_off(), [1], "it is to be told when there is a label");
     let request = ReplaceDevice {
         device: "0.1".to_owned(),
         with: bench.directory.path().join("new").display().to_string(),
@@ -531,7 +554,7 @@ async fn a_side_does_not_come_back_before_the_last_one_that_was_lost() {
         "{waits}"
     );
     assert_eq!(bench.state(SECOND), SideState::Out);
-    assert_eq!(bench.pool.sides_cut_off(), [1], "it is still to be told");
+    assert_eq!(bench.cut_off(), [1], "it is still to be told");
 }
 
 /// Were an answer to rest on labels whose sequence nobody keeps, the side that missed it could be opened alone after a crash.
