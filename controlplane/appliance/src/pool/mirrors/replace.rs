@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use super::{Pool, Sides, check_size};
+use super::back::check_size;
+use super::{Pool, Sides};
 use crate::api::model::ReplaceDevice;
 use crate::error::{Error, Result};
 use crate::label;

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::Receiver;
-use stillpoint_hw::device::PoolFiles;
+use stillpoint_hw::device::{DeviceFile, PoolFiles};
 use stillpoint_processor::ShardIndex;
 use stillpoint_processor::command::EventKind as ShardEventKind;
 use stillpoint_processor::ports::OperationKind;
@@ -15,6 +16,7 @@ use super::*;
 use crate::api::model::{CreatePool, ReplaceDevice};
 use crate::error::ErrorKind;
 use crate::events::Events;
+use crate::label::Found;
 use crate::mailbox::{PoolIndex, RecoveredShard, Wake, mailbox};
 use crate::make::make_pool;
 use crate::pool::OpenedPool;
