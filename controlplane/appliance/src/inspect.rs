@@ -52,6 +52,8 @@ pub struct InspectOptions {
     pub degraded: bool,
     /// Where log tails lie.
     pub tails: TailDirectory,
+    /// The state directory of the daemon that has the pool otherwise: it is told there how new the labels of mirrors are.
+    pub state_directory: PathBuf,
 }
 
 /// Looks at a pool, and mends it if asked to.
@@ -66,21 +68,28 @@ pub fn inspect(options: &InspectOptions) -> Result<InspectInfo> {
     }
     let files = claim(&devices, options.repair)?;
     label::check_sizes(&devices, &files)?;
+    let daemon = sides::Daemon::of(&devices, &options.state_directory)?;
     let lacks_some = sides::do_without(&mut devices)?;
     let checked = check(options, &devices, &files)?;
     let mut info = model::describe(&devices, &files, &checked, options.depth);
     if options.repair {
         let is_mended = |mend: &Mend| options.accept_loss || !mend.loses;
         let has_work = checked.mends().any(is_mended) || checked.has_unconfirmed();
+        let mut notes = Vec::new();
+        if has_work {
+            daemon.check_newest(&devices, options.accept_loss)?;
+        }
         if lacks_some && has_work {
             sides::tell_labels(&devices, &files)?;
+            notes.extend(daemon.note(&devices)?);
         }
         let done = mend(options, &devices, &files, checked)?;
         let left = check(options, &devices, &files)?;
+        notes.extend(left.notes());
         info.repair = Some(RepairInfo {
             done,
             left: left.problems(),
-            notes: left.notes(),
+            notes,
         });
     }
     Ok(info)

@@ -225,6 +225,9 @@ pub struct InspectArguments {
     /// Where the daemon's log tails lie; `none` for none [default: where serve puts them]
     #[arg(long, value_name = "DIR")]
     pub tail_dir: Option<PathBuf>,
+    /// Where the daemon remembers pools, which is told what a repair with --degraded changed [default: as for serve]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
 }
 
 /// Options of `events`.

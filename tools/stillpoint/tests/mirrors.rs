@@ -30,8 +30,13 @@ fn content(time: u8) -> Vec<u8> {
 
 /// A pool of one device with two sides, `p-0` and `p-1`, and a volume `v` with content of time 1.
 fn started() -> Appliance {
+    started_on(2, "256MiB")
+}
+
+/// The same on so many sides of this size.
+fn started_on(sides: usize, size: &str) -> Appliance {
     let appliance = Appliance::started(&PROCESSORS);
-    appliance.create_pool("p", 2, "256MiB", &["--mirror"]);
+    appliance.create_pool("p", sides, size, &["--mirror"]);
     let size = format!("{}MiB", VOLUME_BYTES >> 20);
     appliance.run(&["volume", "create", "v", "--size", &size, "--object-size", "1MiB"]);
     appliance.run(&["export", "create", "v"]);
@@ -359,6 +364,54 @@ fn what_was_left_behind_is_not_taken_for_the_pool() {
     );
 }
 
+/// What a crash may leave: this side alone has the next label, in which the second side of the second device is out.
+fn write_label_before_a_crash(path: &Path) {
+    let file = File::options().read(true).write(true).open(path).expect("there");
+    let mut page = [0; BLOCK];
+    file.read_exact_at(&mut page, 0).expect("read");
+    let mut label = PoolLabel::parse(&page).expect("a label");
+    let layout = Layout::of(&label).expect("a layout");
+    label.sequence += 1;
+    label.mirrors[1].out_since[1] = label.sequence;
+    let device = usize::from(label.device_index.get());
+    let page = label.page_for(device, usize::from(label.side.get()));
+    for block in [0, layout.label_copy_block(device)] {
+        file.write_all_at(&page, block * BLOCK as u64).expect("written");
+    }
+}
+
+#[test]
+fn a_side_that_got_one_label_more_before_a_crash_is_taken_back() {
+    let appliance = started_on(4, "128MiB");
+    let mut expected = content(1);
+    let quarter = VOLUME_BYTES / 4;
+    for (time, while_open) in [(2, true), (3, false)] {
+        appliance.stop();
+        write_label_before_a_crash(&appliance.path("p-0"));
+        // It is missing at the next start, and the others know nothing of that label.
+        take_away(&appliance, "p-0");
+        appliance.start(&PROCESSORS);
+        assert_eq!(
+            states(&pool(&appliance)),
+            ["out", "in_sync", "in_sync", "in_sync"]
+        );
+        let of_time = &content(time)[..quarter];
+        expected[..quarter].copy_from_slice(of_time);
+        write(&appliance, 0, of_time);
+        if while_open {
+            bring_back(&appliance, "p-0");
+        } else {
+            appliance.stop();
+            bring_back(&appliance, "p-0");
+            appliance.start(&PROCESSORS);
+        }
+        appliance.wait_until("the side is back and has everything", || {
+            states(&pool(&appliance)) == ["in_sync"; 4]
+        });
+    }
+    expect_on(&appliance, "p-0", "p-1", &expected);
+}
+
 #[test]
 fn another_device_takes_the_place_of_a_side_while_clients_write() {
     let appliance = started();
@@ -596,6 +649,104 @@ fn a_repair_without_a_side_is_refused_unless_it_is_wanted() {
     let copied = number(&pool(&appliance), "/sides/0/copied_bytes");
     assert!(copied > 250 << 20, "{copied} bytes: it lacked everything");
     expect_on(&appliance, "p-0", "p-1", &content(1));
+}
+
+/// Damages the second header copy of shard 0.
+fn damage_header(appliance: &Appliance, name: &str) {
+    let file = File::options().write(true).open(appliance.path(name));
+    file.expect("there")
+        .write_all_at(&[0xee; 16], (1 << 20) + BLOCK as u64 + 64)
+        .expect("damaged");
+}
+
+/// Repairs what is on this side alone, and tells the daemon.
+fn repair_alone(appliance: &Appliance, name: &str, how: &[&str]) -> Told {
+    let (side, tails, state) = (
+        appliance.path_text(name),
+        appliance.tail_directory(),
+        appliance.path_text("state"),
+    );
+    let common = [
+        "--tail-dir",
+        &tails,
+        "--state-dir",
+        &state,
+        "--repair",
+        "--degraded",
+    ];
+    appliance.tell(&[&["inspect", &side], &common[..], how].concat())
+}
+
+/// Were the other side opened alone after it, that and the repaired one would have been used without each other.
+#[test]
+fn what_a_repair_without_a_side_changed_is_known_to_the_daemon() {
+    let appliance = started();
+    appliance.stop();
+    damage_header(&appliance, "p-1");
+    let told = repair_alone(&appliance, "p-1", &[]);
+    assert_eq!(told.code, 0, "{}: {:#}", told.errors, told.json);
+    assert_eq!(list(&told.json, "/repair/done").len(), 1, "{:#}", told.json);
+    take_away(&appliance, "p-1");
+    appliance.start(&PROCESSORS);
+    let failed = pool(&appliance);
+    assert_eq!(member(&failed, "/state"), "failed");
+    let error = member(&failed, "/error").to_string();
+    assert!(
+        error.contains("was used without the sides that are there"),
+        "{error}"
+    );
+    bring_back(&appliance, "p-1");
+    appliance.wait_until("the pool is open, with both sides in sync", || {
+        let pool = pool(&appliance);
+        member(&pool, "/state") == "open" && states(&pool) == ["in_sync", "in_sync"]
+    });
+    expect_on(&appliance, "p-0", "p-1", &content(1));
+    appliance.start(&PROCESSORS);
+    appliance.wait_until("the other side is back", || is_in_sync(&appliance));
+    expect_on(&appliance, "p-1", "p-0", &content(1));
+}
+
+/// Its labels would be as new as those of the side that has what was written last.
+#[test]
+fn a_side_that_missed_what_was_written_last_is_not_repaired_alone_by_mistake() {
+    let appliance = started();
+    appliance.stop();
+    take_away(&appliance, "p-1");
+    appliance.start(&PROCESSORS);
+    write(&appliance, 0, &content(2));
+    appliance.stop();
+    bring_back(&appliance, "p-1");
+    damage_header(&appliance, "p-1");
+    let told = repair_alone(&appliance, "p-1", &[]);
+    assert_eq!(told.code, 1, "{}: {:#}", told.errors, told.json);
+    for words in [
+        "was used without the sides that were named",
+        "device 0, first side",
+        "--accept-loss",
+    ] {
+        assert!(told.errors.contains(words), "{}", told.errors);
+    }
+    // Nothing was changed: the other one has everything, and takes it back.
+    appliance.start(&PROCESSORS);
+    appliance.run(&["pool", "resync", "p", "--rate", "0", "--wait"]);
+    assert!(is_in_sync(&appliance));
+    expect_on(&appliance, "p-1", "p-0", &content(2));
+    appliance.start(&PROCESSORS);
+    appliance.wait_until("the other side is back", || is_in_sync(&appliance));
+    appliance.stop();
+    // Whoever gives up what was written since has a pool that opens.
+    take_away(&appliance, "p-1");
+    appliance.start(&PROCESSORS);
+    write(&appliance, 0, &content(3));
+    appliance.stop();
+    take_away(&appliance, "p-0");
+    bring_back(&appliance, "p-1");
+    damage_header(&appliance, "p-1");
+    let told = repair_alone(&appliance, "p-1", &["--accept-loss"]);
+    assert_eq!(told.code, 0, "{}: {:#}", told.errors, told.json);
+    appliance.start(&PROCESSORS);
+    assert_eq!(member(&pool(&appliance), "/state"), "degraded");
+    assert!(read(&appliance) == content(2));
 }
 
 #[test]

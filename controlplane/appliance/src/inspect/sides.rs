@@ -1,9 +1,11 @@
 //! Pools with mirrors: each side is looked at as if it were alone, and both are written.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::label::PoolDevices;
+use crate::label::{MirrorLabel, PoolDevices};
+use crate::state::MirrorNotes;
 use stillpoint_hw::device::{Opener, PoolFiles};
 use stillpoint_processor::mirror::{MirroredOpener, SideAt, Sides};
 use stillpoint_processor::ports::{DeviceError, OpenDevice, Side, Transferred};
@@ -101,6 +103,84 @@ pub(super) fn tell_labels(devices: &PoolDevices, files: &Arc<PoolFiles>) -> Resu
             .map(|(at, error)| format!("writing the label of {at}: {error}"));
         Error::failure(texts.collect::<Vec<_>>().join("; "))
     })
+}
+
+/// What the daemon that has the pool otherwise knows of its labels. It is not running, or the pool is closed there.
+pub(super) struct Daemon {
+    notes: Option<MirrorNotes>,
+    directory: PathBuf,
+    /// The sequence of the labels as they were found.
+    found: u64,
+}
+
+impl Daemon {
+    /// # Errors
+    /// Failure if what it remembers cannot be read.
+    pub(super) fn of(devices: &PoolDevices, directory: &Path) -> Result<Self> {
+        let label = devices.mirrors.as_ref();
+        let notes = match label {
+            Some(_) => MirrorNotes::of_daemon(directory, &devices.id_text())?,
+            None => None,
+        };
+        Ok(Self {
+            notes,
+            directory: directory.to_owned(),
+            found: label.map_or(0, MirrorLabel::sequence),
+        })
+    }
+
+    fn is_newest(&self, pool: &str) -> bool {
+        let seen = self.notes.as_ref().map(|notes| notes.newest_sequence(pool));
+        seen.is_none_or(|seen| self.found >= seen)
+    }
+
+    /// Refuses sides that missed what was written last: mended, they would pass for the newest.
+    ///
+    /// # Errors
+    /// Failure, naming the sides that are missing.
+    pub(super) fn check_newest(&self, devices: &PoolDevices, accept_loss: bool) -> Result<()> {
+        let Some(label) = &devices.mirrors else {
+            return Ok(());
+        };
+        let missing = label.all().filter(|at| !devices.is_there(*at));
+        let missing: Vec<String> = missing.map(|at| at.to_string()).collect();
+        if missing.is_empty() || accept_loss || self.is_newest(&devices.id_text()) {
+            return Ok(());
+        }
+        let message = format!(
+            "pool {} was used without the sides that were named, and those that were used were not: {}",
+            devices.name,
+            missing.join("; ")
+        );
+        Err(Error::failure(message).hint(
+            "name these; --accept-loss repairs what is there as it was before, and gives up what was written since",
+        ))
+    }
+
+    /// Keeps how new the labels are that were just written; else a side that was not there could be opened alone, as if it were as new.
+    /// Gives what there is to say if nobody can be told.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub(super) fn note(&self, devices: &PoolDevices) -> Result<Option<String>> {
+        let Some(label) = &devices.mirrors else {
+            return Ok(None);
+        };
+        let (pool, sequence) = (devices.id_text(), label.sequence());
+        let Some(notes) = &self.notes else {
+            return Ok(Some(format!(
+                "{} knows nothing of this pool: open it with the sides that were repaired (stillpoint pool open) before the others are \
+                 there; --state-dir names where its daemon remembers pools",
+                self.directory.display()
+            )));
+        };
+        match self.is_newest(&pool) {
+            true => notes.note_sequence(&pool, sequence)?,
+            // What was written since was given up.
+            false => notes.begin_again(&pool, sequence)?,
+        }
+        Ok(None)
+    }
 }
 
 /// What is told of sides that are out or not there.

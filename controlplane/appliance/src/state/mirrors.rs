@@ -5,9 +5,12 @@
 //! |---|---|---|
 //! | `mirrors.json` | the highest sequence of each pool's labels | before anything rests on labels with it |
 //! | `cut-off.json` | sides that were too small, for which no label says yet that they lack everything | before such a label is written, until it is |
+//!
+//! `stillpoint inspect --repair` changes labels too, and keeps their sequences here beside a daemon that may be running: so that file is read
+//! each time, and written under a lock of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -17,6 +20,8 @@ use super::write_at_once;
 use crate::error::{Error, Result};
 
 const SEQUENCES: &str = "mirrors.json";
+/// Locked while that is written.
+const SEQUENCES_LOCK: &str = "mirrors.lock";
 const CUT_OFF: &str = "cut-off.json";
 const CUT_OFF_VERSION: u32 = 1;
 
@@ -64,10 +69,31 @@ impl MirrorNotes {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Those of a daemon, for another program; `None` if nothing is known there of this pool.
+    ///
+    /// # Errors
+    /// Failure if a file cannot be read, is damaged or was written by a newer program.
+    pub fn of_daemon(directory: &Path, pool: &str) -> Result<Option<Self>> {
+        let notes = Self::open(directory)?;
+        let is_known = notes.known().sequences.contains_key(pool);
+        Ok(is_known.then_some(notes))
+    }
+
     /// The highest sequence that labels of a pool were given; 0 if none was seen.
     #[must_use]
     pub fn newest_sequence(&self, pool: &str) -> u64 {
-        self.known().sequences.get(pool).copied().unwrap_or(0)
+        let mut known = self.known();
+        self.look_again(&mut known);
+        known.sequences.get(pool).copied().unwrap_or(0)
+    }
+
+    /// Somebody else may have written it.
+    fn look_again(&self, known: &mut Known) {
+        let Some(directory) = &self.directory else { return };
+        match read(&directory.join(SEQUENCES), parse_sequences) {
+            Ok(sequences) => known.sequences = sequences,
+            Err(error) => tracing::error!("{error}; what was read before counts"),
+        }
     }
 
     /// Keeps a sequence, for good, before or just after labels have it, and before anything rests on them.
@@ -75,12 +101,7 @@ impl MirrorNotes {
     /// # Errors
     /// If it cannot be written.
     pub fn note_sequence(&self, pool: &str, sequence: u64) -> Result<()> {
-        let mut known = self.known();
-        let highest = known.sequences.get(pool);
-        if highest.is_some_and(|highest| *highest >= sequence) {
-            return Ok(());
-        }
-        self.keep_sequence(&mut known, pool, sequence)
+        self.keep_sequence(pool, |highest| highest.max(sequence))
     }
 
     /// A number for labels that none has had here: labels as new as `newest` were found, and a crash may have left the next one, or one with
@@ -93,7 +114,7 @@ impl MirrorNotes {
         let key = format!("{pool} reserved");
         let reserved = self.newest_sequence(&key);
         let sequence = reserved.max(newest + 1) + 1;
-        self.keep_sequence(&mut self.known(), &key, sequence)?;
+        self.keep_sequence(&key, |_| sequence)?;
         Ok(sequence)
     }
 
@@ -102,11 +123,32 @@ impl MirrorNotes {
     /// # Errors
     /// If it cannot be written.
     pub fn begin_again(&self, pool: &str, sequence: u64) -> Result<()> {
-        self.keep_sequence(&mut self.known(), pool, sequence)
+        self.keep_sequence(pool, |_| sequence)
+    }
+
+    /// Held while sequences are written.
+    fn lock(&self) -> Result<Option<File>> {
+        let Some(directory) = &self.directory else {
+            return Ok(None);
+        };
+        let path = directory.join(SEQUENCES_LOCK);
+        let cannot =
+            |error: std::io::Error| Error::failure(format!("cannot lock {}: {error}", path.display()));
+        let lock = File::create(&path).map_err(cannot)?;
+        lock.lock().map_err(cannot)?;
+        Ok(Some(lock))
     }
 
     /// What is not written is not known either.
-    fn keep_sequence(&self, known: &mut Known, pool: &str, sequence: u64) -> Result<()> {
+    fn keep_sequence(&self, pool: &str, change: impl Fn(u64) -> u64) -> Result<()> {
+        let mut known = self.known();
+        let _lock = self.lock()?;
+        self.look_again(&mut known);
+        let before = known.sequences.get(pool).copied();
+        let sequence = change(before.unwrap_or(0));
+        if before == Some(sequence) {
+            return Ok(());
+        }
         let mut changed = known.sequences.clone();
         changed.insert(pool.to_owned(), sequence);
         self.write(SEQUENCES, &changed)?;
@@ -229,6 +271,24 @@ mod tests {
         assert_eq!(notes.cut_off("b"), BTreeSet::new());
         notes.begin_again("a", 3).expect("written");
         assert_eq!(open(&directory).newest_sequence("a"), 3);
+    }
+
+    /// A repair beside a daemon.
+    #[test]
+    fn what_another_program_has_noted_counts_at_once() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let daemon = open(&directory);
+        let unknown = MirrorNotes::of_daemon(directory.path(), "a").expect("it can be read");
+        assert!(unknown.is_none());
+        daemon.note_sequence("a", 4).expect("written");
+        let other = MirrorNotes::of_daemon(directory.path(), "a").expect("it can be read");
+        let other = other.expect("it is known");
+        other.note_sequence("a", 5).expect("written");
+        assert_eq!(daemon.newest_sequence("a"), 5);
+        daemon.note_sequence("b", 2).expect("written");
+        daemon.note_sequence("a", 4).expect("it is less");
+        let now = open(&directory);
+        assert_eq!((now.newest_sequence("a"), now.newest_sequence("b")), (5, 2));
     }
 
     #[test]

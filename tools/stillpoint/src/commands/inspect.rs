@@ -6,6 +6,7 @@ use crate::output::{self, pairs, table, time};
 use crate::size::Size;
 use stillpoint_appliance::Error;
 use stillpoint_appliance::daemon::TailDirectory;
+use stillpoint_appliance::directories;
 use stillpoint_appliance::inspect::{
     self, CheckInfo, Depth, InspectInfo, InspectOptions, ProblemInfo, RepairInfo,
 };
@@ -28,6 +29,7 @@ pub fn run(arguments: InspectArguments, global: &Global) -> Result<(), Failure> 
             Some(path) if path.as_os_str() == "none" => TailDirectory::None,
             Some(path) => TailDirectory::Given(path),
         },
+        state_directory: arguments.state_dir.unwrap_or_else(directories::state_directory),
     };
     let info = inspect::inspect(&options)?;
     output::print(global, &info, show)?;
