@@ -121,8 +121,7 @@ pub(crate) fn planted_here() -> Option<PlantedBug> {
 }
 
 /// Does something with a bug planted in checks that take none, on this thread.
-#[cfg(test)]
-pub(crate) fn with_planted<R>(bug: Option<PlantedBug>, act: impl FnOnce() -> R) -> R {
+pub fn with_planted<R>(bug: Option<PlantedBug>, act: impl FnOnce() -> R) -> R {
     PLANTED.set(bug);
     let result = act();
     PLANTED.set(None);
