@@ -7,9 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use stillpoint_bench::figures::Verdict;
 use stillpoint_bench::job::{Idle, Job as InProcess, Load, Order};
-use stillpoint_bench::run::{Outcome, run};
+use stillpoint_bench::run::{Cores, Outcome, run_on};
 use stillpoint_bench::target::{Name, Opened};
 
 use crate::Failure;
@@ -131,10 +130,11 @@ fn in_process_job(
 /// A request fails.
 pub fn in_process(asked: &InProcess, opened: &Opened) -> Result<Run, Failure> {
     let before = cpu::used_seconds(std::process::id())?;
-    let outcome = run(asked, opened)?;
+    // All that are compared with each other on the same cores.
+    let outcome = run_on(asked, opened, Cores::OfProcessors)?;
     let used_s = cpu::used_seconds(std::process::id())? - before;
-    if let Verdict::Failed(why) = &outcome.verdict {
-        return Err(why.clone().into());
+    if let Some(why) = outcome.verdict.failure() {
+        return Err(why.into());
     }
     // The ramp costs as much as the rest, and its requests do not count.
     let counted = asked.time_ns as f64 / (asked.time_ns + asked.ramp_ns) as f64;

@@ -73,6 +73,25 @@ pub fn place_processors(cores: &[Core], count: usize, near: &BTreeMap<u32, usize
     chosen
 }
 
+/// Chooses cores for `count` threads that load an appliance on the same machine: those that [`place_processors`] takes
+/// last. The core that it spares comes first, then the hyper-threads of that one, which disturb no processor; then the
+/// others from the end of its order. With more threads than cores the rest get none.
+#[must_use]
+pub fn place_clients(cores: &[Core], count: usize) -> Vec<Option<Core>> {
+    let spared = physical_first(cores).0.first().copied();
+    let mut order = place_processors(cores, cores.len(), &BTreeMap::new());
+    order.reverse();
+    let mut order: Vec<Core> = order.into_iter().flatten().collect();
+    order.sort_by_key(|core| match spared {
+        Some(spared) if *core == spared => 0,
+        Some(spared) if (core.package, core.physical) == (spared.package, spared.physical) => 1,
+        _ => 2,
+    });
+    let mut chosen: Vec<Option<Core>> = order.into_iter().map(Some).take(count).collect();
+    chosen.resize(count, None);
+    chosen
+}
+
 /// Cores of the nodes in `near` first, so that at any point the nodes have had cores in proportion to their devices as far
 /// as they have some left; then the others, in the order that they have.
 fn deal(cores: Vec<Core>, near: &BTreeMap<u32, usize>) -> Vec<Core> {
@@ -271,6 +290,40 @@ mod tests {
             let placed = place_processors(&cores, count, &near);
             assert_eq!(placed, place_processors(&cores, count, &BTreeMap::new()));
         }
+    }
+
+    #[test]
+    fn clients_get_the_cores_that_processors_take_last() {
+        let machine = |physical: u32, logical: u32| -> Vec<Core> {
+            (0..logical).map(|n| core(n, 0, 0, n % physical)).collect()
+        };
+        let numbers = |placed: Vec<Option<Core>>| -> Vec<Option<u32>> {
+            placed.iter().map(|core| core.map(|core| core.number)).collect()
+        };
+        for (physical, logical, expected) in [
+            (2, 2, &[0, 1][..]),
+            (4, 4, &[0, 3, 2, 1]),
+            // The spared core, its hyper-thread, the threads of processors' cores, these cores.
+            (4, 8, &[0, 4, 7, 6, 5, 3, 2, 1]),
+            (8, 8, &[0, 7, 6, 5, 4, 3, 2, 1]),
+            (8, 16, &[0, 8, 15, 14, 13, 12, 11, 10, 9, 7, 6, 5, 4, 3, 2, 1]),
+        ] {
+            let cores = machine(physical, logical);
+            let expected: Vec<Option<u32>> = expected.iter().copied().map(Some).collect();
+            assert_eq!(numbers(place_clients(&cores, cores.len())), expected);
+            // As many processors as there are by default meet no client while there is another core.
+            let processors = place_processors(&cores, processors_for(&cores), &BTreeMap::new());
+            let clients = place_clients(&cores, cores.len() - processors.len());
+            assert!(
+                clients.iter().all(|client| !processors.contains(client)),
+                "{clients:?} {processors:?}"
+            );
+        }
+        assert_eq!(
+            numbers(place_clients(&machine(2, 2), 3)),
+            [Some(0), Some(1), None]
+        );
+        assert_eq!(place_clients(&[], 1), [None]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 
 use crate::job::Job;
-use crate::run::{RunError, run};
+use crate::run::{Cores, RunError, run_on};
 use crate::target::Opened;
 
 /// The percentiles that are compared.
@@ -105,6 +105,7 @@ pub fn compare(
 ) -> Result<(Vec<Compared>, usize), RunError> {
     let mut of_rounds: Vec<Vec<(u64, u64)>> = vec![Vec::new(); COMPARED.len()];
     let mut last_failure = None;
+    let cores = Cores::beside(&[a, b]);
     for round in 0..rounds {
         told(round);
         let job = Job {
@@ -112,11 +113,11 @@ pub fn compare(
             ..job.clone()
         };
         let (of_a, of_b) = if round.is_multiple_of(2) {
-            let of_a = run(&job, a)?;
-            (of_a, run(&job, b)?)
+            let of_a = run_on(&job, a, cores)?;
+            (of_a, run_on(&job, b, cores)?)
         } else {
-            let of_b = run(&job, b)?;
-            (run(&job, a)?, of_b)
+            let of_b = run_on(&job, b, cores)?;
+            (run_on(&job, a, cores)?, of_b)
         };
         let failures = [&of_a.verdict, &of_b.verdict].map(crate::figures::Verdict::failure);
         if let Some(why) = failures.into_iter().flatten().next() {

@@ -39,6 +39,8 @@ pub struct Summary {
     pub loop_kind: &'static str,
     /// Threads, each with a connection or a queue of its own.
     pub threads: usize,
+    /// The core of each thread; `null` for one that ran wherever there was time.
+    pub cores: Vec<Option<u32>>,
     /// Requests a second that were to start; 0 for a closed loop.
     pub rate_iops_intended: f64,
     /// Requests a second that ended well.
@@ -212,6 +214,7 @@ impl Summary {
             remarks: Vec::new(),
             loop_kind,
             threads: outcome.job.threads,
+            cores: outcome.cores.clone(),
             rate_iops_intended,
             rate_iops: outcome.rate_iops(),
             bytes_per_second: figures.bytes as f64 * 1e9 / outcome.job.time_ns as f64,
@@ -239,6 +242,22 @@ impl Summary {
                 .as_ref()
                 .map(|timeline| StallsSummary::of(&Stalls::of(timeline, &[]))),
             detail: None,
+        }
+    }
+
+    /// Where the threads ran, in words.
+    #[must_use]
+    pub fn cores_told(&self) -> String {
+        let mut pinned: Vec<String> = self.cores.iter().flatten().map(u32::to_string).collect();
+        let others = match pinned.len() {
+            0 => return "on whatever core had time".to_owned(),
+            count if count < self.cores.len() => ", others anywhere",
+            _ => "",
+        };
+        let last = pinned.pop().expect("there is one");
+        match pinned.is_empty() {
+            true => format!("on core {last}{others}"),
+            false => format!("on cores {} and {last}{others}", pinned.join(", ")),
         }
     }
 }

@@ -1,11 +1,12 @@
 //! A whole run: its threads, and what they measured together.
 
+use std::collections::BTreeMap;
 use std::sync::{Barrier, OnceLock};
 use std::thread;
 use std::time::Duration;
 
 use stillpoint_hw::clock::{Clock, monotonic_ns};
-use stillpoint_hw::topology::{Core, allowed_cores, pin_this_thread};
+use stillpoint_hw::topology::{Core, allowed_cores, pin_this_thread, place_clients, place_processors};
 
 use crate::figures::{Figures, Verdict};
 use crate::job::{BadJob, Idle, Job, Load};
@@ -30,6 +31,8 @@ pub struct Outcome {
     pub began_wall_ns: u64,
     /// So much the wall clock moved against the monotonic one meanwhile.
     pub clock_moved_ns: u64,
+    /// The core of each thread, as the kernel counts them; `None` if it ran wherever there was time.
+    pub cores: Vec<Option<u32>>,
     /// Whether it can be trusted.
     pub verdict: Verdict,
 }
@@ -85,11 +88,19 @@ impl From<TargetError> for RunError {
     }
 }
 
-/// Runs a job.
+/// Runs a job, on the cores that it has by [`Cores::beside`].
 ///
 /// # Errors
 /// [`RunError`]. Requests that fail are no error: they are counted.
 pub fn run(job: &Job, target: &Opened) -> Result<Outcome, RunError> {
+    run_on(job, target, Cores::beside(&[target]))
+}
+
+/// Runs a job on cores of this kind.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_on(job: &Job, target: &Opened, cores: Cores) -> Result<Outcome, RunError> {
     job.check()?;
     let area = job.area(target.size_bytes())?;
     if let Opened::File(_) = target
@@ -101,7 +112,7 @@ pub fn run(job: &Job, target: &Opened) -> Result<Outcome, RunError> {
         ))
         .into());
     }
-    let cores = cores_for(job.threads);
+    let cores = cores_for(job.threads, &allowed_cores(), cores);
     // The clock starts when every thread has its target.
     let start = Start {
         ready: Barrier::new(job.threads),
@@ -113,20 +124,20 @@ pub fn run(job: &Job, target: &Opened) -> Result<Outcome, RunError> {
             .map(|index| {
                 let (core, start) = (cores[index], &start);
                 scope.spawn(move || {
-                    if let Some(core) = core {
-                        // Not pinned is no failure: it is only less exact.
-                        let _ = pin_this_thread(core);
-                    }
-                    work_on(job, index, area, start, target)
+                    // Not pinned is no failure: it is only less exact.
+                    let core = core.filter(|&core| pin_this_thread(core));
+                    let figures = work_on(job, index, area, start, target)?;
+                    Ok((figures, core.map(|core| core.number)))
                 })
             })
             .collect();
         threads
             .into_iter()
             .map(|thread| thread.join().expect("no panic"))
-            .collect::<Result<Vec<_>, _>>()
+            .collect::<Result<Vec<_>, TargetError>>()
     });
-    let (of_threads, span) = (ended?, start.span(job));
+    let (ended, span) = (ended?, start.span(job));
+    let (of_threads, cores): (Vec<Figures>, Vec<Option<u32>>) = ended.into_iter().unzip();
     let mut of_threads = of_threads.into_iter();
     let mut figures = of_threads.next().unwrap_or_default();
     of_threads.for_each(|one| figures.add(&one));
@@ -136,6 +147,7 @@ pub fn run(job: &Job, target: &Opened) -> Result<Outcome, RunError> {
         figures,
         began_wall_ns: span.count_ns.wrapping_add(start.wall_minus_monotonic_ns),
         clock_moved_ns: wall_minus_monotonic_ns().abs_diff(start.wall_minus_monotonic_ns),
+        cores,
         verdict,
     })
 }
@@ -146,13 +158,36 @@ fn wall_minus_monotonic_ns() -> u64 {
     now.wall_ns.wrapping_sub(now.monotonic_ns)
 }
 
-/// A core for each thread, from the last one on: the appliance's processors begin at the first. None if there are too few.
-fn cores_for(threads: usize) -> Vec<Option<Core>> {
-    let allowed = allowed_cores();
+/// Which cores the threads of a run are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cores {
+    /// Beside whoever serves: the cores that the appliance's processors take last.
+    OfClients,
+    /// The threads are the processors.
+    OfProcessors,
+}
+
+impl Cores {
+    /// The same for all these targets, so that they can be compared: those of processors only if each is the data plane in
+    /// this process.
+    #[must_use]
+    pub fn beside(targets: &[&Opened]) -> Self {
+        match targets.iter().all(|target| matches!(target, Opened::Inside(_))) {
+            true => Self::OfProcessors,
+            false => Self::OfClients,
+        }
+    }
+}
+
+/// A core for each thread. None if there are too few: a core is left to whoever serves.
+fn cores_for(threads: usize, allowed: &[Core], cores: Cores) -> Vec<Option<Core>> {
     if threads >= allowed.len() {
         return vec![None; threads];
     }
-    allowed.iter().rev().take(threads).copied().map(Some).collect()
+    match cores {
+        Cores::OfClients => place_clients(allowed, threads),
+        Cores::OfProcessors => place_processors(allowed, threads, &BTreeMap::new()),
+    }
 }
 
 /// When a run starts.
@@ -220,12 +255,13 @@ fn work<T: Target>(
     Worker::new(job, thread, area, span, target?).run(starts(job, thread, span))
 }
 
-/// Tries the generator out with the same job and a target that does nothing.
+/// Tries the generator out with the same job, on the same cores as with this target, and one that does nothing.
 ///
 /// # Errors
 /// [`RunError`] if the job cannot be done.
-pub fn calibrate(job: &Job, target_bytes: u64) -> Result<Calibration, RunError> {
-    let null = Opened::Null(target_bytes);
+pub fn calibrate(job: &Job, target: &Opened) -> Result<Calibration, RunError> {
+    let null = Opened::Null(target.size_bytes());
+    let cores = Cores::beside(&[target]);
     let short = Job {
         time_ns: CALIBRATION_NS,
         ramp_ns: CALIBRATION_NS / 10,
@@ -239,7 +275,7 @@ pub fn calibrate(job: &Job, target_bytes: u64) -> Result<Calibration, RunError> 
         load: Load::Closed { in_flight: 1 },
         ..short.clone()
     };
-    let full = run(&full, &null)?;
+    let full = run_on(&full, &null, cores)?;
     let start_ns_p99 = match job.load {
         Load::Closed { .. } => 0,
         Load::Open { .. } => {
@@ -247,7 +283,11 @@ pub fn calibrate(job: &Job, target_bytes: u64) -> Result<Calibration, RunError> 
                 idle: job.idle,
                 ..short
             };
-            run(&short, &null)?.figures.all().response.value_at_quantile(0.99)
+            run_on(&short, &null, cores)?
+                .figures
+                .all()
+                .response
+                .value_at_quantile(0.99)
         }
     };
     Ok(Calibration {

@@ -237,6 +237,7 @@ mod tests {
             figures,
             began_wall_ns: 0,
             clock_moved_ns: 0,
+            cores: vec![None],
             verdict: Verdict::Sound,
         }
     }

@@ -46,6 +46,7 @@ pub(crate) fn outcome() -> (Outcome, Vec<Happening>) {
         figures,
         began_wall_ns: 1_700_000_000_000_000_000,
         clock_moved_ns: 0,
+        cores: vec![None],
         verdict: Verdict::Sound,
     };
     (outcome, happenings)

@@ -55,7 +55,7 @@ pub fn head(summary: &Summary, began: &str) -> String {
     };
     let generator = summary
         .calibration
-        .map(|one| format!("{:.0} ns for each request", one.request_ns));
+        .map(|one| format!("{:.0} ns for each request, {}", one.request_ns, summary.cores_told()));
     let late = match (summary.loop_kind, summary.late) {
         ("open", 0) => "all on time".to_owned(),
         ("open", late) => format!("{late} late, the latest by {}", time(summary.late_ns_max as f64)),

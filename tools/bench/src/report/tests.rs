@@ -26,6 +26,7 @@ fn outcome() -> Outcome {
         figures,
         began_wall_ns: 1_700_000_000_000_000_000,
         clock_moved_ns: 0,
+        cores: vec![Some(3), None, Some(5)],
         verdict,
     }
 }
@@ -101,4 +102,6 @@ fn a_summary_says_what_happened() {
     let p50 = json["all"]["response"]["p50_ns"].as_u64().expect("a number");
     assert!((499_000..=501_000).contains(&p50), "{p50}");
     assert_eq!(json["reads"]["response"]["count"], 500);
+    assert_eq!(json["cores"], serde_json::json!([3, null, 5]));
+    assert_eq!(summary.cores_told(), "on cores 3 and 5, others anywhere");
 }

@@ -93,6 +93,56 @@ fn an_open_loop_starts_as_many_as_it_was_told() {
 }
 
 #[test]
+fn the_generator_is_not_where_the_appliance_puts_a_processor() {
+    let cores = |count: u32| -> Vec<Core> {
+        let core = |number| Core {
+            number,
+            node: 0,
+            package: 0,
+            physical: number,
+        };
+        (0..count).map(core).collect()
+    };
+    for count in [2, 4, 8] {
+        let cores = cores(count);
+        let processors = place_processors(&cores, count as usize - 1, &BTreeMap::new());
+        let generator = cores_for(1, &cores, Cores::OfClients);
+        assert_eq!(generator[0].map(|core| core.number), Some(0));
+        assert!(!processors.contains(&generator[0]), "{processors:?}");
+        assert_eq!(cores_for(1, &cores, Cores::OfProcessors)[0], processors[0]);
+    }
+    let job = Job {
+        size_bytes: Some(4 << 20),
+        ..Job::default()
+    };
+    let inside = Opened::open(&Name::Inside(crate::inside::Place::Memory), &job).expect("it is made");
+    assert_eq!(Cores::beside(&[&inside]), Cores::OfProcessors);
+    let null = Opened::Null(1 << 30);
+    assert_eq!(
+        Cores::beside(&[&inside, &null]),
+        Cores::OfClients,
+        "the same for both"
+    );
+    assert_eq!(
+        cores_for(2, &cores(2), Cores::OfClients),
+        [None, None],
+        "one is left"
+    );
+}
+
+#[test]
+fn an_outcome_says_on_which_cores_it_ran() {
+    let job = Job {
+        idle: Idle::Nap,
+        time_ns: 1_000_000,
+        ..Job::default()
+    };
+    let outcome = run(&job, &Opened::Null(1 << 30)).expect("it runs");
+    let expected = cores_for(1, &allowed_cores(), Cores::OfClients);
+    assert_eq!(outcome.cores, [expected[0].map(|core| core.number)]);
+}
+
+#[test]
 fn a_generator_that_is_asked_for_too_much_blames_itself() {
     let job = Job {
         load: Load::Open {
@@ -143,7 +193,8 @@ fn discards_and_flushes_reach_a_file_and_are_told_apart() {
         order: Order::Sequential,
         load: Load::Closed { in_flight: 4 },
         idle: Idle::Nap,
-        time_ns: 100_000_000,
+        // Long enough for all of it, also on a busy machine.
+        time_ns: 1_000_000_000,
         ..Job::default()
     };
     let outcome = run(&job, &target).expect("it runs");
@@ -156,6 +207,7 @@ fn discards_and_flushes_reach_a_file_and_are_told_apart() {
             discards: Discards::BeforeWrites,
             flush_every: Some(3),
             load: Load::Closed { in_flight },
+            time_ns: 100_000_000,
             timeline: true,
             ..job.clone()
         };
@@ -313,7 +365,8 @@ fn what_is_written_in_process_is_verified_in_memory_and_on_a_file() {
                 load: Load::Closed { in_flight: 8 },
                 threads: 2,
                 idle: Idle::Nap,
-                time_ns: 100_000_000,
+                // A busy machine gets something done in it, too.
+                time_ns: 300_000_000,
                 size_bytes: Some(8 << 20),
                 verify: true,
                 flush_every: Some(50),

@@ -34,7 +34,7 @@ pub fn run_one(arguments: RunArguments, global: &Global) -> Result<(), Failure> 
     };
     job.check().map_err(|error| failed(error.into()))?;
     let target = open(&name, &job)?;
-    let calibration = calibrate(&job, target.size_bytes()).map_err(failed)?;
+    let calibration = calibrate(&job, &target).map_err(failed)?;
     let watch = arguments.daemon.then(|| Watch::begin(global)).transpose()?;
     let outcome = run(&job, &target).map_err(failed)?;
     let happened = watch.map(|watch| watch.end(&outcome)).transpose()?;
@@ -108,7 +108,11 @@ fn show(summary: &Summary) -> String {
     if let Some(calibration) = summary.calibration {
         lines.push((
             "generator",
-            format!("{:.0} ns for each request", calibration.request_ns),
+            format!(
+                "{:.0} ns for each request, {}",
+                calibration.request_ns,
+                summary.cores_told()
+            ),
         ));
     }
     if let Some(stalls) = summary.stalls.filter(|stalls| stalls.found > 0) {
