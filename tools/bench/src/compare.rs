@@ -24,7 +24,8 @@ pub struct Compared {
     pub a_ns: u64,
     /// Median of the rounds with B.
     pub b_ns: u64,
-    /// B divided by A: the median of the rounds.
+    /// B divided by A, in each round: the median of these. What moves from round to round moves both, and is not in it; so it
+    /// need not be what the two medians above give.
     pub ratio: f64,
     /// 95% of what other draws of the same rounds give lies between these.
     pub ratio_low: f64,
@@ -68,6 +69,10 @@ impl Compared {
         }
     }
 }
+
+/// What a reader of the medians and of the ratio beside them has to know.
+pub const RATIO_TOLD: &str = "Times are medians of the rounds. The ratio is that of each round by itself, and of these the median: it need \
+                              not be that of the two times beside it.";
 
 /// Whether the interval leaves 1 out, and there were enough rounds.
 #[must_use]
@@ -169,6 +174,16 @@ mod tests {
             wrong <= 12,
             "{wrong} of 100 times a difference was shown that is not there"
         );
+    }
+
+    #[test]
+    fn the_ratio_is_of_each_round_and_not_of_the_medians() {
+        // The machine got slower; within each round B was the faster.
+        let one = Compared::of("p50", &[(10, 9), (20, 18), (40, 36), (80, 72), (81, 80)], 1);
+        assert_eq!((one.a_ns, one.b_ns), (40, 36));
+        let other = Compared::of("p50", &[(10, 50), (30, 29), (100, 99), (28, 27), (32, 31)], 1);
+        assert_eq!((other.a_ns, other.b_ns), (30, 31), "by these B is slower");
+        assert!(other.ratio < 1.0, "round by round it is faster: {other:?}");
     }
 
     #[test]

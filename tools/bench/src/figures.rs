@@ -225,7 +225,7 @@ impl Figures {
         }
         let late_percent = self.late as f64 * 100.0 / requests as f64;
         if late_percent > LATE_PERCENT_MAX {
-            return Verdict::Failed(format!(
+            return Verdict::GeneratorLate(format!(
                 "the generator did not keep up: {late_percent:.1}% of requests started more than {} us late, the latest by \
                  {:.1} ms; use a lower --rate-iops, more --numjobs, or cores that nobody else uses",
                 LATE_NS / 1000,
@@ -250,6 +250,8 @@ pub enum Verdict {
     Sound,
     /// They can, but they depend on how long the run took.
     Overloaded(String),
+    /// They cannot: requests started late, and not for want of room at the target.
+    GeneratorLate(String),
     /// They cannot.
     Failed(String),
 }
@@ -259,7 +261,7 @@ impl Verdict {
     #[must_use]
     pub fn failure(&self) -> Option<&str> {
         match self {
-            Self::Failed(why) => Some(why),
+            Self::Failed(why) | Self::GeneratorLate(why) => Some(why),
             Self::Sound | Self::Overloaded(_) => None,
         }
     }
@@ -332,7 +334,7 @@ mod tests {
         figures.not_started = 1;
         assert!(matches!(figures.verdict(second), Verdict::Overloaded(_)));
         figures.late = 11;
-        assert!(matches!(figures.verdict(second), Verdict::Failed(why) if why.contains("1.1%")));
+        assert!(matches!(figures.verdict(second), Verdict::GeneratorLate(why) if why.contains("1.1%")));
         figures.failed("EIO".into());
         assert!(matches!(figures.verdict(second), Verdict::Failed(why) if why.contains("EIO")));
     }

@@ -93,8 +93,12 @@ pub struct StallsSummary {
     pub threshold_ns: u64,
     /// When the longest began, from the first moment that counts on.
     pub longest_at_ns: u64,
-    /// How long it was.
+    /// How long it was: from the first request to the end of the last, and those closer than 5 ms are one.
     pub longest_ns: u64,
+    /// The longest response in it.
+    pub longest_response_ns: u64,
+    /// Requests that were to start in it.
+    pub longest_requests: u64,
 }
 
 impl StallsSummary {
@@ -105,6 +109,8 @@ impl StallsSummary {
             threshold_ns: stalls.threshold_ns,
             longest_at_ns: longest.map_or(0, |stall| stall.began_ns),
             longest_ns: longest.map_or(0, |stall| stall.ended_ns - stall.began_ns),
+            longest_response_ns: longest.map_or(0, |stall| stall.response_ns_max),
+            longest_requests: longest.map_or(0, |stall| stall.requests),
         }
     }
 }
@@ -199,7 +205,7 @@ impl Summary {
         let (verdict, why) = match &outcome.verdict {
             Verdict::Sound => ("sound", None),
             Verdict::Overloaded(why) => ("overloaded", Some(why.clone())),
-            Verdict::Failed(why) => ("failed", Some(why.clone())),
+            Verdict::Failed(why) | Verdict::GeneratorLate(why) => ("failed", Some(why.clone())),
         };
         let (loop_kind, rate_iops_intended) = match outcome.job.load {
             Load::Closed { .. } => ("closed", 0.0),
@@ -244,21 +250,21 @@ impl Summary {
             detail: None,
         }
     }
+}
 
-    /// Where the threads ran, in words.
-    #[must_use]
-    pub fn cores_told(&self) -> String {
-        let mut pinned: Vec<String> = self.cores.iter().flatten().map(u32::to_string).collect();
-        let others = match pinned.len() {
-            0 => return "on whatever core had time".to_owned(),
-            count if count < self.cores.len() => ", others anywhere",
-            _ => "",
-        };
-        let last = pinned.pop().expect("there is one");
-        match pinned.is_empty() {
-            true => format!("on core {last}{others}"),
-            false => format!("on cores {} and {last}{others}", pinned.join(", ")),
-        }
+/// Where threads ran, in words.
+#[must_use]
+pub fn cores_told(cores: &[Option<u32>]) -> String {
+    let mut pinned: Vec<String> = cores.iter().flatten().map(u32::to_string).collect();
+    let others = match pinned.len() {
+        0 => return "on whatever core had time".to_owned(),
+        count if count < cores.len() => ", others anywhere",
+        _ => "",
+    };
+    let last = pinned.pop().expect("there is one");
+    match pinned.is_empty() {
+        true => format!("on core {last}{others}"),
+        false => format!("on cores {} and {last}{others}", pinned.join(", ")),
     }
 }
 

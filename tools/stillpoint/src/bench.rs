@@ -13,10 +13,11 @@ use std::io::Write;
 use arguments::{CompareArguments, SweepArguments};
 use serde::Serialize;
 use stillpoint_appliance::Error;
-use stillpoint_bench::compare::{Compared, compare};
+use stillpoint_bench::compare::{Compared, RATIO_TOLD, compare};
 use stillpoint_bench::job::Job;
+use stillpoint_bench::report::cores_told;
 use stillpoint_bench::run::RunError;
-use stillpoint_bench::sweep::{Sweep, sweep};
+use stillpoint_bench::sweep::{Behind, Knee, Sweep, sweep};
 use stillpoint_bench::target::{Name, Opened, TargetError};
 
 use crate::cli::{Format, Global};
@@ -82,7 +83,7 @@ fn run_compare(arguments: CompareArguments, global: &Global) -> Result<(), Failu
         });
         let columns = ["", ">A", ">B", ">B/A (95%)", "VERDICT"];
         format!(
-            "A  {}\nB  {}\n{rounds} rounds; response times\n\n{}",
+            "A  {}\nB  {}\n{rounds} rounds; response times\n\n{}\n\n{RATIO_TOLD}\n",
             comparison.a,
             comparison.b,
             table(&columns, rows)
@@ -96,7 +97,11 @@ fn run_sweep(arguments: SweepArguments, global: &Global) -> Result<(), Failure> 
     let target = open(&arguments.target, &job)?;
     let told = |rate: f64| progress(global, &format!("{rate:.0} requests a second"));
     let swept = sweep(&job, &target, arguments.steps, told).map_err(failed)?;
-    output::print(global, &swept, show_sweep)
+    output::print(global, &swept, show_sweep)?;
+    match swept.knee.is_unknown() {
+        true => Err(Error::failure("the knee of the target is not known: see what was in the way").into()),
+        false => Ok(()),
+    }
 }
 
 fn show_sweep(sweep: &Sweep) -> String {
@@ -107,18 +112,36 @@ fn show_sweep(sweep: &Sweep) -> String {
             Duration(step.p50_ns).to_string(),
             Duration(step.p99_ns).to_string(),
             Duration(step.p999_ns).to_string(),
-            if step.kept_up { "" } else { "did not keep up" }.to_owned(),
+            match step.behind {
+                None => "",
+                Some(Behind::Target) => "the target did not keep up",
+                Some(Behind::Generator) => "the generator did not keep up",
+                Some(Behind::Errors) => "requests failed",
+            }
+            .to_owned(),
         ]
     });
     let columns = [">RATE", ">ENDED", ">P50", ">P99", ">P99.9", ""];
-    let knee = match sweep.knee_iops {
-        Some(rate) => format!("{rate:.0} requests a second"),
-        None => "below the slowest step".to_owned(),
+    let knee = match &sweep.knee {
+        Knee::Found { rate_iops } => format!("{rate_iops:.0} requests a second"),
+        Knee::NotReached { rate_iops } => format!("not reached up to {rate_iops:.0} requests a second"),
+        Knee::BelowSlowest => {
+            "below the slowest step: the target did not keep up with it; give more --steps".to_owned()
+        }
+        Knee::Unknown {
+            rate_iops_sure: None,
+            why,
+        } => format!("not known: {why}"),
+        Knee::Unknown {
+            rate_iops_sure: Some(rate_iops),
+            why,
+        } => format!("not known, but at least {rate_iops:.0} requests a second: {why}"),
     };
     format!(
         "{}\n\n{}",
         pairs(&[
             ("at most", format!("{:.0} requests a second", sweep.rate_iops_max)),
+            ("generator", cores_told(&sweep.cores)),
             ("knee", knee),
         ]),
         table(&columns, rows)

@@ -275,7 +275,12 @@ fn a_file_is_measured_compared_and_swept() {
     assert!(high < 1.0, "nothing is faster than a file: {told}");
 
     let (told, ended_well) = bench(&["sweep", file, "--steps=3", "--runtime=300ms", "--idle=nap"]);
-    assert!(ended_well, "{told}");
+    let verdict = member(&told, "/knee/verdict");
+    assert_eq!(
+        ended_well,
+        verdict != "unknown",
+        "it fails if the generator was in the way, and only then: {told}"
+    );
     let rates: Vec<f64> = support::list(&told, "/steps")
         .iter()
         .map(|step| member(step, "/rate_iops").as_f64().expect("a number"))
@@ -290,6 +295,8 @@ fn what_cannot_be_measured_is_refused_with_what_to_do() {
         (&["run", "null:", "--bs=1000"], "multiple of 512"),
         (&["run", "null:4096", "--offset=8192"], "--size"),
         (&["run", "null:", "--rw=erase"], "trimwrite"),
+        (&["run", "null:", "--bs=4k/50:64k/60"], "add up to 110%"),
+        (&["run", "null:much"], "512MiB"),
         (&["run", "null:", "--fsync=1"], "nothing is written"),
         (&["run", "null:", "--rw=trim", "--verify"], "may read as anything"),
         (&["run", "nbd+tls://host/disk"], "nbd+unix:///EXPORT?socket=PATH"),
@@ -308,6 +315,85 @@ fn what_cannot_be_measured_is_refused_with_what_to_do() {
     ] {
         let errors = refused(arguments);
         assert!(errors.contains(said), "{arguments:?}: {errors}");
+    }
+}
+
+#[test]
+fn a_run_that_failed_says_why_once_and_where_it_ran() {
+    let output = Command::new(env!("CARGO_BIN_EXE_stillpoint"))
+        .args([
+            "bench",
+            "run",
+            "null:1G",
+            "--rate-iops=90000000",
+            "--runtime=50ms",
+        ])
+        .output()
+        .expect("the program starts");
+    assert_eq!(output.status.code(), Some(1));
+    let (text, errors) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    let said = "the generator did not keep up";
+    assert_eq!((text.matches(said).count(), errors.matches(said).count()), (1, 0));
+    assert!(errors.contains("the verdict says why"), "{errors}");
+    let generator = text.lines().find(|line| line.starts_with("generator"));
+    assert!(generator.expect("a line").contains("core"), "{text}");
+}
+
+#[test]
+fn a_sweep_that_cannot_be_made_fails_and_blames_the_generator() {
+    // Nothing is as fast as nothing: all that is late is the generator. Of its last rate it has no time left.
+    let (told, ended_well) = bench(&["sweep", "null:", "--steps=3", "--runtime=100ms"]);
+    let steps = support::list(&told, "/steps");
+    for step in steps {
+        assert_ne!(member(step, "/behind"), "target", "{told}");
+    }
+    let late = steps.iter().any(|step| member(step, "/behind") == "generator");
+    assert_eq!(ended_well, member(&told, "/knee/verdict") != "unknown", "{told}");
+    assert!(late || ended_well, "{told}");
+}
+
+#[test]
+fn a_comparison_says_what_its_ratio_is_of() {
+    let program = env!("CARGO_BIN_EXE_stillpoint");
+    let job = ["--iodepth=1", "--runtime=10ms", "--rounds=3"];
+    let text = must(
+        program,
+        &[&["bench", "compare", "null:", "null:"][..], &job].concat(),
+    );
+    assert!(
+        text.contains("The ratio is that of each round by itself"),
+        "{text}"
+    );
+}
+
+#[test]
+fn an_export_that_is_not_there_is_named() {
+    let appliance = Appliance::started(&["--processors", "1"]);
+    let failed = appliance.tell(&["bench", "run", &appliance.uri("nope"), "--runtime=1"]);
+    assert_eq!(failed.code, 1);
+    let said = &failed.errors;
+    assert!(
+        said.contains("there is no export \"nope\" on this server"),
+        "{said}"
+    );
+    assert!(said.contains("`stillpoint export list`"), "{said}");
+}
+
+#[test]
+fn every_kind_of_target_is_in_the_help() {
+    let help = must(env!("CARGO_BIN_EXE_stillpoint"), &["bench", "run", "--help"]);
+    for kind in [
+        "nvme:",
+        "nbd+unix:",
+        "nbd://",
+        "null:",
+        "inside:memory",
+        "inside+force:",
+    ] {
+        assert!(help.contains(kind), "{kind}: {help}");
     }
 }
 
@@ -344,11 +430,11 @@ fn what_a_snapshot_costs_is_measured_and_the_snapshots_are_gone() {
     let failed = appliance.tell(&[
         "bench",
         "snapshot-cost",
-        &uri,
+        "/nowhere/at/all",
         "--volume=none",
         "--runtime=300ms",
         "--every=100ms",
     ]);
-    assert_ne!(failed.code, 0);
+    assert_eq!(failed.code, 3, "{}", failed.errors);
     assert!(failed.errors.contains("none"), "{}", failed.errors);
 }

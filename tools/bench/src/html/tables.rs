@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::{at, escape, time};
 use crate::detail::{Detail, SNAPSHOTS_MAX};
 use crate::machine::{Device, Machine};
-use crate::report::{LatencySummary, Summary, TimesSummary};
+use crate::report::{LatencySummary, Summary, TimesSummary, cores_told};
 
 /// Events that are listed at most.
 const HAPPENINGS_MAX: usize = 1000;
@@ -53,9 +53,13 @@ pub fn head(summary: &Summary, began: &str) -> String {
         ),
         _ => format!("{:.0} a second", summary.rate_iops),
     };
-    let generator = summary
-        .calibration
-        .map(|one| format!("{:.0} ns for each request, {}", one.request_ns, summary.cores_told()));
+    let generator = summary.calibration.map(|one| {
+        format!(
+            "{:.0} ns for each request, {}",
+            one.request_ns,
+            cores_told(&summary.cores)
+        )
+    });
     let late = match (summary.loop_kind, summary.late) {
         ("open", 0) => "all on time".to_owned(),
         ("open", late) => format!("{late} late, the latest by {}", time(summary.late_ns_max as f64)),

@@ -103,5 +103,5 @@ fn a_summary_says_what_happened() {
     assert!((499_000..=501_000).contains(&p50), "{p50}");
     assert_eq!(json["reads"]["response"]["count"], 500);
     assert_eq!(json["cores"], serde_json::json!([3, null, 5]));
-    assert_eq!(summary.cores_told(), "on cores 3 and 5, others anywhere");
+    assert_eq!(cores_told(&summary.cores), "on cores 3 and 5, others anywhere");
 }

@@ -155,7 +155,9 @@ fn a_generator_that_is_asked_for_too_much_blames_itself() {
     };
     let outcome = run(&job, &Opened::Null(1 << 30)).expect("it runs");
     assert_eq!(outcome.figures.not_started, 0);
-    assert!(matches!(outcome.verdict, Verdict::Failed(why) if why.contains("the generator did not keep up")));
+    assert!(
+        matches!(outcome.verdict, Verdict::GeneratorLate(why) if why.contains("the generator did not keep up"))
+    );
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use stillpoint_export::nbd::client::{ClientError, Connection, ExportInfo};
-use stillpoint_export::nbd::wire::{command, command_flags, transmission_flags};
+use stillpoint_export::nbd::wire::{command, command_flags, option, option_reply, transmission_flags};
 use stillpoint_hw::socket::wait_for;
 
 use super::{Target, TargetError};
@@ -133,10 +133,25 @@ impl NbdUri {
     /// [`ClientError`].
     pub(super) fn look(&self) -> Result<ExportInfo, TargetError> {
         let stream = self.connect()?;
-        let connection = Connection::open(stream, &self.export)?;
+        let connection = Connection::open(stream, &self.export).map_err(|error| self.refused(error))?;
         let info = connection.export().clone();
         connection.close();
         Ok(info)
+    }
+
+    /// Says it in words if the server has no such export.
+    fn refused(&self, error: ClientError) -> TargetError {
+        match error {
+            ClientError::Refused {
+                option: option::GO,
+                error: option_reply::ERR_UNKNOWN,
+                message,
+            } => TargetError::Other(format!(
+                "{self}: there is no export {:?} on this server ({message}): `stillpoint export list` names those of an appliance",
+                self.export
+            )),
+            error => error.into(),
+        }
     }
 
     fn connect(&self) -> Result<Stream, TargetError> {

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use stillpoint_bench::job::{Idle, Job};
 use stillpoint_bench::target::Name;
 
-use super::words::Words;
+use super::words::{Words, target};
 use crate::size::Duration;
 use stillpoint_appliance::Error;
 
@@ -26,9 +26,10 @@ pub enum BenchCommand {
 /// Options of `bench run`.
 #[derive(Debug, Args)]
 pub struct RunArguments {
-    /// A file or block device, nbd+unix:///EXPORT?socket=PATH, nbd://HOST[:PORT]/EXPORT, null: (what is written there is
-    /// lost), or shards in this process: inside:memory, inside:PATH, inside+force:PATH [default: filename or uri of the job file]
-    #[arg(value_name = "TARGET")]
+    /// A file or block device, nvme:PATH (a namespace, by commands of our own), nbd+unix:///EXPORT?socket=PATH,
+    /// nbd://HOST[:PORT]/EXPORT, null:[SIZE] (nothing: what the generator itself costs), or shards in this process: inside:memory,
+    /// inside:PATH, inside+force:PATH [default: filename or uri of the job file]
+    #[arg(value_name = "TARGET", value_parser = target)]
     pub target: Option<Name>,
     /// See [`JobArguments`].
     #[command(flatten)]
@@ -53,11 +54,11 @@ pub struct RunArguments {
 /// Options of `bench compare`.
 #[derive(Debug, Args)]
 pub struct CompareArguments {
-    /// The one target
-    #[arg(value_name = "A")]
+    /// The one target, as for `bench run`
+    #[arg(value_name = "A", value_parser = target)]
     pub a: Name,
     /// The other
-    #[arg(value_name = "B")]
+    #[arg(value_name = "B", value_parser = target)]
     pub b: Name,
     /// See [`JobArguments`]. The run time is that of each round.
     #[command(flatten)]
@@ -70,8 +71,8 @@ pub struct CompareArguments {
 /// Options of `bench sweep`.
 #[derive(Debug, Args)]
 pub struct SweepArguments {
-    /// The target
-    #[arg(value_name = "TARGET")]
+    /// The target, as for `bench run`
+    #[arg(value_name = "TARGET", value_parser = target)]
     pub target: Name,
     /// See [`JobArguments`]. The run time is that of each step.
     #[command(flatten)]
@@ -85,7 +86,7 @@ pub struct SweepArguments {
 #[derive(Debug, Args)]
 pub struct SnapshotCostArguments {
     /// What is measured: an export of the volume
-    #[arg(value_name = "TARGET")]
+    #[arg(value_name = "TARGET", value_parser = target)]
     pub target: Name,
     /// The volume of which snapshots are taken, through the daemon of --socket; several with commas between
     #[arg(long, value_name = "NAME")]

@@ -9,13 +9,15 @@ use stillpoint_bench::detail::Detail;
 use stillpoint_bench::figures::Verdict;
 use stillpoint_bench::html::html;
 use stillpoint_bench::machine::Machine;
-use stillpoint_bench::report::{LatencySummary, Summary, TimesSummary, hgrm, write_hlog};
+use stillpoint_bench::report::{
+    LatencySummary, StallsSummary, Summary, TimesSummary, cores_told, hgrm, write_hlog,
+};
 use stillpoint_bench::run::{Outcome, calibrate, run};
 use stillpoint_bench::target::{Name, Opened};
 
 use super::arguments::RunArguments;
 use super::daemon::{Happened, Watch};
-use super::{failed, open};
+use super::{failed, open, words};
 use crate::cli::Global;
 use crate::exit::Failure;
 use crate::output::{self, pairs, table};
@@ -27,7 +29,7 @@ pub fn run_one(arguments: RunArguments, global: &Global) -> Result<(), Failure> 
     job.timeline = true;
     let name: Name = match (arguments.target, named) {
         (Some(name), _) => name,
-        (None, Some(text)) => text.parse().map_err(Error::usage)?,
+        (None, Some(text)) => words::target(&text).map_err(Error::usage)?,
         (None, None) => {
             return Err(Error::usage("no target: name a file, a block device or an NBD URI").into());
         }
@@ -61,7 +63,10 @@ pub fn run_one(arguments: RunArguments, global: &Global) -> Result<(), Failure> 
     }
     output::print(global, &summary, show)?;
     match outcome.verdict {
-        Verdict::Failed(why) => Err(Error::failure(why).into()),
+        // What was printed says why, in every format.
+        Verdict::Failed(_) | Verdict::GeneratorLate(_) => {
+            Err(Error::failure("these figures cannot be trusted: the verdict says why").into())
+        }
         Verdict::Sound | Verdict::Overloaded(_) => Ok(()),
     }
 }
@@ -111,18 +116,12 @@ fn show(summary: &Summary) -> String {
             format!(
                 "{:.0} ns for each request, {}",
                 calibration.request_ns,
-                summary.cores_told()
+                cores_told(&summary.cores)
             ),
         ));
     }
     if let Some(stalls) = summary.stalls.filter(|stalls| stalls.found > 0) {
-        let longest = Duration(stalls.longest_ns);
-        let (at, threshold) = (Duration(stalls.longest_at_ns), Duration(stalls.threshold_ns));
-        let told = format!(
-            "{} over {threshold}, the longest {longest} from {at} on",
-            stalls.found
-        );
-        lines.push(("stalls", told));
+        lines.push(("stalls", of_stalls(&stalls)));
     }
     if summary.verified > 0 {
         lines.push(("verified", format!("{} reads", summary.verified)));
@@ -146,6 +145,22 @@ fn show(summary: &Summary) -> String {
         .flat_map(|(what, latency)| rows(what, latency, summary.loop_kind == "open"));
     let columns = ["", ">MIN", ">P50", ">P90", ">P99", ">P99.9", ">P99.99", ">MAX"];
     format!("{}\n\n{}", pairs(&lines), table(&columns, rows))
+}
+
+/// A stall may be several slow responses one after the other, and is then longer than any of them.
+fn of_stalls(stalls: &StallsSummary) -> String {
+    let [threshold, lasted, at, response] = [
+        stalls.threshold_ns,
+        stalls.longest_ns,
+        stalls.longest_at_ns,
+        stalls.longest_response_ns,
+    ]
+    .map(Duration);
+    format!(
+        "{} (responses over {threshold}, less than 5 ms apart); the longest lasted {lasted} from {at} on: {} requests, the longest \
+         response {response}",
+        stalls.found, stalls.longest_requests
+    )
 }
 
 fn starts(summary: &Summary) -> String {
@@ -173,4 +188,26 @@ fn rows(what: &str, latency: &LatencySummary, open: bool) -> Vec<Vec<String>> {
         rows.push(row(format!("{what} service"), &latency.service));
     }
     rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stall_that_is_longer_than_its_responses_says_of_what_it_is_made() {
+        let told = of_stalls(&StallsSummary {
+            found: 2,
+            threshold_ns: 1_200_000,
+            longest_at_ns: 500_000_000,
+            longest_ns: 39_000_000,
+            longest_response_ns: 12_500_000,
+            longest_requests: 41,
+        });
+        assert_eq!(
+            told,
+            "2 (responses over 1.20 ms, less than 5 ms apart); the longest lasted 39.0 ms from 500 ms on: 41 requests, the longest \
+             response 12.5 ms"
+        );
+    }
 }

@@ -2,6 +2,7 @@
 
 use stillpoint_appliance::Error;
 use stillpoint_bench::job::{Arrivals, Discards, Idle, Job, Load, Order, WriteMode};
+use stillpoint_bench::target::Name;
 
 use crate::size::{Duration, Size};
 
@@ -276,6 +277,20 @@ fn number<T: std::str::FromStr>(name: &str, text: &Option<String>) -> Result<Opt
     read.map_err(|_| wrong(name, text, "a number"))
 }
 
+/// The name of a target; a size in it is read as sizes are.
+///
+/// # Errors
+/// It is none.
+pub fn target(text: &str) -> Result<Name, String> {
+    match text.strip_prefix("null:") {
+        Some(size) if !size.is_empty() => match size.parse::<Size>() {
+            Ok(size) => Ok(Name::Null(size.0)),
+            Err(error) => Err(format!("after null: comes a size or nothing; {error}")),
+        },
+        _ => text.parse(),
+    }
+}
+
 fn bytes(name: &str, text: &str) -> Result<u64, Error> {
     let read = text.parse::<Size>();
     read.map(|size| size.0)
@@ -297,17 +312,43 @@ fn time(name: &str, text: &Option<String>) -> Result<Option<u64>, Error> {
     Ok(Some(read.0))
 }
 
-/// `4k`, or lengths and their shares: `4k/60:64k/40`.
+/// `4k`, or lengths and their percent: `4k/60:64k/40`. Those without one share what is left, as with fio.
 fn lengths(text: &str) -> Result<Vec<(u32, u32)>, Error> {
     let known = "a length as 4k, or lengths and their percent as 4k/60:64k/40";
-    text.split(':')
-        .map(|part| {
-            let (length, share) = part.split_once('/').unwrap_or((part, "1"));
-            let length = u32::try_from(bytes("bs", length)?).map_err(|_| wrong("bs", text, known))?;
-            let share = share.parse().map_err(|_| wrong("bs", text, known))?;
-            Ok((length, share))
-        })
-        .collect()
+    if text.contains(',') {
+        let known = "one for all of them as 4k, or several and their percent as 4k/60:64k/40; lengths of reads, writes and discards \
+                     each of its own (4k,8k) are not known here";
+        return Err(wrong("bs", text, known));
+    }
+    let parts = text.split(':').map(|part| {
+        let (length, share) = part.split_once('/').unwrap_or((part, ""));
+        let length = u32::try_from(bytes("bs", length)?).map_err(|_| wrong("bs", text, known))?;
+        let share: Option<u32> = match share {
+            "" => None,
+            share => Some(share.parse().map_err(|_| wrong("bs", text, known))?),
+        };
+        Ok((length, share))
+    });
+    let parts = parts.collect::<Result<Vec<_>, Error>>()?;
+    let given: u64 = parts.iter().filter_map(|(_, share)| *share).map(u64::from).sum();
+    let open = parts.iter().filter(|(_, share)| share.is_none()).count() as u32;
+    let left = match u32::try_from(given) {
+        // Nothing is said: they come equally often.
+        Ok(0) if open as usize == parts.len() => 1,
+        Ok(given) if given < 100 && open > 0 => 100 - given,
+        Ok(100) if open == 0 => 0,
+        _ => {
+            return Err(Error::usage(format!(
+                "bs={text:?}: the shares add up to {given}%: give percents that make 100, as 4k/60:64k/40"
+            )));
+        }
+    };
+    // In units so small that what is left can be divided.
+    let unit = if left > 1 { open } else { 1 };
+    let weights = parts
+        .into_iter()
+        .map(|(length, share)| (length, share.map_or(left, |share| share * unit)));
+    Ok(weights.collect())
 }
 
 #[cfg(test)]
@@ -363,6 +404,11 @@ mod tests {
             ("rw=write\nwritefua=yes", "0 or 1"),
             ("bs=4x", "bs: "),
             ("bs=4k/x", "4k/60:64k/40"),
+            ("bs=4k/50:64k/60", "add up to 110%"),
+            ("bs=4k/50:64k/40", "add up to 90%"),
+            ("bs=4k/100:64k", "add up to 100%"),
+            ("bs=4k/4294967295:8k/1", "add up to 4294967296%"),
+            ("bs=4k,8k", "reads, writes and discards"),
             ("iodepth=-1", "iodepth"),
             ("rate_process=burst", "linear or poisson"),
             ("random_distribution=pareto:1", "zipf:1.2"),
@@ -422,7 +468,23 @@ mod tests {
     }
 
     #[test]
+    fn a_target_of_nothing_has_a_size_as_sizes_are_written() {
+        assert_eq!(target("null:1G"), Ok(Name::Null(1 << 30)));
+        assert_eq!(target("null:4096"), Ok(Name::Null(4096)));
+        assert_eq!(target("null:"), Ok(Name::Null(1 << 40)));
+        assert!(target("null:x").expect_err("no size").contains("512MiB"));
+        assert_eq!(target("/dev/sdz"), Ok(Name::File("/dev/sdz".into())));
+    }
+
+    #[test]
     fn lengths_have_shares() {
         assert_eq!(job("bssplit=4k/60:64k/40").lengths, [(4096, 60), (65536, 40)]);
+        assert_eq!(job("bs=4k:8k").lengths, [(4096, 1), (8192, 1)]);
+        let split = job("bssplit=4k/25:8k:16k/").lengths;
+        assert_eq!(
+            split,
+            [(4096, 50), (8192, 75), (16384, 75)],
+            "25%, and half of the rest each"
+        );
     }
 }
