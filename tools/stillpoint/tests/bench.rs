@@ -426,7 +426,13 @@ fn what_a_snapshot_costs_is_measured_and_the_snapshots_are_gone() {
     assert_eq!(number(&told, "/cost/extra/of"), 6, "{told}");
     assert!(support::list(&appliance.run(&["snapshot", "list"]), "").is_empty());
 
-    // What cannot be is said, and nothing is left behind.
+    // Without snapshots in either half the same is done and shown.
+    let told = appliance.run(&[&cost[..], &job, &["--control"]].concat());
+    assert_eq!(member(&told, "/control"), &Value::Bool(true), "{told}");
+    assert!(number(&told, "/cost/snapshots") >= 6, "moments: {told}");
+    assert_eq!(number(&told, "/durable_ns/max"), 0, "none was taken: {told}");
+
+    // What cannot be is said before the target is as much as opened.
     let failed = appliance.tell(&[
         "bench",
         "snapshot-cost",

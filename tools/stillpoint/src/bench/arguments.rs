@@ -97,6 +97,9 @@ pub struct SnapshotCostArguments {
     /// From one snapshot to the next
     #[arg(long, default_value = "1s", value_name = "TIME")]
     pub every: Duration,
+    /// Take no snapshots in the half with them either: a difference that is shown then is the measurement's own
+    #[arg(long)]
+    pub control: bool,
     /// See [`JobArguments`]. The run time is that of each half of a round.
     #[command(flatten)]
     pub job: JobArguments,

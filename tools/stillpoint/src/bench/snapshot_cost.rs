@@ -1,32 +1,27 @@
 //! `stillpoint bench snapshot-cost`.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::{Duration as Time, Instant, SystemTime, UNIX_EPOCH};
+mod halves;
 
+use std::time::{Duration as Time, SystemTime, UNIX_EPOCH};
+
+use halves::{Daemon, Halves, Moment};
 use serde::Serialize;
 use stillpoint_appliance::Error;
-use stillpoint_appliance::api::model::{CreateSnapshot, DeletionInfo, SnapshotInfo};
+use stillpoint_appliance::api::model::SnapshotInfo;
+use stillpoint_bench::compare::RATIO_TOLD;
 use stillpoint_bench::figures::Verdict;
 use stillpoint_bench::job::Job;
-use stillpoint_bench::run::{Outcome, run};
 use stillpoint_bench::snapshot_cost::{Cost, Extra, Round};
-use stillpoint_bench::target::Opened;
 
 use super::arguments::SnapshotCostArguments;
 use super::{failed, open, progress};
 use crate::cli::Global;
-use crate::client::{Client, escape, with_query};
 use crate::exit::Failure;
 use crate::output::{self, pairs, table};
 use crate::size::Duration;
 
 /// Version of [`Told`] in JSON: it changes when a field changes its meaning or goes.
 const VERSION: u32 = 1;
-/// How often it is looked whether a deletion has ended, or whether no more snapshots are to be taken.
-const GLANCE: Time = Time::from_millis(5);
-/// How long is waited for what deleted snapshots had to come free.
-const FREED: Time = Time::from_secs(60);
 
 /// What it says, as JSON.
 #[derive(Debug, Serialize)]
@@ -35,6 +30,8 @@ struct Told {
     target: String,
     volume: String,
     every_ns: u64,
+    /// No snapshot was taken in either half.
+    control: bool,
     verdict: String,
     cost: Cost,
     /// What the daemon says of the snapshots, in nanoseconds: the longest hold of a shard...
@@ -85,14 +82,16 @@ pub fn run_snapshot_cost(arguments: SnapshotCostArguments, global: &Global) -> R
         );
         return Err(Error::usage(message).into());
     }
+    let volumes = arguments.volume.split(',').map(ToOwned::to_owned).collect();
+    let daemon = Daemon::of(global, volumes, arguments.pool.as_deref())?;
     let target = open(&arguments.target, &job)?;
-    let taker = Taker {
-        client: Client::new(global),
-        volumes: arguments.volume.split(',').map(ToOwned::to_owned).collect(),
-        pool: arguments.pool.clone(),
+    let halves = Halves {
+        appliance: &daemon,
         every,
+        control: arguments.control,
         mark: since_1970() / 1_000_000_000,
     };
+    halves.warm_up(&job, &target)?;
     let (mut rounds, mut infos, mut left_out) = (Vec::new(), Vec::new(), Vec::new());
     for number in 0..arguments.rounds {
         progress(global, &format!("round {} of {}", number + 1, arguments.rounds));
@@ -100,15 +99,15 @@ pub fn run_snapshot_cost(arguments: SnapshotCostArguments, global: &Global) -> R
             seed: job.seed.wrapping_add(u64::from(number)),
             ..job.clone()
         };
-        let (without, with, taken) = taker.round(number, &job, &target)?;
+        let (without, with, moments) = halves.round(number, &job, &target)?;
         let failures = [&without.verdict, &with.verdict].map(Verdict::failure);
         match failures.into_iter().flatten().next() {
             Some(why) => left_out.push(why.to_owned()),
-            None if taken.is_empty() => left_out.push("no snapshot was taken in time".to_owned()),
+            None if moments.is_empty() => left_out.push("no snapshot was due in time".to_owned()),
             None => {
-                let asked_for = taken.iter().map(|info| position_ns(info, &with));
+                let asked_for = moments.iter().map(|moment| moment.position_ns(&with));
                 rounds.push(Round::of(&without, &with, &asked_for.collect::<Vec<_>>()));
-                infos.extend(taken);
+                infos.extend(moments.into_iter().filter_map(|Moment { taken, .. }| taken));
             }
         }
     }
@@ -122,6 +121,7 @@ pub fn run_snapshot_cost(arguments: SnapshotCostArguments, global: &Global) -> R
         target: arguments.target.to_string(),
         volume: arguments.volume,
         every_ns: arguments.every.0,
+        control: arguments.control,
         verdict: cost.verdict(),
         hold_ns: spread(|info| info.hold_ns_max),
         answer_held_ns: spread(|info| info.answer_held_ns_max),
@@ -132,119 +132,9 @@ pub fn run_snapshot_cost(arguments: SnapshotCostArguments, global: &Global) -> R
     output::print(global, &told, show)
 }
 
-/// When a snapshot was asked for, from the first moment of a run that counts on.
-fn position_ns(info: &SnapshotInfo, outcome: &Outcome) -> i64 {
-    info.time_stamp_ns.wrapping_sub(outcome.began_wall_ns) as i64
-}
-
 fn since_1970() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.map_or(0, |time| time.as_nanos() as u64)
-}
-
-/// Takes snapshots, and deletes them again.
-struct Taker {
-    client: Client,
-    volumes: Vec<String>,
-    pool: Option<String>,
-    every: Time,
-    /// Part of the names, so that two runs do not meet.
-    mark: u64,
-}
-
-impl Taker {
-    /// Both halves of a round, without and with, and the snapshots of the other; these are gone when it returns, and what they
-    /// had is free.
-    fn round(
-        &self,
-        number: u32,
-        job: &Job,
-        target: &Opened,
-    ) -> Result<(Outcome, Outcome, Vec<SnapshotInfo>), Failure> {
-        let before = if number.is_multiple_of(2) {
-            Some(run(job, target).map_err(failed)?)
-        } else {
-            None
-        };
-        let (with, taken) = self.half(number, job, target)?;
-        let without = match before {
-            Some(before) => before,
-            None => run(job, target).map_err(failed)?,
-        };
-        Ok((without, with, taken))
-    }
-
-    /// The job with snapshots beside it; gives those that were asked for in the time that counts.
-    fn half(&self, number: u32, job: &Job, target: &Opened) -> Result<(Outcome, Vec<SnapshotInfo>), Failure> {
-        let ended = AtomicBool::new(false);
-        let (outcome, (taken, trouble)) = thread::scope(|scope| {
-            let snapshots = scope.spawn(|| self.take(number, &ended));
-            let outcome = run(job, target);
-            ended.store(true, Ordering::Relaxed);
-            (outcome, snapshots.join().expect("no panic"))
-        });
-        // Whatever went wrong, what was taken goes.
-        let deleted: Vec<Result<(), Failure>> = taken.iter().map(|info| self.delete(info)).collect();
-        let outcome = outcome.map_err(failed)?;
-        if let Some(trouble) = trouble {
-            return Err(trouble);
-        }
-        deleted.into_iter().collect::<Result<(), Failure>>()?;
-        let counts = |info: &SnapshotInfo| (0..job.time_ns as i64).contains(&position_ns(info, &outcome));
-        let taken = taken.into_iter().filter(counts).collect();
-        Ok((outcome, taken))
-    }
-
-    /// Takes one in each interval, in its middle, until told that it is enough.
-    fn take(&self, number: u32, ended: &AtomicBool) -> (Vec<SnapshotInfo>, Option<Failure>) {
-        let mut taken = Vec::new();
-        let mut due = Instant::now() + self.every / 2;
-        loop {
-            while Instant::now() < due {
-                if ended.load(Ordering::Relaxed) {
-                    return (taken, None);
-                }
-                thread::sleep(due.saturating_duration_since(Instant::now()).min(GLANCE));
-            }
-            let request = CreateSnapshot {
-                volumes: self.volumes.clone(),
-                name: format!("bench-{}-{number}-{}", self.mark, taken.len()),
-                pool: self.pool.clone(),
-                hold_limit_ns: None,
-            };
-            match self.client.post("/v1/snapshots", &request) {
-                Ok(info) => taken.push(info),
-                Err(failure) => return (taken, Some(failure)),
-            }
-            due = (due + self.every).max(Instant::now());
-        }
-    }
-
-    /// Deletes one, and waits until what it had is free, so that this is not measured with what comes next.
-    fn delete(&self, info: &SnapshotInfo) -> Result<(), Failure> {
-        let pool = [("pool", Some(info.pool.as_str()))];
-        let path = format!("/v1/snapshots/{}", escape(&info.name));
-        self.client.delete(&with_query(&path, &pool))?;
-        let of_pool = format!("/v1/pools/{}", escape(&info.pool));
-        let begun = Instant::now();
-        loop {
-            let path = format!("{of_pool}/deletions/{}", info.id);
-            let state: DeletionInfo = self.client.get(&path)?;
-            if state.state != "going" {
-                return self.client.post(&format!("{of_pool}/checkpoint"), &());
-            }
-            if begun.elapsed() > FREED {
-                let message = format!(
-                    "snapshot {} is deleted, and its space does not come free",
-                    info.name
-                );
-                return Err(Error::failure(message)
-                    .hint("see `stillpoint events --background`")
-                    .into());
-            }
-            thread::sleep(GLANCE);
-        }
-    }
 }
 
 fn show(told: &Told) -> String {
@@ -259,7 +149,10 @@ fn show(told: &Told) -> String {
             "snapshots",
             format!(
                 "{} of {}, one every {}, in {} rounds",
-                cost.snapshots,
+                match told.control {
+                    true => format!("none (--control), at {} moments,", cost.snapshots),
+                    false => cost.snapshots.to_string(),
+                },
                 told.volume,
                 Duration(told.every_ns),
                 cost.rounds
@@ -288,7 +181,7 @@ fn show(told: &Told) -> String {
         ]
     });
     let columns = ["", ">WITHOUT", ">WITH", ">WITH/WITHOUT (95%)", "VERDICT"];
-    format!("{}\n\n{}", pairs(&lines), table(&columns, rows))
+    format!("{}\n\n{}\n\n{RATIO_TOLD}\n", pairs(&lines), table(&columns, rows))
 }
 
 /// Waiting of all requests together, in microseconds.
