@@ -1,3 +1,5 @@
+use std::process::{Command, Stdio};
+
 use super::*;
 use crate::figures::{Ended, Figures, times};
 use crate::job::Job;
@@ -59,18 +61,91 @@ fn the_percentile_text_has_the_columns_and_the_footer_of_others() {
 fn the_interval_log_is_read_back() {
     let mut bytes = Vec::new();
     write_hlog(&outcome(), &mut bytes).expect("into memory");
-    let mut counts = Vec::new();
-    for entry in IntervalLogIterator::new(&bytes) {
-        if let Ok(LogEntry::Interval(interval)) = entry {
-            let base64 = interval.encoded_histogram();
-            let packed = decode_base64(base64);
-            let read: Histogram<u64> = Deserializer::new()
-                .deserialize(&mut &packed[..])
-                .expect("version 2");
-            counts.push((interval.start_timestamp().as_secs(), read.len()));
+    let counts: Vec<(u64, u64)> = (read_here(&bytes).iter())
+        .map(|(start_s, times)| (*start_s, times.len()))
+        .collect();
+    assert_eq!(counts, [(0, 499), (1, 500), (2, 1)]);
+}
+
+/// What somebody else's program says of a log: the numbers of each line.
+fn read_by_another(log: &[u8]) -> Vec<Vec<f64>> {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/golden/read_hlog.py");
+    let mut python = Command::new("python3")
+        .arg(script)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("python3 is installed");
+    let mut stdin = python.stdin.take().expect("piped");
+    stdin.write_all(log).expect("taken");
+    drop(stdin);
+    let output = python.wait_with_output().expect("it ends");
+    assert!(output.status.success(), "it reads the log");
+    let text = String::from_utf8(output.stdout).expect("numbers");
+    let numbers = |line: &str| {
+        line.split(' ')
+            .map(|word| word.parse().expect("a number"))
+            .collect()
+    };
+    text.lines().map(numbers).collect()
+}
+
+#[test]
+fn the_interval_log_is_read_by_somebody_elses_program() {
+    let outcome = outcome();
+    let mut bytes = Vec::new();
+    write_hlog(&outcome, &mut bytes).expect("into memory");
+    let rows = read_by_another(&bytes);
+    assert_eq!(rows.len(), 3);
+    for (index, (row, times)) in rows.iter().zip(&outcome.figures.intervals).enumerate() {
+        let (p50, p99) = (times.value_at_quantile(0.5), times.value_at_quantile(0.99));
+        // When, how long, the longest in ms; then what is in the histogram.
+        assert_eq!(row[..2], [index as f64, 1.0]);
+        assert!((row[2] - times.max() as f64 / 1e6).abs() < 0.001, "{row:?}");
+        let held = [times.len(), p50, p99, times.max()].map(|number| number as f64);
+        assert_eq!(row[3..], held);
+    }
+}
+
+/// Made by python's hdrhistogram: see `golden/make_foreign_hlog.py`.
+const FOREIGN: &[u8] = include_bytes!("../../golden/foreign.hlog");
+
+#[test]
+fn a_log_that_somebody_else_wrote_says_the_same_to_both_readers() {
+    let held = |row: &[f64]| row.iter().map(|&number| number as u64).collect::<Vec<u64>>();
+    let theirs: Vec<Vec<u64>> = read_by_another(FOREIGN)
+        .iter()
+        .map(|row| held(&row[3..]))
+        .collect();
+    let ours: Vec<Vec<u64>> = (read_here(FOREIGN).iter())
+        .map(|(_, times)| {
+            let (p50, p99) = (times.value_at_quantile(0.5), times.value_at_quantile(0.99));
+            vec![times.len(), p50, p99, times.max()]
+        })
+        .collect();
+    assert_eq!(ours, theirs);
+    // What was put into it, to three digits.
+    for (row, put) in ours.iter().zip([
+        [1000, 500_000, 990_000, 1_000_000],
+        [10_000, 50_000, 50_000, 900_000_000],
+        [70_003, 59_000_000_000, 59_000_000_000, 59_000_000_000],
+    ]) {
+        let near = |(held, put): (&u64, u64)| put <= *held && *held - put <= put / 1000;
+        assert!(row.iter().zip(put).all(near), "{row:?} {put:?}");
+    }
+}
+
+/// The histograms of a log, each with when it starts, in seconds.
+fn read_here(log: &[u8]) -> Vec<(u64, Histogram<u64>)> {
+    let mut read = Vec::new();
+    for entry in IntervalLogIterator::new(log) {
+        if let LogEntry::Interval(interval) = entry.expect("a log") {
+            let packed = decode_base64(interval.encoded_histogram());
+            let times = Deserializer::new().deserialize(&mut &packed[..]);
+            read.push((interval.start_timestamp().as_secs(), times.expect("version 2")));
         }
     }
-    assert_eq!(counts, [(0, 499), (1, 500), (2, 1)]);
+    read
 }
 
 fn decode_base64(text: &str) -> Vec<u8> {
