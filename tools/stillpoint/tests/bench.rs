@@ -65,6 +65,31 @@ fn a_server_that_stands_still_cannot_hide_it() {
         thread::sleep(Duration::from_secs(1));
         tell(&control, b'r');
     });
+    // The same second, as a program sees it that waits for an answer before it asks again. It makes 10,000 requests one after the
+    // other: for its p99 to be half a second, a hundred of them would have to take 50 s.
+    let fio = thread::spawn({
+        let uri = format!("--uri={}", uri(&socket));
+        move || {
+            let job = [
+                "--name=x",
+                "--ioengine=nbd",
+                &uri,
+                "--size=64m",
+                "--rw=randread",
+                "--bs=4k",
+            ];
+            let rate = [
+                "--iodepth=1",
+                "--rate_iops=1000",
+                "--number_ios=10000",
+                "--norandommap",
+            ];
+            let told = must("fio", &[&job[..], &rate, &["--output-format=json"]].concat());
+            // What fio says besides comes before the JSON.
+            let told = &told[told.find('{').expect("JSON")..];
+            serde_json::from_str::<Value>(told).expect("JSON")
+        }
+    });
     let hgrm = directory.path().join("all.hgrm");
     let hlog = directory.path().join("all.hlog");
     let html = directory.path().join("all.html");
@@ -82,6 +107,15 @@ fn a_server_that_stands_still_cannot_hide_it() {
         html.to_str().expect("UTF-8"),
     ]);
     stop.join().expect("no panic");
+    let of_fio = fio.join().expect("no panic");
+    let of_fio = member(&of_fio, "/jobs/0/read");
+    assert_eq!(number(of_fio, "/total_ios"), 10_000);
+    let p99_ns = number(of_fio, "/clat_ns/percentile/99.000000");
+    let max_ns = number(of_fio, "/clat_ns/max");
+    assert!(
+        p99_ns < 440_000_000 && max_ns > 440_000_000,
+        "it met the second, and its p99 does not show it: {p99_ns} ns, {max_ns} ns"
+    );
     // A tenth of the starts lies in the second, and a tenth of these waits for more than 0.9 s.
     let response = member(&told, "/all/response");
     assert!(
