@@ -10,6 +10,8 @@ mod tests;
 
 pub use labels::Degraded;
 pub(crate) use pools::device_error;
+#[cfg(test)]
+pub(crate) use returned::PERIOD;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

@@ -152,7 +152,7 @@ fn connections(limit: u32) -> Arc<Seats> {
 /// # Errors
 /// What kept it from starting.
 pub fn run(options: DaemonOptions) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    let runtime = patience::builder()
         .enable_all()
         .build()
         .map_err(|error| Error::failure(format!("cannot start: {error}")))?;

@@ -16,6 +16,17 @@ const TRIES: u32 = 100;
 /// The pause between two tries.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// How long a thread that waited for something stays for the next thing to wait for. Shorter than the time between two looks at the
+/// devices: these would go round among all threads that there ever were at once, and none would end.
+const THREADS_STAY: Duration = Duration::from_millis(500);
+
+/// The control plane's runtime.
+pub fn builder() -> tokio::runtime::Builder {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.thread_keep_alive(THREADS_STAY);
+    builder
+}
+
 /// Does `work`, and does it again while it says conflict; gives what it said last.
 ///
 /// # Errors
@@ -115,6 +126,12 @@ impl<K: Ord + Clone + Send + 'static, A: Send + 'static> Questions<K, A> {
         core::mem::take(&mut self.state().answered)
     }
 
+    /// Whether an answer to this is still waited for.
+    #[cfg(test)]
+    pub fn is_open(&self, name: &K) -> bool {
+        self.state().open.contains(name)
+    }
+
     fn state(&self) -> MutexGuard<'_, Asked<K, A>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -167,11 +184,36 @@ mod tests {
         });
     }
 
+    #[test]
+    fn threads_that_waited_at_once_end_although_something_is_asked_every_two_seconds() {
+        const AT_ONCE: usize = 4;
+        let threads = || {
+            let all = std::fs::read_dir("/proc/self/task").expect("it is told");
+            all.count()
+        };
+        run(async {
+            let before = threads();
+            let all_wait = Arc::new(std::sync::Barrier::new(AT_ONCE));
+            let waiting = (0..AT_ONCE).map(|name| {
+                let all_wait = Arc::clone(&all_wait);
+                (name, move || drop(all_wait.wait()))
+            });
+            let questions = Questions::default();
+            let answers = questions.ask(waiting.collect(), Duration::from_secs(60)).await;
+            assert_eq!(answers.len(), AT_ONCE, "each has a thread");
+            for _ in 0..8 {
+                tokio::time::sleep(crate::appliance::PERIOD).await;
+                if threads() <= before {
+                    return;
+                }
+                questions.ask(vec![(0, || ())], Duration::from_secs(60)).await;
+            }
+            panic!("{} threads, {before} before", threads());
+        });
+    }
+
     fn run<T>(future: impl Future<Output = T>) -> T {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .build()
-            .expect("a runtime");
+        let runtime = builder().enable_time().build().expect("a runtime");
         runtime.block_on(future)
     }
 

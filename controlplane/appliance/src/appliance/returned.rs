@@ -30,7 +30,7 @@ use stillpoint_hw::device::DeviceFile;
 use stillpoint_hw::discovery::Machine;
 
 /// The pause between two looks.
-const PERIOD: Duration = Duration::from_secs(2);
+pub(crate) const PERIOD: Duration = Duration::from_secs(2);
 /// So long a look waits for a path: what has not answered by then is not there, until it has.
 pub(super) const LOOK_LIMIT: Duration = Duration::from_secs(5);
 /// So long what was found is waited for when it is opened.
