@@ -70,8 +70,8 @@ def kill_the_machine_whose_controllers_are_trusted(context):
         commands.watch(guest, commands.WRITE, commands.FLUSH)
         # Deleting one ends with a checkpoint.
         guest.must(
-            "(boot=$(date +%s); number=0; while stillpoint snapshot create data@s${boot}n$number"
-            " && stillpoint snapshot delete --wait data@s${boot}n$number; do number=$((number + 1)); done) >/run/snapshots.log 2>&1 &"
+            "(boot=$(date +%s); number=0; while :; do stillpoint snapshot create --hold-limit 2s data@s${boot}n$number"
+            " && stillpoint snapshot delete --wait data@s${boot}n$number; number=$((number + 1)); done) >/run/snapshots.log 2>&1 &"
         )
         wait_for(lambda: guest.must("grep -c deleted /run/snapshots.log || true").strip() != "0", "a snapshot was deleted")
 
