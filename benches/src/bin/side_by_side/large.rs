@@ -18,7 +18,8 @@ use crate::Options;
 
 /// What row n deletes is a snapshot of so many MiB, twice the other volume.
 const DIVERGED_MIB: u64 = 10 << 10;
-const DIVERGED_MIB_SHORT: u64 = 64;
+/// In less the pool has no room for logs, the other volume and both.
+const DIVERGED_MIB_SHORT: u64 = 128;
 /// A pool is so many times as large as the volume that is written in it.
 const POOL_FACTOR: u64 = 8;
 
