@@ -30,7 +30,7 @@ struct Options {
     /// Directory for side_by_side.md and side_by_side.json
     #[arg(long)]
     out: Option<PathBuf>,
-    /// Under a minute in all, without what needs large pools: for a first look, not for a README
+    /// A minute or a little more in all, without what needs large pools: for a first look, not for a README
     #[arg(long)]
     short: bool,
     /// Rounds of each case
