@@ -1,0 +1,57 @@
+//! Files whose server does not answer any more: even to ask for their size takes for ever. Whoever has nothing to do with them
+//! must not notice.
+
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
+use crate::support::mounts::{Fuse, contained};
+use crate::support::{Appliance, list, member};
+use serde_json::Value;
+
+const PROCESSORS: [&str; 2] = ["--processors", "2"];
+
+fn state(appliance: &Appliance, pool: &str) -> Value {
+    let pools = appliance.run(&["pool", "list"]);
+    let mut pools = list(&pools, "").iter();
+    let pool = pools.find(|known| member(known, "/name") == pool);
+    member(pool.expect("it is known"), "/state").clone()
+}
+
+#[test]
+fn a_server_that_does_not_answer_keeps_no_other_pool_from_coming_back() {
+    contained(
+        "unanswered::a_server_that_does_not_answer_keeps_no_other_pool_from_coming_back",
+        || {
+            let appliance = Appliance::started(&PROCESSORS);
+            appliance.create_pool("p", 1, "128MiB", &[]);
+            let served = appliance.path("served");
+            fs::create_dir(&served).expect("a directory of ours");
+            let remote = served.join("nbd");
+            let remote_text = remote.to_str().expect("a path in UTF-8");
+            appliance.run(&["pool", "create", "remote", remote_text, "--size", "128MiB"]);
+            appliance.stop();
+            let (device, away) = (appliance.path("p-0"), appliance.path("away"));
+            for (from, to) in [(&device, &away), (&remote, &appliance.path("remote-away"))] {
+                fs::rename(from, to).expect("taken out");
+            }
+            // Something else is there in the second one's place, which is looked at again and again.
+            let server = Fuse::mount(&served, 1, &["[", "nbdkit", "memory", "128M", "]"]);
+            appliance.start(&PROCESSORS);
+            for pool in ["p", "remote"] {
+                assert_eq!(state(&appliance, pool), "failed");
+            }
+            server.freeze();
+            // Some looks, of which one does not end.
+            thread::sleep(Duration::from_secs(5));
+            fs::rename(&away, &device).expect("put back");
+            appliance.wait_until("the pool is opened by itself", || {
+                state(&appliance, "p") == "open"
+            });
+            assert_eq!(state(&appliance, "remote"), "failed");
+            // Nor does it keep the daemon from stopping.
+            appliance.stop();
+            server.thaw();
+        },
+    );
+}
