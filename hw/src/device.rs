@@ -47,14 +47,14 @@ impl PoolFiles {
         })
     }
 
-    /// The same devices, those that are NVMe namespaces served by commands of our own where that is possible
-    /// ([`DeviceFile::passthrough`], [`DeviceFile::refused`]). Those on which somebody else has a hand stay as they are.
+    /// The same devices, each served in the fastest way there is ([`DeviceFile::served_by`]). Those on which somebody else has a hand
+    /// stay as they are.
     #[must_use]
-    pub fn with_passthrough(self: Arc<Self>, durable_writes: DurableWrites) -> Arc<Self> {
+    pub fn served_by(self: Arc<Self>, commands: Option<DurableWrites>) -> Arc<Self> {
         for place in &self.places {
             let mut place = lock(place);
             let served = place.take().map(|file| match Arc::try_unwrap(file) {
-                Ok(file) => Arc::new(file.with_passthrough(durable_writes)),
+                Ok(file) => Arc::new(file.served_by(commands)),
                 Err(shared) => shared,
             });
             *place = served;

@@ -19,7 +19,7 @@ mod tests;
 pub mod usage;
 
 pub use nvme::Namespace;
-pub use pci::Pci;
+pub use pci::{Interrupt, Pci};
 pub use usage::Usage;
 
 use std::path::{Path, PathBuf};
@@ -64,8 +64,12 @@ pub struct BlockDeviceInfo {
     pub transfer_bytes_max: u64,
     /// Pieces of memory of one transfer at most.
     pub segments_max: u64,
-    /// Hardware queues.
-    pub queues: u64,
+    /// The cores that submit to each hardware queue, as `0-3,8`, in the order of queues. A core can be in two: one with an interrupt,
+    /// then one that is polled.
+    pub queue_cores: Vec<String>,
+    /// Where the kernel handles a completion (`rq_affinity`): 0 where its interrupt is, 1 on a core that shares a cache with the one that
+    /// submitted, 2 on that very one.
+    pub completion_affinity: Option<u64>,
     /// Whether the kernel can poll for completions.
     pub polled: bool,
     /// NUMA node that it is near to, if the machine has several.
@@ -76,6 +80,18 @@ pub struct BlockDeviceInfo {
     pub usage: Usage,
     /// What it is as a namespace of an NVMe controller.
     pub nvme: Option<Namespace>,
+}
+
+/// What the kernel polls for: what it need not cut into several requests. The others it completes by interrupts, and with io_uring
+/// before Linux 6.2 some of them never.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Polled {
+    /// Bytes of a request at most.
+    bytes_max: u64,
+    /// No request crosses a multiple of so many bytes of the disk; 0: all may.
+    chunk_bytes: u64,
+    /// Where a partition begins on its disk.
+    start_bytes: u64,
 }
 
 /// A block device, or a partition of one, by its name.
@@ -159,7 +175,8 @@ impl Machine {
             write_zeroes_bytes_max: queue.number("write_zeroes_max_bytes").unwrap_or(0),
             transfer_bytes_max: queue.number("max_hw_sectors_kb").unwrap_or(0) * 1024,
             segments_max: queue.number("max_segments").unwrap_or(0),
-            queues: block.below("mq").names().len() as u64,
+            queue_cores: queue_cores(&block.below("mq")),
+            completion_affinity: queue.number("rq_affinity"),
             polled: queue.number("io_poll") == Some(1),
             numa_node: pci.as_ref().and_then(|pci| pci.numa_node),
             pci,
@@ -178,15 +195,27 @@ impl Machine {
     /// The name of that device. Asks nothing of it.
     #[must_use]
     pub fn block_name_at(&self, path: &Path) -> Option<String> {
+        let block = self.block_directory_at(path)?;
+        let name = block.file_name()?.to_str()?;
+        (self.sys("block").below(name).exists()).then(|| name.to_owned())
+    }
+
+    /// Where the kernel tells of the block device at a path; of a partition, below its disk.
+    fn block_directory_at(&self, path: &Path) -> Option<PathBuf> {
         use std::os::unix::fs::{FileTypeExt, MetadataExt};
         let metadata = std::fs::metadata(path).ok()?;
         if !metadata.file_type().is_block_device() {
             return None;
         }
         let number = usage::number_text(metadata.rdev());
-        let block = self.sys("dev/block").below(&number).resolved();
-        let name = block.file_name()?.to_str()?;
-        (self.sys("block").below(name).exists()).then(|| name.to_owned())
+        Some(self.sys("dev/block").below(&number).resolved())
+    }
+
+    /// What the kernel polls for of all that is read and written through the block device at a path, which may be a partition; `None`:
+    /// nothing. Asks nothing of the device.
+    #[must_use]
+    pub fn polled_at(&self, path: &Path) -> Option<Polled> {
+        Polled::of(&Directory::new(self.block_directory_at(path)?))
     }
 
     /// What can be opened as a block device and has a size: disks and their partitions. Asks no device.
@@ -230,6 +259,73 @@ impl Machine {
         self.root.join("dev").join(name)
     }
 }
+
+impl BlockDeviceInfo {
+    /// The interrupt of the queue that a core submits to; `None` if that is not known. A controller's first interrupt is for its
+    /// administration.
+    #[must_use]
+    pub fn interrupt_for(&self, core: u32) -> Option<&Interrupt> {
+        let queue = self.queue_cores.iter().position(|cores| is_among(cores, core))?;
+        self.pci.as_ref()?.interrupts.get(queue + 1)
+    }
+}
+
+/// Whether a core is among these, as `0-3,8` or `0, 1, 2`.
+#[must_use]
+pub fn is_among(cores: &str, core: u32) -> bool {
+    let number = |text: &str| text.trim().parse::<u32>().ok();
+    cores.split(',').any(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last) = (number(first), number(last));
+        first.is_some_and(|first| first <= core) && last.is_some_and(|last| core <= last)
+    })
+}
+
+fn queue_cores(queues: &Directory) -> Vec<String> {
+    let cores = |number: usize| queues.below(&number.to_string()).text("cpu_list");
+    let all = 0..queues.names().len();
+    all.map(|number| cores(number).unwrap_or_default()).collect()
+}
+
+impl Polled {
+    /// Whatever is not longer than this.
+    #[cfg(test)]
+    pub(crate) fn up_to(bytes_max: u64) -> Self {
+        Self {
+            bytes_max,
+            chunk_bytes: 0,
+            start_bytes: 0,
+        }
+    }
+
+    fn of(block: &Directory) -> Option<Self> {
+        let is_partition = block.below("partition").exists();
+        let queue = block.below(if is_partition { "../queue" } else { "queue" });
+        if queue.number("io_poll") != Some(1) {
+            return None;
+        }
+        let transfer_bytes = queue.number("max_sectors_kb")? << 10;
+        // What does not begin with a page is in one page more than it has.
+        let segments_bytes = queue.number("max_segments")?.saturating_sub(1) * PAGE_BYTES;
+        Some(Self {
+            bytes_max: transfer_bytes.min(segments_bytes),
+            chunk_bytes: queue.number("chunk_sectors").unwrap_or(0) * SECTOR_BYTES,
+            start_bytes: block.number("start").unwrap_or(0) * SECTOR_BYTES,
+        })
+    }
+
+    /// Whether it polls for this range of the block device.
+    #[must_use]
+    pub fn takes(&self, offset_bytes: u64, length_bytes: u64) -> bool {
+        let first_byte = self.start_bytes + offset_bytes;
+        let chunk = |byte: u64| byte.checked_div(self.chunk_bytes);
+        (1..=self.bytes_max).contains(&length_bytes)
+            && chunk(first_byte) == chunk(first_byte + length_bytes - 1)
+    }
+}
+
+/// Bytes of a page of memory.
+const PAGE_BYTES: u64 = 4096;
 
 /// What sysfs counts sizes in, whatever the device.
 const SECTOR_BYTES: u64 = 512;

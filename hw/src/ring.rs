@@ -99,7 +99,6 @@ pub struct Ring {
     uring: IoUring,
     features: RingFeatures,
     figures: RingFigures,
-    /// Arenas are registered in this order: arena `n` is registered buffer `n`.
     arenas_registered: bool,
     free_file_slots: Vec<u32>,
     /// The kernel takes entries from one thread only: the ring stays where it was made.
@@ -133,17 +132,9 @@ impl Ring {
         Ok(())
     }
 
-    /// The registered buffer that holds this memory, if there is one.
-    pub(crate) fn registered_buffer(
-        &self,
-        arenas: &Arenas,
-        address: usize,
-        length_bytes: usize,
-    ) -> Option<u16> {
-        if !self.arenas_registered {
-            return None;
-        }
-        arenas.holding(address, length_bytes).map(|index| index as u16)
+    /// Whether they are: arena `n` is registered buffer `n`.
+    pub(crate) fn has_arenas(&self) -> bool {
+        self.arenas_registered
     }
 
     /// Registers a file; what comes back is used in entries and given to [`Self::forget_file`] in the end.

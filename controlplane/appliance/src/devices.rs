@@ -111,7 +111,7 @@ fn describe(info: &BlockDeviceInfo) -> BlockDevice {
         discard: info.discard_bytes_max > 0,
         write_zeroes: info.write_zeroes_bytes_max > 0,
         transfer_bytes_max: info.transfer_bytes_max,
-        queues: info.queues,
+        queues: info.queue_cores.len() as u64,
         polled: info.polled,
         numa_node: info.numa_node,
         pci: info.pci.as_ref().map(describe_pci),

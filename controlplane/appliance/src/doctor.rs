@@ -105,9 +105,14 @@ pub fn pools(pools: &[PoolInfo]) -> Vec<Finding> {
             if let Some(reason) = &device.passthrough_refused {
                 findings.push(note(
                     &subject,
-                    format!("served as a block device, not by NVMe commands of our own: {reason}"),
+                    format!(
+                        "served as a block device, not by NVMe commands of our own: {reason}{}",
+                        if device.polled { "; polled" } else { "" }
+                    ),
                     "docs/hardware.md tells what they need; it works without, at some cost in CPU time",
                 ));
+            } else if device.kind == "block" && device.polled {
+                findings.push(ok(&subject, "served as a block device, polled".to_owned()));
             } else if device.kind == "nvme" {
                 let how = if device.polled {
                     "polled"

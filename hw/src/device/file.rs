@@ -1,6 +1,8 @@
 //! Opening one file or block device, for this process alone.
 
 use super::nvme::passthrough::{DurableWrites, Passthrough};
+use super::queue::polled::reads_polled;
+use crate::discovery::{Machine, Polled};
 use core::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -46,6 +48,7 @@ pub struct DeviceFile {
     direct: bool,
     passthrough: Option<Passthrough>,
     refused: Option<String>,
+    polled: Option<Polled>,
     /// The first flush that failed, on any processor.
     failed_flush: OnceLock<DeviceError>,
     /// How it refused to make zeros by itself, on any processor.
@@ -237,15 +240,34 @@ impl DeviceFile {
         self.direct
     }
 
-    /// The same, served by commands of our own if it is an NVMe namespace that takes them; see [`Self::refused`] for why not.
+    /// The same, served in the fastest way there is: by commands of our own if they are wanted and it is an NVMe namespace that takes
+    /// them (see [`Self::refused`] for why not), and polled if its driver has poll queues.
     #[must_use]
-    pub fn with_passthrough(mut self, durable_writes: DurableWrites) -> Self {
-        match Passthrough::open(&self.path, &self.file, durable_writes) {
+    pub fn served_by(mut self, commands: Option<DurableWrites>) -> Self {
+        match commands.and_then(|durable_writes| Passthrough::open(&self.path, &self.file, durable_writes)) {
             Some(Ok(passthrough)) => self.passthrough = Some(passthrough),
             Some(Err(reason)) => self.refused = Some(reason),
             None => {}
         }
+        if self.passthrough.is_none() && self.direct {
+            let polled = Machine::here().polled_at(&self.path);
+            self.polled = polled.filter(|_| reads_polled(&self.file));
+        }
         self
+    }
+
+    /// Whether completions of its reads and writes are polled for.
+    #[must_use]
+    pub fn is_polled(&self) -> bool {
+        match &self.passthrough {
+            Some(passthrough) => passthrough.is_polled(),
+            None => self.polled.is_some(),
+        }
+    }
+
+    /// Of what is served as a block device: what is polled for, if anything is.
+    pub(super) fn polled(&self) -> Option<Polled> {
+        self.polled
     }
 
     /// The namespace that takes our own commands.
@@ -405,6 +427,7 @@ fn open(path: &Path, access: Access) -> Result<DeviceFile, Problem> {
         direct,
         passthrough: None,
         refused: None,
+        polled: None,
         failed_flush: OnceLock::new(),
         refused_zeroes: OnceLock::new(),
     })
@@ -464,8 +487,9 @@ fn open_direct(path: &Path, kind: DeviceKind, access: Access) -> Result<(File, b
     }
 }
 
+/// A block as O_DIRECT wants it.
 #[repr(align(4096))]
-struct AlignedBlock([u8; BLOCK_BYTES]);
+pub(super) struct AlignedBlock(pub [u8; BLOCK_BYTES]);
 
 /// Whether the file accepts a read of one aligned block: some accept O_DIRECT and then want more than that.
 fn reads_a_block(file: &File) -> bool {

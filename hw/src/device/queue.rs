@@ -2,7 +2,8 @@
 //!
 //! An operation waits in a slot, with its buffers, until every one of its entries has completed; then it
 //! goes back to the processor, once. A transfer of several segments is one vectored entry. What a short
-//! transfer left over is submitted again. Namespaces that take our own commands have rings of their own ([`commands`]).
+//! transfer left over is submitted again. Namespaces that take our own commands have rings of their own ([`commands`]), and so have
+//! reads and writes that are polled for ([`polled`]).
 //! Devices may come and go meanwhile ([`targets`]): what is asked of one that is not there ends at once.
 //!
 //! ```text
@@ -11,6 +12,7 @@
 
 mod commands;
 mod entries;
+pub(super) mod polled;
 pub(super) mod targets;
 #[cfg(test)]
 mod tests;
@@ -91,7 +93,7 @@ pub struct Devices {
     files: Arc<PoolFiles>,
     arenas: Arc<Arenas>,
     targets: Targets,
-    /// For the namespaces among the targets; made with the first of them.
+    /// For the namespaces among the targets, and what is polled; made with the first of them.
     rings: Option<CommandRings>,
     ended: Vec<Ended>,
     /// This pool's place on the processor: part of every entry's mark.
@@ -106,6 +108,8 @@ pub struct Devices {
     advice: bool,
     /// See [`BlockDevice::writes_durably`].
     durable_writes: bool,
+    /// The kernel takes several pieces of a registered buffer.
+    vectored_fixed: bool,
     completed: Vec<Box<Operation>>,
     figures: DeviceFigures,
 }
@@ -141,6 +145,7 @@ impl Devices {
             discards: 0,
             advice: true,
             durable_writes: false,
+            vectored_fixed: ring.features().vectored_fixed,
             completed: Vec::with_capacity(OPERATIONS_MAX),
             figures: DeviceFigures::default(),
         };
@@ -185,6 +190,10 @@ impl Devices {
                 _ if pause.is_some() => self.pause_entry(slot, part),
                 Some(namespace) => {
                     self.push_command(namespace, slot, part);
+                    continue;
+                }
+                None if self.goes_polled(slot, part) => {
+                    self.push_polled(slot, part);
                     continue;
                 }
                 None => self.entry(ring, slot, part),

@@ -80,6 +80,7 @@ impl Tree {
             ("queue/max_hw_sectors_kb", "128\n"),
             ("queue/max_segments", "33\n"),
             ("queue/io_poll", "1\n"),
+            ("queue/rq_affinity", "1\n"),
             ("mq/0/cpu_list", "0\n"),
             ("mq/1/cpu_list", "1\n"),
         ] {
@@ -94,6 +95,86 @@ impl Tree {
         self.file("sys/module/nvme/parameters/poll_queues", "2\n");
         block
     }
+}
+
+#[test]
+fn lists_of_cores_are_read_however_they_are_written() {
+    for (cores, among, others) in [
+        ("0-3,8", &[0, 2, 3, 8][..], &[4, 7, 9][..]),
+        ("0, 2, 11", &[0, 2, 11], &[1, 3, 12]),
+        ("5", &[5], &[0, 4, 6, 55]),
+        ("", &[], &[0]),
+        ("0-,x", &[], &[0, 1]),
+    ] {
+        assert!(among.iter().all(|&core| is_among(cores, core)), "{cores}");
+        assert!(!others.iter().any(|&core| is_among(cores, core)), "{cores}");
+    }
+}
+
+#[test]
+fn what_is_polled_for_is_told_by_the_disk_of_a_partition() {
+    let tree = Tree::new();
+    let block = tree.nvme("nvme0", "0000:01:00.0", "nvme0n1");
+    let part = format!("{block}/nvme0n1p2");
+    for (file, content) in [
+        ("queue/max_sectors_kb", "64\n"),
+        ("queue/chunk_sectors", "256\n"),
+        ("nvme0n1p2/partition", "2\n"),
+        ("nvme0n1p2/start", "2048\n"),
+    ] {
+        tree.file(&format!("{block}/{file}"), content);
+    }
+    let at = |path: &str| Polled::of(&Directory::new(tree.directory.path().join(path)));
+    let disk = Polled {
+        bytes_max: 64 << 10,
+        chunk_bytes: 128 << 10,
+        start_bytes: 0,
+    };
+    assert_eq!(at(&block), Some(disk));
+    let start_bytes = 1 << 20;
+    assert_eq!(at(&part), Some(Polled { start_bytes, ..disk }));
+    // Fewer pieces of memory than bytes.
+    tree.file(&format!("{block}/queue/max_segments"), "5\n");
+    assert_eq!(at(&block).map(|polled| polled.bytes_max), Some(16 << 10));
+    tree.file(&format!("{block}/queue/io_poll"), "0\n");
+    assert_eq!([at(&block), at(&part)], [None, None]);
+}
+
+#[test]
+fn what_would_be_cut_is_not_polled_for() {
+    let polled = Polled::up_to(128 << 10);
+    assert!(polled.takes(4096, 128 << 10) && !polled.takes(4096, (128 << 10) + 512) && !polled.takes(0, 0));
+    // A partition that begins at 1 MiB and a half chunk.
+    let polled = Polled {
+        chunk_bytes: 64 << 10,
+        start_bytes: (1 << 20) + (32 << 10),
+        ..polled
+    };
+    assert!(polled.takes(0, 32 << 10) && polled.takes(32 << 10, 64 << 10));
+    assert!(!polled.takes(0, (32 << 10) + 512) && !polled.takes(28 << 10, 8 << 10));
+}
+
+#[test]
+fn the_interrupt_of_a_core_is_that_of_its_queue() {
+    let tree = Tree::new();
+    tree.nvme("nvme0", "0000:01:00.0", "nvme0n1");
+    for (number, cores) in [(40, "0"), (41, "5"), (42, "6")] {
+        tree.file(
+            &format!("sys/devices/pci0000:00/0000:00:03.0/0000:01:00.0/msi_irqs/{number}"),
+            "msix\n",
+        );
+        tree.file(&format!("proc/irq/{number}/effective_affinity_list"), cores);
+    }
+    let devices = tree.machine().block_devices();
+    let cores_for = |core| {
+        devices[0]
+            .interrupt_for(core)
+            .map(|interrupt| interrupt.cores.as_str())
+    };
+    assert_eq!(
+        [cores_for(0), cores_for(1), cores_for(2)],
+        [Some("5"), Some("6"), None]
+    );
 }
 
 #[test]
@@ -117,7 +198,11 @@ fn a_namespace_is_described_with_its_controller() {
         (device.discard_bytes_max, device.write_zeroes_bytes_max),
         (2_199_023_255_040, 131_072)
     );
-    assert_eq!((device.queues, device.numa_node), (2, Some(1)));
+    assert_eq!(
+        (&device.queue_cores[..], device.numa_node),
+        (&["0".to_owned(), "1".to_owned()][..], Some(1))
+    );
+    assert_eq!(device.completion_affinity, Some(1));
     assert_eq!(device.usage, Usage::default());
     let nvme = device.nvme.as_ref().expect("a namespace");
     assert_eq!((nvme.controller.as_str(), nvme.number), ("nvme0", Some(3)));

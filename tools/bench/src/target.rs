@@ -181,7 +181,7 @@ fn open_file(path: &Path, writes: bool) -> Result<Arc<PoolFiles>, TargetError> {
 
 /// A namespace for commands of our own. It is claimed as a block device, so that nobody who uses it is disturbed.
 fn open_namespace(path: &Path, writes: bool) -> Result<Arc<PoolFiles>, TargetError> {
-    let files = open_file(&block_path(path), writes)?.with_passthrough(DurableWrites::Auto);
+    let files = open_file(&block_path(path), writes)?.served_by(Some(DurableWrites::Auto));
     let file = files.get(0).expect("it was opened");
     let shown = path.display();
     match (file.passthrough(), file.refused()) {

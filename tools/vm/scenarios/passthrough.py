@@ -1,6 +1,8 @@
 """NVMe namespaces served by commands of our own: every LBA size and a small MDTS, polled and with interrupts; what happens
 when such commands cannot be had; zeros and single writes that are durable; and the figures that the devices give of themselves."""
 
+import json
+
 from machine import commands
 from machine.appliance import InGuest, assert_sound
 from machine.ledger import Ledger, Load
@@ -58,6 +60,9 @@ def passthrough(context, polled):
             load(context, appliance, life, ledger)
             if life == 0:
                 long_requests(context, guest)
+                completions(context, guest, polled)
+                if not polled:
+                    affinity(appliance, guest)
             end()
             appliance.start()
             served(appliance, "tank", "nvme", polled)
@@ -69,6 +74,42 @@ def passthrough(context, polled):
         appliance.stop()
         guest.end()
         assert_sound(*(guest.directory / f"{bay}.img" for bay in ("A1", "A2", "B1")))
+
+
+def interrupts(guest):
+    """How often each I/O queue interrupted each core, as {queue: [times on core 0, ...]}."""
+    lines = guest.must("grep -E 'nvme[0-9]+q[1-9]' /proc/interrupts").splitlines()
+    rows = [line.split() for line in lines]
+    return {row[-1]: [int(times) for times in row[1:] if times.isdecimal()][:2] for row in rows}
+
+
+def completions(context, guest, polled):
+    """Reads from the devices interrupt nobody if they are polled for, and else the core that submits to their queue."""
+    guest.must(
+        "set -e; stillpoint volume create whole --pool tank --size 16MiB >/dev/null; stillpoint export create whole >/dev/null;"
+        "stillpoint bench run nbd://127.0.0.1/whole --rw write --bs 1M --iodepth 2 --runtime 2s"
+    )
+    before = interrupts(guest)
+    read = "stillpoint bench run nbd://127.0.0.1/whole --rw randread --bs 4k --iodepth 4 --runtime 2s --output json"
+    reads = json.loads(guest.must(read))["requests"]
+    grown = {queue: [now - then for now, then in zip(times, before[queue])] for queue, times in interrupts(guest).items()}
+    times = sum(sum(by_core) for by_core in grown.values())
+    # With two cores each has a queue of its own.
+    elsewhere = [queue for queue, by_core in grown.items() if by_core[2 - int(queue[-1])]]
+    assert not elsewhere, f"interrupts of other cores than submitted: {grown}"
+    assert reads > 50 and (times < reads / 20 if polled else times > reads / 20), f"{times} interrupts, {reads} reads: {grown}"
+    context.say(f"{reads} reads, {times} interrupts, none of a core that did not submit: {grown}")
+
+
+def affinity(appliance, guest):
+    """Doctor has nothing to say of interrupts but where the kernel was told to leave completions where they arrive."""
+    told = lambda: [one["mend"] for one in appliance.json("doctor")["findings"] if "completions are handled" in one["message"]]
+    assert not told() and "interrupts disturb" not in guest.must("stillpoint doctor || true")
+    device = guest.must("basename $(readlink -f /dev/bay/B1)").strip()
+    setting = f"/sys/block/{device}/queue/rq_affinity"
+    before = guest.must(f"cat {setting}; echo 0 >{setting}").strip()
+    assert told() == [f"echo 2 > {setting}"], told()
+    guest.must(f"echo {before} >{setting}")
 
 
 def idle(context, guest):
@@ -99,8 +140,11 @@ def what_has_no_commands_is_a_block_device(context):
         appliance.start()
         # A1 is in a subsystem, which may have more controllers than the one that is there; B1 is not.
         appliance.make("tank", "/dev/bay/A1 /dev/bay/B1", "data", "16MiB")
-        served(appliance, "tank", "block", False)
+        # The driver has poll queues for block devices as well.
+        served(appliance, "tank", "block", True)
         load(context, appliance, 1, Ledger(BLOCKS))
+        completions(context, guest, True)
+        idle(context, guest)
         told = [finding for finding in appliance.json("doctor")["findings"] if "block device, not by NVMe" in finding["message"]]
         messages = [finding["message"] for finding in told]
         for words in ("several paths", "cannot be opened"):
@@ -109,7 +153,7 @@ def what_has_no_commands_is_a_block_device(context):
         appliance.stop()
         # Asked for, it is one too, and nothing is lacking.
         appliance.start("--nvme block")
-        served(appliance, "tank", "block", False)
+        served(appliance, "tank", "block", True)
         assert not [finding for finding in appliance.json("doctor")["findings"] if "not by NVMe" in finding["message"]]
         guest.must("stillpoint pool close tank")
         appliance.stop()

@@ -102,10 +102,8 @@ impl Appliance {
     }
 
     async fn as_served(&self, files: Arc<PoolFiles>) -> Result<Arc<PoolFiles>> {
-        let Some(durable_writes) = self.options.nvme_commands else {
-            return Ok(files);
-        };
-        let files = patience::beside(move || Ok(files.with_passthrough(durable_writes))).await?;
+        let commands = self.options.nvme_commands;
+        let files = patience::beside(move || Ok(files.served_by(commands))).await?;
         for (_, file) in files.present() {
             let path = file.path().display();
             match (file.passthrough(), file.refused()) {
@@ -119,7 +117,10 @@ impl Appliance {
                         Err(reason) => format!("no FUA: {reason}"),
                     }
                 ),
-                (None, Some(reason)) => tracing::info!("{path}: served as a block device: {reason}"),
+                (None, Some(reason)) => tracing::info!(
+                    "{path}: served as a block device{}: {reason}",
+                    if file.is_polled() { ", polled" } else { "" }
+                ),
                 (None, None) => {}
             }
         }

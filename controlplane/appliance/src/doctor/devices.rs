@@ -3,7 +3,7 @@
 use super::{note, ok, problem};
 use crate::api::model::Finding;
 use stillpoint_hw::device::nvme::polling_refusal;
-use stillpoint_hw::discovery::{BlockDeviceInfo, Machine, Namespace, Pci};
+use stillpoint_hw::discovery::{BlockDeviceInfo, Machine, Namespace, Pci, is_among};
 use stillpoint_hw::topology::Core;
 
 /// Where processors are.
@@ -33,7 +33,8 @@ fn look_on(machine: &Machine, placement: &Placement, no_polling: Option<&str>) -
             let found = [
                 Some(queues(device, nvme, placement.processors, no_polling)),
                 node(machine, device, placement),
-                device.pci.as_ref().and_then(|pci| interrupts(device, pci)),
+                (device.pci.as_ref().and_then(|pci| interrupts(device, pci)))
+                    .or_else(|| completions(device, placement.placed, no_polling.is_none())),
                 device.pci.as_ref().and_then(|pci| link(device, pci)),
                 health(device, nvme),
             ];
@@ -123,6 +124,38 @@ fn interrupts(device: &BlockDeviceInfo, pci: &Pci) -> Option<Finding> {
     ))
 }
 
+/// Completions are handled by the core that submitted, if the interrupt of its queue is its own, or the kernel passes them on.
+fn completions(device: &BlockDeviceInfo, placed: &[Core], may_poll: bool) -> Option<Finding> {
+    if device.polled && may_poll {
+        // Nothing but flushes comes by interrupt.
+        return None;
+    }
+    if device.completion_affinity == Some(0) && !placed.is_empty() {
+        let message = "its completions are handled by whichever core takes the interrupt (rq_affinity is 0)";
+        let mend = format!("echo 2 > /sys/block/{}/queue/rq_affinity", device.name);
+        return Some(note(&subject(device), message.to_owned(), &mend));
+    }
+    let elsewhere = placed.iter().filter_map(|core| {
+        let interrupt = device.interrupt_for(core.number)?;
+        let is_known = !interrupt.cores.is_empty();
+        (is_known && !is_among(&interrupt.cores, core.number))
+            .then(|| format!("those of core {} go to core {}", core.number, interrupt.cores))
+    });
+    let elsewhere: Vec<String> = elsewhere.collect();
+    if elsewhere.is_empty() {
+        return None;
+    }
+    Some(note(
+        &subject(device),
+        format!(
+            "interrupts disturb cores that did not submit: {}",
+            elsewhere.join(", ")
+        ),
+        "poll queues have none (nvme.poll_queues=N); else there are fewer queues than cores, or the interrupts were moved: \
+         /proc/irq/NUMBER/smp_affinity_list, irqbalance, irqaffinity= on the kernel's command line",
+    ))
+}
+
 fn link(device: &BlockDeviceInfo, pci: &Pci) -> Option<Finding> {
     if !pci.link_is_reduced() {
         return None;
@@ -173,6 +206,8 @@ mod tests {
         };
         let pci = "sys/devices/pci0000:00/0000:01:00.0";
         let home = format!("{pci}/nvme/nvme0");
+        file(&format!("{home}/nvme0n1/mq/0/cpu_list"), "0, 2");
+        file(&format!("{home}/nvme0n1/mq/1/cpu_list"), "1, 3");
         file(&format!("{home}/queue_count"), "5");
         file(&format!("{home}/nvme0n1/size"), "2048");
         file(
@@ -253,6 +288,32 @@ mod tests {
         assert_eq!((good.len(), findings.len()), (1, 2));
         let nothing = Machine::at(Path::new("/nowhere"));
         assert!(look_on(&nothing, &placement(1, &[core(0)], &[core(0)]), None).is_empty());
+    }
+
+    #[test]
+    fn completions_that_disturb_other_cores_are_told_unless_they_are_polled_for() {
+        let told = |polled: bool, cores: [&str; 3], affinity: &str, no_polling: Option<&str>| {
+            let (directory, machine) = machine(polled, cores);
+            let queue = directory.path().join("sys/block/nvme0n1/queue");
+            fs::write(queue.join("rq_affinity"), affinity).expect("written");
+            let findings = look_on(&machine, &placement(1, &[core(1)], &[core(1)]), no_polling);
+            let of_completions =
+                |finding: &Finding| finding.message.contains("interrupt") && finding.mend.is_some();
+            let mut found = findings.into_iter().filter(of_completions);
+            let first = found.find(|finding| !finding.message.contains("each completion is"));
+            first.map(|finding| (finding.message, finding.mend.expect("a note says what to do")))
+        };
+        // The processor is on core 0, which submits to the first queue: the second interrupt.
+        assert_eq!(told(false, ["3", "0", "1"], "1", None), None);
+        assert_eq!(told(false, ["3", "0-1", "2"], "2", None), None);
+        let (message, mend) = told(false, ["0", "2", "0"], "1", None).expect("told");
+        assert!(message.contains("those of core 0 go to core 2"), "{message}");
+        assert!(mend.contains("poll_queues"), "{mend}");
+        assert_eq!(told(true, ["0", "2", "0"], "0", None), None);
+        assert!(told(true, ["0", "2", "0"], "1", Some("it panics")).is_some());
+        let (message, mend) = told(false, ["3", "0", "1"], "0", None).expect("told");
+        assert!(message.contains("rq_affinity is 0"), "{message}");
+        assert_eq!(mend, "echo 2 > /sys/block/nvme0n1/queue/rq_affinity");
     }
 
     #[test]

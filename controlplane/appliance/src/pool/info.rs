@@ -70,7 +70,7 @@ impl Pool {
                     pool_bytes: self.needed_bytes(device),
                     unused_bytes: self.unused_bytes(device, &file),
                     direct: file.is_direct(),
-                    polled: file.passthrough().is_some_and(Passthrough::is_polled),
+                    polled: file.is_polled(),
                     passthrough_refused: file.refused().map(str::to_owned),
                     durable_writes: durable_writes.is_ok(),
                     durable_writes_refused: match file.passthrough().map(Passthrough::durable_writes) {

@@ -1,7 +1,8 @@
 //! Rings for commands of one's own to NVMe namespaces (IORING_OP_URING_CMD: 128-byte entries, 32-byte completions).
 //!
 //! A processor has one whose completions come by interrupt, and, if the driver has poll queues, one whose completions
-//! somebody has to look for. Commands without data go through the first: kernel 6.1 panics when it polls for a flush.
+//! somebody has to look for. Commands without data go through the first: kernel 6.1 panics when it polls for a flush. Reads
+//! and writes of block devices that have poll queues go through the second as well ([`crate::device::queue`]).
 
 use super::command::{COMMAND_BYTES, Command};
 use crate::buffers::Arenas;
@@ -121,9 +122,11 @@ impl CommandRing {
         unsafe { self.push_entry(&entry) };
     }
 
+    /// Queues an entry that is no command. Of one that names its file by a number, that is the number of a claim.
+    ///
     /// # Safety
     /// As for [`Self::push`].
-    unsafe fn push_entry(&mut self, entry: &squeue::Entry128) {
+    pub unsafe fn push_entry(&mut self, entry: &squeue::Entry128) {
         // SAFETY: the caller's promise.
         while unsafe { self.uring.submission().push(entry) }.is_err() {
             // Full: the kernel takes what is there. It fails only while completions wait, which the caller's turns take.
@@ -179,9 +182,9 @@ impl CommandRing {
 /// A mark that nobody waits for.
 const NOBODY: u64 = u64::MAX;
 
-/// The rings of one pool on one processor.
+/// The rings of one pool on one processor; each is made with the first device that needs it.
 pub(crate) struct CommandRings {
-    interrupt: CommandRing,
+    interrupt: Option<CommandRing>,
     polled: Option<CommandRing>,
     /// The files that the rings have, by number; -1: none.
     claims: Vec<RawFd>,
@@ -190,29 +193,34 @@ pub(crate) struct CommandRings {
 }
 
 impl CommandRings {
-    /// One for the calling thread.
-    ///
-    /// # Errors
-    /// What the kernel said.
-    pub fn new(arenas: &Arenas) -> io::Result<Self> {
-        let claims = vec![-1; CLAIMS_MAX];
-        Ok(Self {
-            interrupt: Self::ring(false, arenas, &claims)?,
+    /// None yet.
+    pub fn new() -> Self {
+        Self {
+            interrupt: None,
             polled: None,
-            claims,
+            claims: vec![-1; CLAIMS_MAX],
             armed: false,
-        })
+        }
     }
 
-    /// A second one that is polled, unless there is one.
+    /// The calling thread's one that is polled, or is not, unless it is there.
     ///
     /// # Errors
     /// What the kernel said.
-    pub fn poll_too(&mut self, arenas: &Arenas) -> io::Result<()> {
-        if self.polled.is_none() {
-            self.polled = Some(Self::ring(true, arenas, &self.claims)?);
+    pub fn make(&mut self, polled: bool, arenas: &Arenas) -> io::Result<()> {
+        let ring = if polled {
+            &mut self.polled
+        } else {
+            &mut self.interrupt
+        };
+        if ring.is_none() {
+            *ring = Some(Self::ring(polled, arenas, &self.claims)?);
         }
         Ok(())
+    }
+
+    fn all(&mut self) -> impl Iterator<Item = &mut CommandRing> {
+        self.interrupt.iter_mut().chain(&mut self.polled)
     }
 
     fn ring(polled: bool, arenas: &Arenas, claims: &[RawFd]) -> io::Result<CommandRing> {
@@ -229,7 +237,7 @@ impl CommandRings {
     pub fn claim(&mut self, number: usize, file: RawFd) -> io::Result<()> {
         let claim = self.claims.get_mut(number).ok_or(io::ErrorKind::StorageFull)?;
         *claim = file;
-        for ring in core::iter::once(&self.interrupt).chain(&self.polled) {
+        for ring in self.all() {
             let submitter = ring.uring.submitter();
             submitter.register_files_update(number as u32, &[file])?;
         }
@@ -244,22 +252,25 @@ impl CommandRings {
         }
     }
 
-    /// The ring for reads and writes of a device that is polled, or is not.
+    /// The ring for reads and writes of a device that is polled, or is not; it was made.
     pub fn for_data(&mut self, polled: bool) -> &mut CommandRing {
-        match &mut self.polled {
-            Some(ring) if polled => ring,
-            _ => &mut self.interrupt,
-        }
+        let ring = if polled {
+            &mut self.polled
+        } else {
+            &mut self.interrupt
+        };
+        ring.as_mut()
+            .expect("a ring is made with the first device that needs it")
     }
 
     /// The ring for everything else.
     pub fn for_others(&mut self) -> &mut CommandRing {
-        &mut self.interrupt
+        self.for_data(false)
     }
 
     /// Hands over what is queued and takes what has ended.
     pub fn turn(&mut self, ended: &mut Vec<Ended>) {
-        for ring in core::iter::once(&mut self.interrupt).chain(&mut self.polled) {
+        for ring in self.all() {
             ring.submit();
             ring.reap(ended);
         }
@@ -272,13 +283,19 @@ impl CommandRings {
 
     /// Whether the processor may sleep on `ring`, which will wake it when a command has ended.
     pub fn may_sleep(&mut self, place: u8, ring: &mut Ring) -> bool {
-        self.interrupt.submit();
-        if self.must_be_polled() || self.interrupt.has_completions() {
+        if self.must_be_polled() {
             return false;
         }
-        if self.interrupt.in_flight() > 0 && !self.armed {
+        let Some(interrupt) = &mut self.interrupt else {
+            return true;
+        };
+        interrupt.submit();
+        if interrupt.has_completions() {
+            return false;
+        }
+        if interrupt.in_flight() > 0 && !self.armed {
             self.armed = true;
-            let file = types::Fd(self.interrupt.uring.as_raw_fd());
+            let file = types::Fd(interrupt.uring.as_raw_fd());
             let entry = opcode::PollAdd::new(file, libc::POLLIN as u32).build();
             // SAFETY: the entry points to no memory; the kernel holds the file itself.
             unsafe { ring.push(&entry.user_data(mark(Owner::Bell(place), 0))) };
@@ -294,12 +311,14 @@ impl CommandRings {
     /// Nothing is in flight, and the rings go: what still waits to be told is told, so that nothing of them is held. What
     /// `ring` was asked to do with them it is told first: it knows them by a number that may be another file's afterwards.
     pub fn close(mut self, ring: &mut Ring) {
-        if self.armed {
+        if self.armed
+            && let Some(interrupt) = &mut self.interrupt
+        {
             ring.submit_all();
             let entry = opcode::Nop::new().build().user_data(NOBODY);
             // SAFETY: the entry points to no memory.
-            unsafe { self.interrupt.push_entry(&entry.into()) };
-            self.interrupt.submit();
+            unsafe { interrupt.push_entry(&entry.into()) };
+            interrupt.submit();
         }
     }
 }
@@ -315,16 +334,17 @@ mod tests {
     fn what_waits_for_a_ring_does_not_meet_another_file_of_its_number() {
         let arenas = Arenas::map(1, CHUNK_BYTES).expect("memory");
         let mut ring = Ring::new(RingOptions::default()).expect("io_uring");
-        let mut rings = CommandRings::new(&arenas).expect("io_uring with large entries");
+        let mut rings = CommandRings::new();
+        rings.make(false, &arenas).expect("io_uring with large entries");
         // A command that ends when it is told to.
         let (reader, mut writer) = io::pipe().expect("a pipe");
         let entry = opcode::PollAdd::new(types::Fd(reader.as_raw_fd()), libc::POLLIN as u32).build();
         // SAFETY: the entry points to no memory.
-        unsafe { rings.interrupt.push_entry(&entry.user_data(1).into()) };
+        unsafe { rings.for_others().push_entry(&entry.user_data(1).into()) };
         assert!(rings.may_sleep(0, &mut ring), "it will ring");
         writer.write_all(b"!").expect("written");
         let mut ended = Vec::new();
-        rings.interrupt.finish(&mut ended).expect("it ends");
+        rings.for_others().finish(&mut ended).expect("it ends");
         assert_eq!(ended.len(), 1);
         rings.close(&mut ring);
         let mut completions = Vec::new();
@@ -339,10 +359,11 @@ mod tests {
     #[test]
     fn claims_are_kept_by_rings_made_later_and_forgotten_by_all() {
         let arenas = Arenas::map(1, CHUNK_BYTES).expect("memory");
-        let mut rings = CommandRings::new(&arenas).expect("io_uring with large entries");
+        let mut rings = CommandRings::new();
+        rings.make(false, &arenas).expect("io_uring with large entries");
         let file = tempfile::tempfile().expect("a file");
         rings.claim(7, file.as_raw_fd()).expect("there is room");
-        rings.poll_too(&arenas).expect("a second ring");
+        rings.make(true, &arenas).expect("a second ring");
         rings.forget_claim(7);
         assert!(rings.claims.iter().all(|&file| file == -1));
         assert!(

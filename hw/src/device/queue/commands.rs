@@ -103,14 +103,12 @@ impl Devices {
     /// have such a ring is served as a block device.
     pub(super) fn namespace_of(&mut self, number: usize, file: &DeviceFile) -> Option<Namespace> {
         let passthrough = file.passthrough()?;
-        if self.rings.is_none() {
-            self.rings = CommandRings::new(&self.arenas).ok();
-        }
-        let rings = self.rings.as_mut()?;
-        rings.claim(number, file.as_raw_fd()).ok()?;
+        let rings = self.rings.get_or_insert_with(CommandRings::new);
+        rings.make(false, &self.arenas).ok()?;
         if passthrough.is_polled() {
-            rings.poll_too(&self.arenas).ok()?;
+            rings.make(true, &self.arenas).ok()?;
         }
+        rings.claim(number, file.as_raw_fd()).ok()?;
         Some(Namespace::of(passthrough))
     }
 
@@ -199,19 +197,26 @@ impl Devices {
         let mut ended = core::mem::take(&mut self.ended);
         rings.turn(&mut ended);
         for one in ended.drain(..) {
-            self.command_ended(one);
+            self.part_ended(one);
         }
         self.ended = ended;
     }
 
-    pub(super) fn command_ended(&mut self, ended: Ended) {
+    pub(super) fn part_ended(&mut self, ended: Ended) {
         let (slot, part) = ((ended.mark >> 32) as u32, ended.mark as u32);
+        let target = self.slots[slot as usize].parts[part as usize].target;
+        let namespace = self.targets.at(target).namespace;
         self.came_back(slot, part);
+        match namespace {
+            Some(namespace) => self.command_ended(namespace, slot, part, ended),
+            None => self.polled_ended(slot, part, ended.result),
+        }
+    }
+
+    fn command_ended(&mut self, namespace: Namespace, slot: u32, part: u32, ended: Ended) {
         let state = &mut self.slots[slot as usize];
         let (kind, is_tried_once) = (state.kind(), state.is_tried_once());
         let piece = &mut state.parts[part as usize];
-        let namespace = self.targets.at(piece.target).namespace;
-        let namespace = namespace.expect("a device keeps the way in which it is served");
         if ended.result == -libc::EINVAL && piece.registered {
             // Kernel 6.1 counts the pages of the whole arena as pieces of the command, which are more than a device takes.
             let rings = self.rings.as_mut().expect("namespaces have rings");

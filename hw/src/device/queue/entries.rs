@@ -1,6 +1,7 @@
 //! Parts of operations as entries of the processor's ring.
 
 use super::{Devices, PAUSE};
+use crate::buffers::Arenas;
 use crate::device::parts::Part;
 use crate::ring::{FileSlot, Owner, Ring, mark, on_file};
 use io_uring::{opcode, squeue, types};
@@ -40,7 +41,9 @@ impl Devices {
             }
             OperationKind::Read | OperationKind::Write => {
                 let vectors = &state.vectors[first_vector..first_vector + vector_count];
-                let registered = self.registered(ring, vectors);
+                let registered = (ring.has_arenas())
+                    .then(|| holding(&self.arenas, vectors, self.vectored_fixed))
+                    .flatten();
                 transfer_entry(kind, file, vectors, offset_bytes, registered, state.write_flags())
             }
             OperationKind::WriteZeroes => unreachable!("it has entries of its own"),
@@ -64,21 +67,15 @@ impl Devices {
             u64::from(slot) << 24 | u64::from(part),
         )
     }
+}
 
-    /// The registered buffer that holds all of these pieces, if there is one and the kernel can use it.
-    fn registered(&self, ring: &Ring, vectors: &[libc::iovec]) -> Option<u16> {
-        if vectors.len() > 1 && !ring.features().vectored_fixed {
-            return None;
-        }
-        let find = |vector: &libc::iovec| {
-            ring.registered_buffer(&self.arenas, vector.iov_base as usize, vector.iov_len)
-        };
-        let first = find(vectors.first()?)?;
-        vectors[1..]
-            .iter()
-            .all(|vector| find(vector) == Some(first))
-            .then_some(first)
-    }
+/// The arena that holds all of these pieces, if there is one; several pieces only if the kernel takes them so (`vectored`).
+pub(super) fn holding(arenas: &Arenas, vectors: &[libc::iovec], vectored: bool) -> Option<u16> {
+    let find = |vector: &libc::iovec| arenas.holding(vector.iov_base as usize, vector.iov_len);
+    let (first, others) = vectors.split_first()?;
+    let arena = find(first)?;
+    let all = others.is_empty() || vectored && others.iter().all(|other| find(other) == Some(arena));
+    all.then_some(arena as u16)
 }
 
 /// The entry of a read or write.

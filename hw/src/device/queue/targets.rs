@@ -9,6 +9,7 @@ use super::Devices;
 use super::commands::Namespace;
 use crate::device::DeviceFile;
 use crate::device::parts::Limits;
+use crate::discovery::Polled;
 use crate::ring::{FileSlot, Ring};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -25,6 +26,8 @@ pub(in crate::device) struct Target {
     pub zeroes: bool,
     /// Set if it takes our own commands.
     pub namespace: Option<Namespace>,
+    /// Of one that takes none: the reads and writes whose completions are polled for.
+    pub polled: Option<Polled>,
     /// Entries, commands and pauses that have not ended.
     pub in_kernel: usize,
     /// It is in no place any more, and gets nothing further.
@@ -171,11 +174,13 @@ impl Devices {
         }
         let number = self.targets.free_number();
         let namespace = self.namespace_of(number, &file);
+        let polled = file.polled().filter(|_| self.make_polled(number, &file));
         self.targets.all[number] = Some(Target {
             slot: ring.register_file(file.as_raw_fd()),
             discards: namespace.is_none_or(|namespace| namespace.discards),
             zeroes: namespace.is_none_or(|namespace| namespace.zero_bytes_max > 0),
             namespace,
+            polled,
             in_kernel: 0,
             leaves: false,
             file,

@@ -1,4 +1,6 @@
-//! What takes a hand inside: pauses, and devices that keep all.
+//! What takes a hand inside: pauses, devices that keep all, and those that are polled.
+
+mod polled;
 
 use super::*;
 use crate::buffers::CHUNK_BYTES;
@@ -7,13 +9,19 @@ use crate::device::nvme::ring::Ended;
 use crate::ring::RingOptions;
 use commands::Namespace;
 use io_uring::types::Timespec;
+use std::path::Path;
 use std::time::Duration;
 use stillpoint_processor::ids::DeviceIndex;
 use stillpoint_processor::ports::{Buffer, Segment, Transfer};
 
 /// The devices of a pool of one file, and their ring.
 fn one_file() -> (Devices, Ring, tempfile::TempDir) {
-    let directory = tempfile::tempdir().expect("a directory");
+    one_file_in(&std::env::temp_dir())
+}
+
+/// The same, on the file system there.
+fn one_file_in(place: &Path) -> (Devices, Ring, tempfile::TempDir) {
+    let directory = tempfile::tempdir_in(place).expect("a directory");
     let file = DeviceFile::create(&directory.path().join("device"), 1 << 20).expect("made");
     let mut ring = Ring::new(RingOptions::default()).expect("io_uring");
     let arenas = Arenas::map(1, CHUNK_BYTES).expect("memory");
@@ -237,7 +245,7 @@ fn a_durable_write_does_not_count_where_a_flush_has_failed() {
                 devices.in_kernel += 1;
                 devices.targets.at_mut(0).in_kernel += 1;
                 let mark = u64::from(slot) << 32 | u64::from(part);
-                devices.command_ended(Ended { mark, result: 0 });
+                devices.part_ended(Ended { mark, result: 0 });
             } else {
                 devices.moved(slot, part, 4096);
             }

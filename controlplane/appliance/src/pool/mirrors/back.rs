@@ -73,10 +73,7 @@ impl Pool {
             let file = DeviceFile::open(&path).map_err(|error| crate::appliance::device_error(&error))?;
             check_returned(&file, &pool, at, &label)?;
             check_size(&file, layout.devices[usize::from(at.device.0)].size_blocks)?;
-            Ok(match commands {
-                Some(durable_writes) => file.with_passthrough(durable_writes),
-                None => file,
-            })
+            Ok(file.served_by(commands))
         });
         let file = file.await?;
         let text = format!("{at} is back: what it lacks is copied to it");

@@ -47,13 +47,7 @@ impl Pool {
             check_size(&file, size_blocks)?;
             make::wipe(&file).map_err(|error| Error::failure(format!("wiping {new}: {error}")))?;
             let uuid = make::random()?;
-            Ok((
-                match commands {
-                    Some(durable_writes) => file.with_passthrough(durable_writes),
-                    None => file,
-                },
-                uuid,
-            ))
+            Ok((file.served_by(commands), uuid))
         })
         .await?;
         if sides.known().record(at).state != SideState::Out {
