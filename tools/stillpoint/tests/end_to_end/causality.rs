@@ -218,9 +218,20 @@ struct Found {
 }
 
 /// Takes so many snapshots of running chains and looks at them.
-fn look_at_snapshots(volumes: Volumes, snapshots: usize, environment: &[(&str, &str)]) -> Found {
-    let appliance = Appliance::new();
-    appliance.start_with(&["--processors", PROCESSORS], environment);
+fn look_at_snapshots(volumes: Volumes, snapshots: usize) -> Found {
+    let appliance = Appliance::started(&["--processors", PROCESSORS]);
+    look_at_snapshots_of(&appliance, volumes, snapshots)
+}
+
+/// The same with these bugs planted.
+fn look_at_snapshots_with(bugs: &str, volumes: Volumes, snapshots: usize) -> Found {
+    let program = std::env::var_os("STILLPOINT_PLANTED").expect("a program with planted bugs");
+    let appliance = Appliance::of_program(program.into());
+    appliance.start_with(&["--processors", PROCESSORS], &[("STILLPOINT_PLANTED_BUG", bugs)]);
+    look_at_snapshots_of(&appliance, volumes, snapshots)
+}
+
+fn look_at_snapshots_of(appliance: &Appliance, volumes: Volumes, snapshots: usize) -> Found {
     appliance.create_pool("p", 2, "256MiB", &["--shards", PROCESSORS]);
     for name in volumes.names() {
         let size = volumes.size_bytes().to_string();
@@ -244,7 +255,6 @@ fn look_at_snapshots(volumes: Volumes, snapshots: usize, environment: &[(&str, &
             chains.push(scope.spawn(move || run_chain(chain, volumes, connections, progress, stop)));
         }
         let (sender, to_judge) = mpsc::sync_channel(8);
-        let appliance = &appliance;
         let judging = scope.spawn(move || {
             let mut broken = Vec::new();
             for taken in to_judge {
@@ -340,15 +350,13 @@ fn a_chain_with_a_gap_or_out_of_its_bounds_is_found() {
 
 /// V2, V6: what the processors kept, put together, is the volume at one instant.
 #[test]
-#[cfg(not(feature = "planted-bugs"))]
 fn counters_form_a_prefix_in_a_thousand_snapshots() {
-    found_nothing(&look_at_snapshots(Volumes(1), 1000, &[]));
+    found_nothing(&look_at_snapshots(Volumes(1), 1000));
 }
 
 #[test]
-#[cfg(not(feature = "planted-bugs"))]
 fn counters_form_a_prefix_over_two_volumes_in_one_snapshot() {
-    found_nothing(&look_at_snapshots(Volumes(2), 300, &[]));
+    found_nothing(&look_at_snapshots(Volumes(2), 300));
 }
 
 fn found_nothing(found: &Found) {
@@ -361,21 +369,20 @@ fn found_nothing(found: &Found) {
 
 /// Each processor hears of a cut later than the one before, by some times what a write takes.
 #[test]
-#[cfg(feature = "planted-bugs")]
+#[ignore = "wants a program with planted bugs, as STILLPOINT_PLANTED: tools/test has one"]
 fn counters_form_a_prefix_even_if_the_cuts_are_far_apart() {
     for volumes in [Volumes(1), Volumes(2)] {
-        let found = look_at_snapshots(volumes, 100, &[("STILLPOINT_PLANTED_BUG", "late-cuts")]);
+        let found = look_at_snapshots_with("late-cuts", volumes, 100);
         found_nothing(&found);
     }
 }
 
 /// The same, over a program that does not hold answers. It must not pass.
 #[test]
-#[cfg(feature = "planted-bugs")]
+#[ignore = "wants a program with planted bugs, as STILLPOINT_PLANTED: tools/test has one"]
 fn answers_that_are_not_held_are_found_out() {
     for volumes in [Volumes(1), Volumes(2)] {
-        let bugs = [("STILLPOINT_PLANTED_BUG", "late-cuts,answers-not-held")];
-        let found = look_at_snapshots(volumes, 100, &bugs);
+        let found = look_at_snapshots_with("late-cuts,answers-not-held", volumes, 100);
         assert!(
             !found.broken.is_empty(),
             "{volumes:?}: answers were not held, and nobody noticed"

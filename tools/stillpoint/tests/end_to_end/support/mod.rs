@@ -37,6 +37,8 @@ pub struct Appliance {
     /// On tmpfs, if this machine has it where it usually is.
     tails: Option<TempDir>,
     daemon: Mutex<Option<Child>>,
+    /// What the daemon is a process of.
+    program: PathBuf,
 }
 
 /// What a command of the command line gave.
@@ -56,12 +58,18 @@ const UNREACHABLE: i32 = 5;
 impl Appliance {
     /// A new directory; nothing runs yet.
     pub fn new() -> Self {
+        Self::of_program(env!("CARGO_BIN_EXE_stillpoint").into())
+    }
+
+    /// The same, whose daemon is to be another program.
+    pub fn of_program(program: PathBuf) -> Self {
         let mut builder = tempfile::Builder::new();
         let builder = builder.prefix("stillpoint-test-");
         Self {
             directory: builder.tempdir().expect("a temporary directory"),
             tails: builder.tempdir_in("/dev/shm").ok(),
             daemon: Mutex::new(None),
+            program,
         }
     }
 
@@ -149,7 +157,7 @@ impl Appliance {
             .append(true)
             .open(self.path("daemon.log"))
             .expect("a log file");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_stillpoint"));
+        let mut command = Command::new(&self.program);
         command.arg("serve");
         command.arg("--state-dir").arg(self.path("state"));
         command.arg("--run-dir").arg(self.path("run"));
