@@ -139,12 +139,9 @@ impl Default for Histogram {
 #[inline]
 fn counter_of(ns: u64) -> usize {
     let units = (ns >> UNIT_BITS).min(UNITS_MAX);
-    if units < 1 << STEP_BITS {
-        return units as usize;
-    }
-    let power = 63 - units.leading_zeros();
-    let step = (units >> (power - STEP_BITS)) & ((1 << STEP_BITS) - 1);
-    (((power - STEP_BITS + 1) as usize) << STEP_BITS) + step as usize
+    // What is below the first doubling has counters like those of that one.
+    let doubling = 63 - STEP_BITS - (units | 1 << STEP_BITS).leading_zeros();
+    ((doubling as usize) << STEP_BITS) + (units >> doubling) as usize
 }
 
 /// The first time, in nanoseconds, that counts beyond this counter.
@@ -196,13 +193,17 @@ impl Histogram {
 /// A histogram for each stage and each kind of work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stages {
-    histograms: Box<[Histogram]>,
+    histograms: Box<[Histogram; HISTOGRAMS]>,
 }
+
+const HISTOGRAMS: usize = Stage::ALL.len() * Work::ALL.len();
 
 impl Default for Stages {
     fn default() -> Self {
         Self {
-            histograms: vec![Histogram::default(); Stage::ALL.len() * Work::ALL.len()].into_boxed_slice(),
+            histograms: vec![Histogram::default(); HISTOGRAMS]
+                .try_into()
+                .expect("as many as there are"),
         }
     }
 }
@@ -212,13 +213,18 @@ impl Stages {
     /// turns: what seems to end before it began took no time.)
     #[inline]
     pub fn record(&mut self, stage: Stage, work: Work, since_ns: u64, now_ns: u64) {
-        let place = stage as usize * Work::ALL.len() + work as usize;
-        self.histograms[place].record(now_ns.saturating_sub(since_ns));
+        let histogram = &mut self.histograms[stage as usize * Work::ALL.len() + work as usize];
+        if now_ns <= since_ns {
+            // Most stages begin and end in one turn.
+            histogram.counts[0] += 1;
+        } else {
+            histogram.record(now_ns - since_ns);
+        }
     }
 
     /// Adds what others have counted.
     pub fn add(&mut self, other: &Self) {
-        for (histogram, more) in self.histograms.iter_mut().zip(&other.histograms) {
+        for (histogram, more) in self.histograms.iter_mut().zip(&*other.histograms) {
             histogram.add(more);
         }
     }

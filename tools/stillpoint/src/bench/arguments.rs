@@ -175,10 +175,10 @@ pub struct JobArguments {
     /// random, or zipf:EXPONENT [default: random]
     #[arg(long, value_name = "HOW")]
     pub random_distribution: Option<String>,
-    /// What a thread does while it waits: look all the time, or sleep until something has ended, as fio does (where the target
-    /// needs the cores)
-    #[arg(long, value_enum, default_value_t = IdleWord::Spin, value_name = "HOW")]
-    pub idle: IdleWord,
+    /// What a thread does while it waits: look all the time, or sleep until something has ended, as fio does [default: spin, so that
+    /// starts are on time; nap if only --iodepth is given, since nothing has to be on time then]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub idle: Option<IdleWord>,
     /// Length of the intervals of the log
     #[arg(long, default_value = "1s", value_name = "TIME")]
     pub interval: Duration,
@@ -229,10 +229,10 @@ impl JobArguments {
             target: None,
         };
         let words = of_file.under(said);
-        let idle = match self.idle {
+        let idle = self.idle.map(|word| match word {
             IdleWord::Spin => Idle::Spin,
             IdleWord::Nap => Idle::Nap,
-        };
+        });
         Ok((
             words.job(idle, intervals.then_some(self.interval.0))?,
             words.target,

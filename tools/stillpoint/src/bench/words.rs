@@ -183,7 +183,7 @@ impl Words {
     ///
     /// # Errors
     /// Usage: a word that is not understood.
-    pub fn job(&self, idle: Idle, interval_ns: Option<u64>) -> Result<Job, Error> {
+    pub fn job(&self, idle: Option<Idle>, interval_ns: Option<u64>) -> Result<Job, Error> {
         let (random, read_percent, discards) = self.kind()?;
         let order = match self.random_distribution.as_deref() {
             _ if !random => Order::Sequential,
@@ -230,7 +230,10 @@ impl Words {
             lengths: lengths(self.bs.as_deref().unwrap_or("4k"))?,
             load,
             threads: number("numjobs", &self.numjobs)?.unwrap_or(1),
-            idle,
+            idle: idle.unwrap_or(match load {
+                Load::Open { .. } => Idle::Spin,
+                Load::Closed { .. } => Idle::Nap,
+            }),
             time_ns: time("runtime", &self.runtime)?.unwrap_or(standard.time_ns),
             ramp_ns: time("ramp_time", &self.ramp_time)?.unwrap_or(0),
             offset_bytes: size("offset", &self.offset)?.unwrap_or(0),
@@ -357,7 +360,7 @@ mod tests {
 
     fn job(text: &str) -> Job {
         let words = Words::of_file(text, None).expect("understood");
-        words.job(Idle::Spin, None).expect("a job")
+        words.job(None, None).expect("a job")
     }
 
     #[test]
@@ -371,6 +374,7 @@ mod tests {
             lengths: vec![(16384, 1)],
             load: Load::Closed { in_flight: 32 },
             threads: 2,
+            idle: Idle::Nap,
             time_ns: 30_000_000_000,
             size_bytes: Some(1 << 30),
             verify: true,
@@ -395,6 +399,18 @@ mod tests {
     }
 
     #[test]
+    fn who_has_to_start_on_time_looks_all_the_time_unless_told_otherwise() {
+        let idle = |text: &str, told| {
+            let words = Words::of_file(text, None).expect("understood");
+            words.job(told, None).expect("a job").idle
+        };
+        assert_eq!([idle("", None), idle("iodepth=8", None)], [Idle::Spin, Idle::Nap]);
+        assert_eq!(idle("rate_iops=10\niodepth=8", None), Idle::Spin);
+        assert_eq!(idle("", Some(Idle::Nap)), Idle::Nap);
+        assert_eq!(idle("iodepth=8", Some(Idle::Spin)), Idle::Spin);
+    }
+
+    #[test]
     fn what_is_not_understood_is_named() {
         for (text, said) in [
             ("rw=randtrims", "rw=\"randtrims\""),
@@ -416,7 +432,7 @@ mod tests {
             ("rwmixwrite=200", "rwmixread"),
         ] {
             let words = Words::of_file(text, None).expect("the keys are known");
-            let error = words.job(Idle::Spin, None).expect_err(text);
+            let error = words.job(None, None).expect_err(text);
             assert!(error.message.contains(said), "{}", error.message);
         }
         let error = Words::of_file("[a]\nrw=read\nsync_file_range=1", None).expect_err("unknown");
