@@ -416,6 +416,18 @@ async fn tell_notices(appliance: Arc<Appliance>, mut notices: mpsc::Receiver<Loo
                 tokio::spawn(async move { appliance.mirror_told(pool, processor, pass, notice).await });
                 continue;
             }
+            LoopNotice::Stall {
+                pool,
+                processor,
+                place,
+                stall,
+            } => {
+                // Of a pool that is being opened it is told again.
+                if let Some(pool) = appliance.pools().iter().find(|open| open.index == pool) {
+                    pool.stall_told(processor, place, stall);
+                }
+                continue;
+            }
         };
         let pools = appliance.pools();
         let found = pools.iter().find(|open| open.index == pool);
@@ -480,17 +492,6 @@ async fn tell_notices(appliance: Arc<Appliance>, mut notices: mpsc::Receiver<Loo
                 if let Some(pool) = found {
                     pool.change_log_notice(index, &notice);
                 }
-            }
-            Notice::DeviceStalled(stall) => {
-                let text = found.map_or_else(
-                    || "a device stalled".to_owned(),
-                    |pool| pool.describe_stall(&stall),
-                );
-                let when = When {
-                    began_ns: Some(stall.ended_wall_ns.saturating_sub(stall.took_ns)),
-                    time_ns: stall.ended_wall_ns,
-                };
-                (appliance.events()).tell_of(EventKind::DeviceStalled, when, pool, &subject, text);
             }
             Notice::Checkpointed {
                 began_wall_ns,

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use crate::api::model::{Finding, FindingState, PoolInfo};
+use crate::pool::time_text;
 use stillpoint_hw::discovery::Machine;
 use stillpoint_hw::probe::{Probe, State};
 use stillpoint_hw::topology::{self, Core};
@@ -100,6 +101,13 @@ pub fn pools(pools: &[PoolInfo]) -> Vec<Finding> {
                     &subject,
                     format!("{unused} of its {of} bytes are unused: pool {} was made with less", pool.name),
                     "a pool keeps its size: to use all of the device, copy the volumes away and make the pool anew",
+                ));
+            }
+            if let Some(since_ns) = device.stalled_since_ns {
+                findings.push(problem(
+                    &subject,
+                    format!("has not answered since {}: requests of pool {} wait", time_text(since_ns), pool.name),
+                    "the kernel takes back what it waits for (nvme_core.io_timeout), and its log says so; docs/hardware.md tells more",
                 ));
             }
             if let Some(reason) = &device.passthrough_refused {

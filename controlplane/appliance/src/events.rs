@@ -170,8 +170,10 @@ kinds! {
     ScrubEnded = "scrub_ended", Info;
     /// A scrub found a damaged block or page.
     ScrubDamage = "scrub_damage", Error;
-    /// A device took so long that clients may have noticed.
+    /// A device has not answered for so long that clients may have noticed.
     DeviceStalled = "device_stalled", Warning;
+    /// All that it had not answered has ended, well or not.
+    DeviceStallEnded = "device_stall_ended", Info;
     /// A device of an open pool is gone.
     DeviceLost = "device_lost", Error;
     /// A device that was gone is there again.

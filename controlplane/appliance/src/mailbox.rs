@@ -31,7 +31,7 @@ use stillpoint_hw::device::PoolFiles;
 use stillpoint_ondisk::layout::Layout;
 use stillpoint_processor::command::{EventKind, IntermediateSnapshotStatus, Notice, VolumeShareStatus};
 use stillpoint_processor::mirror::{MirrorNotice, MirrorStatus, SideAt, SideFailed, Sides};
-use stillpoint_processor::ports::DeviceError;
+use stillpoint_processor::ports::{DeviceError, OperationKind};
 use stillpoint_processor::stages::Stages;
 use stillpoint_processor::{DeviceIndex, ShardAnswer, ShardCommand, ShardIndex, ShardRequest, TimeStamp};
 use tokio::sync::{mpsc, oneshot};
@@ -381,6 +381,31 @@ pub enum LoopNotice {
         /// What.
         notice: MirrorNotice,
     },
+    /// A device does not answer, which is told several times, or has answered again.
+    Stall {
+        /// The pool.
+        pool: PoolIndex,
+        /// The processor that waits for it.
+        processor: ProcessorIndex,
+        /// The device's place in the pool.
+        place: usize,
+        /// What.
+        stall: Stall,
+    },
+}
+
+/// How a device that takes long stands to a processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stall {
+    /// It has not answered something for so long that people notice.
+    Lasts {
+        /// What.
+        kind: OperationKind,
+        /// Since when, in nanoseconds since 1970.
+        began_wall_ns: u64,
+    },
+    /// All of that has ended, well or not.
+    Ended,
 }
 
 /// Where poll loops put notices.

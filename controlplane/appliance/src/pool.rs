@@ -17,6 +17,7 @@ mod schedule_runs;
 mod schedules;
 mod scrub;
 mod snapshots;
+mod stalls;
 mod tasks;
 #[cfg(test)]
 mod tests;
@@ -46,9 +47,7 @@ use crate::mailbox::{
 use crate::state::MirrorNotes;
 use stillpoint_hw::device::PoolFiles;
 use stillpoint_processor::command::EventKind;
-use stillpoint_processor::ports::OperationKind;
-use stillpoint_processor::stall::Stall;
-use stillpoint_processor::{DeviceIndex, ShardCommand, ShardIndex, TimeStamp};
+use stillpoint_processor::{ShardCommand, ShardIndex, TimeStamp};
 
 /// Commands of one change that wait in mailboxes at the same time: a mailbox that is full refuses, and a change may be of
 /// any number of snapshots.
@@ -82,6 +81,7 @@ pub struct Pool {
     wishes: wishes::Wishes,
     scrubs: scrub::Scrubs,
     losses: losses::Losses,
+    stalls: stalls::Stalls,
     sides: Option<mirrors::Sides>,
     notes: Arc<MirrorNotes>,
     runners: Mutex<BTreeMap<u64, Arc<schedule_runs::Runner>>>,
@@ -170,6 +170,7 @@ impl Pool {
             wishes: wishes::Wishes::default(),
             scrubs: scrub::Scrubs::default(),
             losses: losses::Losses::default(),
+            stalls: stalls::Stalls::default(),
             sides,
             notes,
             runners: Mutex::default(),
@@ -199,28 +200,6 @@ impl Pool {
     /// The same, of something that took time.
     pub(crate) fn tell_of(&self, kind: Happening, when: When, subject: &str, text: impl Into<String>) {
         self.events.tell_of(kind, when, self.name(), subject, text);
-    }
-
-    /// A stall of one of its devices, in words.
-    #[must_use]
-    pub fn describe_stall(&self, stall: &Stall) -> String {
-        let path = |device: DeviceIndex| {
-            if self.devices.layout.mirrored {
-                self.sides_text(device, stall.side)
-            } else {
-                self.devices.paths[usize::from(device.0)].display().to_string()
-            }
-        };
-        let device = stall.device.map_or_else(|| "several devices".to_owned(), path);
-        let what = match stall.kind {
-            OperationKind::Read => "read",
-            OperationKind::Write => "write",
-            OperationKind::Flush => "flush",
-            OperationKind::Discard => "discard",
-            OperationKind::WriteZeroes => "write of zeros",
-        };
-        let took_s = stall.took_ns as f64 / 1e9;
-        format!("{device}: a {what} took {took_s:.1} s, and what waited for it as long")
     }
 
     /// Its shards.

@@ -41,6 +41,7 @@ export interface PoolDevice {
   direct: boolean;
   polled: boolean;
   passthrough_refused?: string;
+  stalled_since_ns?: number;
   lost_since_ns?: number;
 }
 

@@ -34,12 +34,14 @@ export function Overview({ status, past, occurrences }: Props) {
 /** What an operator should look at, in a word or two each. */
 export function troubles(pool: Pool): string[] {
   const lost = pool.devices.filter((device) => device.lost_since_ns !== undefined).length;
+  const silent = pool.devices.filter((device) => device.stalled_since_ns !== undefined).length;
   const out = (pool.sides ?? []).filter((side) => side.state === "out").length;
   const resync = (pool.sides ?? []).filter((side) => side.state === "resync").length;
   const damaged = pool.scrub?.damaged_blocks ?? 0;
   const said = (number: number, what: string) => (number > 0 ? [`${number} ${what}`] : []);
   return [
     ...said(lost, lost === 1 ? "device lost" : "devices lost"),
+    ...said(silent, silent === 1 ? "device silent" : "devices silent"),
     ...said(out, out === 1 ? "side out" : "sides out"),
     ...said(resync, "resynchronised"),
     ...said(damaged, damaged === 1 ? "damaged block" : "damaged blocks"),

@@ -33,7 +33,7 @@ export function Failures() {
 }
 
 const GOOD = ["good", "open", "in_sync", "done", "there", "active"];
-const BAD = ["failed", "device_lost", "device_shrunk", "stopped", "out", "lost", "damaged", "error"];
+const BAD = ["failed", "device_lost", "device_shrunk", "stopped", "out", "lost", "silent", "damaged", "error"];
 
 export function State({ name, text }: { name: string; text?: string }) {
   const kind = GOOD.includes(name) ? "good" : BAD.includes(name) ? "bad" : "middling";

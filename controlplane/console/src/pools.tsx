@@ -91,6 +91,9 @@ function OnePool({ pool, choices }: { pool: Pool; choices: Choice[] | null }) {
 }
 
 function DeviceState({ device }: { device: PoolDevice }) {
+  if (device.lost_since_ns === undefined && device.stalled_since_ns !== undefined) {
+    return <><State name="silent" text="does not answer" /> since {time(device.stalled_since_ns)}</>;
+  }
   if (device.lost_since_ns === undefined) {
     return <><State name="there" />{device.unused_bytes > 0 && `, ${size(device.unused_bytes)} unused`}</>;
   }

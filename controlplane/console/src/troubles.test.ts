@@ -59,14 +59,20 @@ test("what is said of a device under the name that its pool has for it is said o
   const stateOf = (shown: typeof row) => found.filter(({ path }) => pathsOf(shown).includes(path)).map(({ state }) => state);
   assert.deepEqual([stateOf(row), stateOf(other)], [["too small"], []]);
   assert.deepEqual(pathsOf(device("nvme2n1", { nvme: { ...nvme({}), generic: "/dev/ng2n1" } })), ["/dev/nvme2n1", "/dev/ng2n1"]);
-  assert.equal(lastOf([told("device_stalled", "shard 1", `${link} took 2 s`)], ...pathsOf(row))?.kind, "device_stalled");
+  assert.equal(lastOf([told("device_stalled", link, "has not answered")], ...pathsOf(row))?.kind, "device_stalled");
+});
+
+test("a device that does not answer is shown as long as that lasts", () => {
+  const of = (more: { stalled_since_ns?: number }) => troublesOf([], [pool("p", { devices: [{ ...there, ...more }] })], [told("device_stalled", there.path, "")], 0);
+  assert.deepEqual(of({ stalled_since_ns: 5 }).map(({ path, isBad, state }) => [path, isBad, state]), [[there.path, true, "silent"]]);
+  assert.deepEqual(of({}), []);
 });
 
 test("a stall is remembered for an hour, unless something later was told", () => {
-  const stalled = told("device_stalled", "shard 1", "/dev/sdb took 2.5 s for a write", 5 * HOUR_NS);
+  const stalled = told("device_stall_ended", "/dev/sdb", "nothing waits for it any more, after 2.5 s", 5 * HOUR_NS);
   const of = (events: Occurrence[], now_ns: number) => troublesOf([device("sdb")], [], events, now_ns).map(({ state }) => state);
   assert.deepEqual(of([stalled], 5.5 * HOUR_NS), ["stalled"]);
   assert.deepEqual(of([stalled], 6.5 * HOUR_NS), []);
   assert.deepEqual(of([told("device_returned", "/dev/sdb", "back"), stalled], 5.5 * HOUR_NS), []);
-  assert.equal(lastOf([told("device_stalled", "shard 1", "/dev/sdb1 took 2 s")], "/dev/sdb"), null);
+  assert.equal(lastOf([told("device_stalled", "/dev/sdb1", "has not answered")], "/dev/sdb"), null);
 });

@@ -20,7 +20,7 @@ export interface Trouble {
 /** What was told of a device counts as its state for so long. */
 const TOLD_NS = 3600e9;
 
-const ABOUT_DEVICES = ["device_stalled", "device_lost", "device_returned", "device_resized", "mirror_side_out", "mirror_lost", "mirror_joined", "mirror_not_copied", "shard_stopped"];
+const ABOUT_DEVICES = ["device_stalled", "device_stall_ended", "device_lost", "device_returned", "device_resized", "mirror_side_out", "mirror_lost", "mirror_joined", "mirror_not_copied", "shard_stopped"];
 
 /** Under what paths there is something to say about a device: its own, and those by which pools name it. */
 export function pathsOf(device: Device): string[] {
@@ -54,7 +54,7 @@ export function troublesOf(devices: Device[], pools: Pool[], occurrences: Occurr
   const paths = new Set([...devices.map(({ path }) => path), ...pools.flatMap((pool) => pool.devices.map(({ path }) => path))]);
   for (const path of paths) {
     const last = lastOf(occurrences, path);
-    if (last?.kind === "device_stalled" && now_ns - last.time_ns < TOLD_NS) {
+    if (last?.kind === "device_stall_ended" && now_ns - last.time_ns < TOLD_NS) {
       add(path, last.pool || null, false, "stalled", `at ${time(last.time_ns)}`);
     }
   }
@@ -65,6 +65,9 @@ type Add = (path: string, pool: string | null, isBad: boolean, state: string, te
 
 function addOfPool(pool: Pool, add: Add) {
   for (const device of pool.devices) {
+    if (device.stalled_since_ns !== undefined) {
+      add(device.path, pool.name, true, "silent", `it has not answered since ${time(device.stalled_since_ns)}`);
+    }
     if (device.lost_since_ns !== undefined) {
       const isSmall = device.size_bytes < device.pool_bytes;
       const what = isSmall ? `${size(device.size_bytes)} are there, ${size(device.pool_bytes)} are needed` : "it does not answer, or was taken out";

@@ -3,7 +3,6 @@
 use crate::ids::{ChangeLogId, ShardIndex, SnapshotId, TimeStamp, VolumeId};
 use crate::ports::Side;
 use crate::request::RequestError;
-use crate::stall::Stall;
 
 /// The sender's own mark on a command; comes back with its event.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -296,8 +295,6 @@ pub enum Notice {
         /// How.
         error: crate::ports::DeviceError,
     },
-    /// A device took long: see [`crate::stall`].
-    DeviceStalled(Stall),
     /// A checkpoint is durable.
     Checkpointed {
         /// When its state was frozen, in nanoseconds since 1970.
@@ -337,10 +334,7 @@ impl Notice {
     pub fn is_background(&self) -> bool {
         matches!(
             self,
-            Self::Checkpointed { .. }
-                | Self::DeviceStalled(_)
-                | Self::SnapshotFreed { .. }
-                | Self::VolumeFreed { .. }
+            Self::Checkpointed { .. } | Self::SnapshotFreed { .. } | Self::VolumeFreed { .. }
         )
     }
 }

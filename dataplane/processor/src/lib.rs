@@ -33,7 +33,6 @@ pub mod shard;
 pub mod snapshot_chain;
 pub mod space;
 pub mod stages;
-pub mod stall;
 pub mod virtual_volume;
 
 pub use backlog::Backlog;

@@ -230,8 +230,6 @@ pub struct Operation {
     pub shard: ShardIndex,
     /// The shard's own number for it.
     pub tag: u64,
-    /// The monotonic time at which the shard issued it.
-    pub issued_ns: u64,
     /// What it does.
     pub kind: OperationKind,
     /// Of devices that have two sides. A read asks this side, if it can be read; when it comes back it names the side that answered
@@ -261,7 +259,6 @@ impl Operation {
         Box::new(Self {
             shard: ShardIndex(0),
             tag: 0,
-            issued_ns: 0,
             kind: OperationKind::Flush,
             is_tried_once: false,
             side: None,

@@ -45,6 +45,8 @@ pub(super) struct Part {
     pub registered: bool,
     /// Of zeros: how many were last sent as data; 0: the device makes all of them by itself.
     pub step_bytes: u64,
+    /// Its device has answered, or it did not get there.
+    pub ended: bool,
 }
 
 impl Part {
@@ -61,6 +63,7 @@ impl Part {
             pause: None,
             registered: false,
             step_bytes: 0,
+            ended: false,
         }
     }
 

@@ -13,6 +13,7 @@
 mod commands;
 mod entries;
 pub(super) mod polled;
+mod stalls;
 pub(super) mod targets;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ use super::parts::{Part, advance, cut, cut_range};
 use crate::buffers::Arenas;
 use crate::ring::{Completion, Owner, Ring};
 use io_uring::types::Timespec;
+pub use stalls::Unanswered;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -112,6 +114,8 @@ pub struct Devices {
     vectored_fixed: bool,
     completed: Vec<Box<Operation>>,
     figures: DeviceFigures,
+    /// See [`Self::set_now`].
+    now_ns: u64,
 }
 
 /// An operation in flight.
@@ -123,6 +127,8 @@ struct Slot {
     ranges: Vec<DatasetRange>,
     parts: Vec<Part>,
     parts_left: usize,
+    /// When it was started first; `None`: it was not yet.
+    started_ns: Option<u64>,
 }
 
 impl Devices {
@@ -148,6 +154,7 @@ impl Devices {
             vectored_fixed: ring.features().vectored_fixed,
             completed: Vec::with_capacity(OPERATIONS_MAX),
             figures: DeviceFigures::default(),
+            now_ns: 0,
         };
         (0..places).for_each(|device| devices.attach(device, ring));
         devices
@@ -183,6 +190,7 @@ impl Devices {
     /// [`BlockDevice::poll`] or [`Self::may_sleep`].
     pub fn start(&mut self, ring: &mut Ring) {
         while let Some((slot, part)) = self.ready.pop_front() {
+            self.slots[slot as usize].started_ns.get_or_insert(self.now_ns);
             let Part { target, pause, .. } = self.slots[slot as usize].parts[part as usize];
             self.in_kernel += 1;
             self.targets.at_mut(target).in_kernel += 1;
@@ -270,7 +278,7 @@ impl Devices {
     fn end_failed(&mut self, slot: u32, part: u32, error: DeviceError) {
         self.figures.errors += 1;
         self.slots[slot as usize].fail(part, error);
-        self.end_part(slot);
+        self.end_part(slot, part);
     }
 
     /// Gives up its places in the ring. Everything must have come back.
@@ -329,7 +337,7 @@ impl Devices {
         {
             return self.end_failed(slot, part, error);
         }
-        self.end_part(slot);
+        self.end_part(slot, part);
     }
 
     /// Tries what the kernel did not do for now once more, later.
@@ -362,7 +370,7 @@ impl Devices {
         }
         match file.failed_flush() {
             Some(error) => self.end_failed(slot, part, error),
-            None => self.end_part(slot),
+            None => self.end_part(slot, part),
         }
     }
 
@@ -370,7 +378,7 @@ impl Devices {
     fn discarded(&mut self, slot: u32, part: u32, error: Option<DeviceError>) {
         self.discards -= 1;
         let Some(error) = error else {
-            return self.end_part(slot);
+            return self.end_part(slot, part);
         };
         let never = match error {
             DeviceError::Os(errno) => matches!(errno, libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV),
@@ -381,14 +389,15 @@ impl Devices {
         let target = self.slots[slot as usize].parts[part as usize].target;
         self.targets.at_mut(target).discards &= !never;
         if self.advice {
-            self.end_part(slot);
+            self.end_part(slot, part);
         } else {
             self.end_failed(slot, part, error);
         }
     }
 
-    fn end_part(&mut self, slot: u32) {
+    fn end_part(&mut self, slot: u32, part: u32) {
         let state = &mut self.slots[slot as usize];
+        state.parts[part as usize].ended = true;
         state.parts_left -= 1;
         if state.parts_left > 0 {
             return;
@@ -507,6 +516,7 @@ impl BlockDevice for Devices {
             state.ranges.resize(state.parts.len(), DatasetRange::default());
         }
         state.parts_left = state.parts.len();
+        state.started_ns = None;
         state.operation = Some(operation);
         self.ready
             .extend((0..state.parts.len() as u32).map(|part| (slot, part)));

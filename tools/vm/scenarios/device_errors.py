@@ -28,9 +28,12 @@ class Faults:
         """Every request of a kind (read, write, flush) fails, or those that touch a sector, or only the next one."""
         where = {} if sector is None else {"sector": sector}
         rules = [{"event": "none", "iotype": kind, "errno": errno.EIO, "once": once, **where}]
+        self.insert({"driver": "blkdebug", "inject-error": rules}, child="image")
+
+    def insert(self, layer, child="file"):
+        """Puts a layer of QEMU under the namespace."""
         qmp = self.guest.qmp()
-        faulty = {"driver": "blkdebug", "node-name": "faulty", "image": f"{self.name}-0", "inject-error": rules}
-        qmp.command("blockdev-add", **faulty)
+        qmp.command("blockdev-add", **{**layer, "node-name": "faulty", child: f"{self.name}-0"})
         qmp.close()
         self.over("faulty").close()
 

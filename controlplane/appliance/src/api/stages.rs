@@ -232,7 +232,11 @@ fn shards(text: &mut String, status: &model::StatusInfo) {
 
 fn pools(text: &mut String, status: &model::StatusInfo) {
     type Figure = (&'static str, &'static str, fn(&model::PoolInfo) -> u64);
-    let figures: [Figure; 4] = [
+    let figures: [Figure; 5] = [
+        ("stalled_devices", "Devices that do not answer.", |pool| {
+            let devices = pool.devices.iter();
+            devices.filter(|device| device.stalled_since_ns.is_some()).count() as u64
+        }),
         ("lost_devices", "Devices that are gone or too small.", |pool| {
             let lost = pool
                 .devices
@@ -329,7 +333,8 @@ mod tests {
             opening: false,
         };
         let away = Appliance::failed_info(&failed);
-        let device = |lost_since_ns| model::DeviceInfo {
+        let device = |lost_since_ns, stalled_since_ns| model::DeviceInfo {
+            stalled_since_ns,
             pool_bytes: 0,
             unused_bytes: 0,
             path: "/dev/sda".to_owned(),
@@ -356,7 +361,7 @@ mod tests {
         let half = model::PoolInfo {
             name: "half".to_owned(),
             state: "device_lost".to_owned(),
-            devices: vec![device(None), device(Some(7))],
+            devices: vec![device(None, Some(5)), device(Some(7), None)],
             sides: vec![side("in_sync", 0), side("resync", 7), side("out", 5)],
             ..away.clone()
         };
@@ -376,6 +381,8 @@ mod tests {
         for line in [
             "stillpoint_pool_lost_devices{pool=\"away\"} 0\n",
             "stillpoint_pool_lost_devices{pool=\"half\"} 1\n",
+            "stillpoint_pool_stalled_devices{pool=\"away\"} 0\n",
+            "stillpoint_pool_stalled_devices{pool=\"half\"} 1\n",
             "stillpoint_pool_failed{pool=\"away\"} 1\n",
             "stillpoint_pool_failed{pool=\"half\"} 0\n",
             "stillpoint_pool_sides_not_in_sync{pool=\"away\"} 0\n",

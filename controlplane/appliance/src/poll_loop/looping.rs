@@ -355,7 +355,9 @@ impl Loop {
     /// Puts what this turn has for the kernel into the ring, and what it has for other loops into theirs.
     fn send_off(&mut self) {
         for open in self.pools.iter_mut().flatten() {
-            open.processor.device_mut().inner_mut().start(&mut self.ring);
+            let devices = open.processor.device_mut().inner_mut();
+            devices.set_now(self.now.monotonic_ns);
+            devices.start(&mut self.ring);
         }
         let (wakers, ring) = (&self.wakers, &mut self.ring);
         self.links.flush(|to| wakers[to].wake_through(ring));

@@ -25,6 +25,7 @@ mod planted;
 mod polling;
 mod pools;
 mod routing;
+mod stalls;
 
 use std::fmt;
 use std::sync::Arc;

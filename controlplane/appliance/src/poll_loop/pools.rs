@@ -20,6 +20,7 @@ use stillpoint_processor::{
 };
 use tokio::sync::oneshot;
 
+use super::stalls::Stalls;
 use crate::mailbox::{OpenPoolError, PoolIndex, PoolPart, ProcessorIndex, RecoveredShard};
 
 /// Map pages that a shard may hold in memory at least (1 MiB), whatever `--map-cache` says: a few requests that each need
@@ -38,6 +39,8 @@ pub struct OpenPool {
     pub processor: Processor<Mirrors<Devices>, FileTail>,
     /// What its mirrors said, and the control plane had no room for.
     pub untold: Option<MirrorNotice>,
+    /// Devices that do not answer.
+    pub stalls: Stalls,
     /// The number with which each side was attached last; none for those that were there from the start, which have the first.
     pub passes: BTreeMap<SideAt, u64>,
     /// [`PoolPart::first_pass`].
@@ -273,6 +276,7 @@ impl OpenPool {
         Self {
             processor,
             untold: None,
+            stalls: Stalls::default(),
             passes: BTreeMap::new(),
             first_pass: part.first_pass,
             owners: part.owners.clone(),
@@ -315,6 +319,9 @@ impl OpenPool {
         let shards = self.processor.next_deadline_ns();
         let coordinator = self.coordinator.next_deadline_ns();
         let mirrors = self.processor.device().next_deadline_ns();
-        shards.into_iter().chain(coordinator).chain(mirrors).min()
+        let in_flight = self.processor.device().inner().in_flight() > 0;
+        let stalls = in_flight.then(|| self.stalls.next_deadline_ns());
+        let deadlines = shards.into_iter().chain(coordinator).chain(mirrors).chain(stalls);
+        deadlines.min()
     }
 }

@@ -131,7 +131,27 @@ impl Loop {
             }
             self.outbox = outbox;
             self.tell_of_mirrors(pool);
+            self.tell_of_stalls(pool);
         }
+    }
+
+    /// Tells the control plane of devices of a pool that do not answer.
+    fn tell_of_stalls(&mut self, pool: usize) {
+        let Some(Some(open)) = self.pools.get_mut(pool) else {
+            return;
+        };
+        let devices = open.processor.device().inner();
+        let (notices, processor) = (&self.notices, ProcessorIndex(self.index as u16));
+        let unanswered = || devices.unanswered();
+        open.stalls.turn(self.now, unanswered, |place, stall| {
+            let told = LoopNotice::Stall {
+                pool: PoolIndex(pool as u16),
+                processor,
+                place,
+                stall,
+            };
+            notices.try_send(told).is_ok()
+        });
     }
 
     /// Tells the control plane what the mirrors of a pool have to say. Answers wait for what it does about it, so nothing of this is dropped.

@@ -321,7 +321,6 @@ impl Mirror {
             .position(|operation| operation.buffers.is_empty());
         let mut operation = position.map_or_else(Operation::new, |position| self.spare.swap_remove(position));
         operation.clear();
-        operation.issued_ns = self.now_ns;
         operation
     }
 

@@ -55,7 +55,6 @@ use crate::ports::{BlockDevice, Buffer, BufferPool, DeviceError, LogTail, Operat
 use crate::request::{RequestError, RequestKind, ShardAnswer, ShardRequest};
 use crate::space::{Purpose, Space};
 use crate::stages::{Stage, Stages, Work};
-use crate::stall::Stalls;
 use crate::virtual_volume::VirtualVolume;
 
 use checkpoint::Checkpoint;
@@ -242,7 +241,6 @@ pub struct Shard<T> {
     read_half: usize,
     repairs: repair::Repairs,
     operations_in_flight: u64,
-    stalls: Stalls,
     held_answers: usize,
     answers: Vec<ShardAnswer>,
     events: Vec<ShardEvent>,
@@ -386,9 +384,6 @@ impl<T: LogTail> Shard<T> {
         } else if operation.kind == OperationKind::Write {
             self.durability.wrote(&operation);
         }
-        if let Some(stall) = self.stalls.completed(&operation, now) {
-            self.notice(Notice::DeviceStalled(stall));
-        }
         match tag {
             Tag::Read(slot) => self.read_done(slot, look, &mut operation, buffers),
             Tag::Merge(slot) => self.merge_done(slot, look, &mut operation, buffers),
@@ -416,7 +411,6 @@ impl<T: LogTail> Shard<T> {
     ) -> bool {
         self.now = now;
         self.durable_writes = device.writes_durably();
-        self.stalls.turn(now);
         self.short_of_buffers = false;
         // Before the commands, so that a release that comes too late finds no hold; after them, so that neither does a
         // cut whose deadline is past already.
@@ -695,8 +689,7 @@ impl<T: LogTail> Shard<T> {
         }
     }
 
-    fn issue(&mut self, mut operation: Box<Operation>) {
-        operation.issued_ns = self.now.monotonic_ns;
+    fn issue(&mut self, operation: Box<Operation>) {
         let (tag, look) = Tag::unpack(operation.tag);
         if tag.keeps_places() {
             self.reads_in_flight[look.half()] += 1;

@@ -54,6 +54,11 @@ impl Targets {
         }
     }
 
+    /// The number of what is in each place.
+    pub fn places(&self) -> &[Option<usize>] {
+        &self.places
+    }
+
     /// The number of what is in a place, which is one of this pool.
     pub fn number_of(&self, device: DeviceIndex) -> Option<usize> {
         let place = usize::from(device.0);

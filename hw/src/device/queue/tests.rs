@@ -262,3 +262,53 @@ fn a_durable_write_does_not_count_where_a_flush_has_failed() {
         devices.close(&mut ring);
     }
 }
+
+#[test]
+fn what_a_device_has_not_answered_is_known_with_its_place_and_since_when() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = |name| DeviceFile::create(&directory.path().join(name), 1 << 20).expect("made");
+    let mut ring = Ring::new(RingOptions::default()).expect("io_uring");
+    let arenas = Arenas::map(1, CHUNK_BYTES).expect("memory");
+    let files = PoolFiles::new(vec![file("first"), file("second")]);
+    let mut devices = Devices::new(files, arenas, 0, &mut ring);
+    let unanswered = |since_ns, kind| Some(Unanswered { since_ns, kind });
+    assert_eq!(devices.unanswered(), [None, None]);
+    // A read of the first, and later a flush of both. The kernel gets none of them: the answers come from here.
+    assert!(devices.submit(read()).is_ok());
+    let (read_slot, _) = devices.ready[0];
+    devices.set_now(5);
+    devices.start(&mut ring);
+    let mut flush = Operation::new();
+    let of = |device| Transfer {
+        device: DeviceIndex(device),
+        ..transfer(0)
+    };
+    flush.transfers = vec![of(0), of(1)];
+    assert!(devices.submit(flush).is_ok());
+    let (flush_slot, _) = devices.ready[0];
+    let read = unanswered(5, OperationKind::Read);
+    assert_eq!(devices.unanswered(), [read, None], "the flush was not started");
+    devices.set_now(7);
+    devices.start(&mut ring);
+    let flush = unanswered(7, OperationKind::Flush);
+    assert_eq!(devices.unanswered(), [read, flush]);
+    // What is tried again is not asked anew.
+    devices.came_back(read_slot, 0);
+    devices.moved(read_slot, 0, -libc::EAGAIN);
+    devices.set_now(9);
+    devices.start(&mut ring);
+    assert_eq!(devices.unanswered(), [read, flush]);
+    devices.came_back(read_slot, 0);
+    devices.moved(read_slot, 0, 4096);
+    assert_eq!(devices.unanswered(), [flush, flush]);
+    devices.came_back(flush_slot, 0);
+    devices.flushed(flush_slot, 0, None);
+    assert_eq!(
+        devices.unanswered(),
+        [None, flush],
+        "one of two devices has answered"
+    );
+    devices.came_back(flush_slot, 1);
+    devices.flushed(flush_slot, 1, Some(DeviceError::Gone));
+    assert_eq!(devices.unanswered(), [None, None], "an error is an answer");
+}

@@ -285,6 +285,9 @@ fn device_state(device: &DeviceInfo) -> String {
             format!("too small since {since}: {} are needed", Size(device.pool_bytes))
         }
         Some(since) => format!("gone since {since}"),
+        None if let Some(since) = device.stalled_since_ns.map(output::time) => {
+            format!("does not answer since {since}")
+        }
         None if device.unused_bytes > 0 => format!("there, {} unused", Size(device.unused_bytes)),
         None => "there".to_owned(),
     }

@@ -133,6 +133,9 @@ pub struct DeviceInfo {
     /// Why they are not, though NVMe commands of our own could.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub durable_writes_refused: Option<String>,
+    /// Since when it has not answered, if it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stalled_since_ns: Option<u64>,
     /// Since when it is gone or too small, if it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost_since_ns: Option<u64>,

@@ -10,14 +10,13 @@ use stillpoint_hw::device::{DeviceFile, PoolFiles};
 use stillpoint_processor::ShardIndex;
 use stillpoint_processor::command::EventKind as ShardEventKind;
 use stillpoint_processor::ports::OperationKind;
-use stillpoint_processor::stall::Stall;
 
 use super::*;
 use crate::api::model::{CreatePool, ReplaceDevice};
 use crate::error::ErrorKind;
 use crate::events::Events;
 use crate::label::Found;
-use crate::mailbox::{PoolIndex, RecoveredShard, Wake, mailbox};
+use crate::mailbox::{PoolIndex, RecoveredShard, Stall, Wake, mailbox};
 use crate::make::make_pool;
 use crate::pool::OpenedPool;
 use crate::state::State;
@@ -584,25 +583,34 @@ async fn how_new_the_labels_are_is_kept_before_anybody_is_told_what_they_say() {
 }
 
 #[tokio::test]
-async fn a_stall_of_a_mirror_names_the_devices_that_were_asked() {
+async fn a_stall_is_told_once_and_its_end_when_nobody_waits_any_more() {
     let bench = Bench::new().await;
-    let stall = |kind, side| {
-        let device = Some(DeviceIndex(0));
-        let (took_ns, ended_wall_ns) = (2_000_000_000, 7);
-        bench.pool.describe_stall(&Stall {
-            kind,
-            device,
-            side,
-            took_ns,
-            ended_wall_ns,
-        })
+    let pool = &bench.pool;
+    let lasts = |began_wall_ns| Stall::Lasts {
+        kind: OperationKind::Write,
+        began_wall_ns,
     };
-    let names = |text: &str| ["p-0", "p-1"].map(|name| text.contains(name));
-    let read = stall(OperationKind::Read, Some(Side::Second));
-    assert_eq!(names(&read), [false, true], "{read}");
-    let write = stall(OperationKind::Write, None);
-    assert_eq!(names(&write), [true, true], "{write}: it went to both");
-    bench.fails(0, 0, SECOND).await;
-    let write = stall(OperationKind::Write, None);
-    assert_eq!(names(&write), [true, false], "{write}: the other one is out");
+    let tell = |processor, stall| pool.stall_told(ProcessorIndex(processor), 1, stall);
+    let told = || {
+        let events = pool.events.list(None, 100, false).events;
+        let about = events
+            .into_iter()
+            .filter(|event| event.kind.starts_with("device_stall"));
+        about
+            .map(|event| (event.kind, event.subject, event.began_ns))
+            .collect::<Vec<_>>()
+    };
+    let path = bench.directory.path().join("p-1").display().to_string();
+    let event = |kind: &str| (kind.to_owned(), path.clone(), Some(7));
+    tell(0, lasts(7));
+    tell(1, lasts(9));
+    tell(0, lasts(7));
+    assert_eq!(told(), [event("device_stalled")]);
+    assert_eq!([0, 1].map(|place| pool.stalled_since(place)), [None, Some(7)]);
+    tell(0, Stall::Ended);
+    assert_eq!(pool.stalled_since(1), Some(7), "the other processor waits");
+    tell(1, Stall::Ended);
+    tell(1, Stall::Ended);
+    assert_eq!(told(), [event("device_stalled"), event("device_stall_ended")]);
+    assert_eq!(pool.stalled_since(1), None);
 }

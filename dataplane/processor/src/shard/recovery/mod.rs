@@ -53,7 +53,6 @@ use crate::map::PageCache;
 use crate::ports::{DeviceError, LogTail, OpenDevice, Transferred};
 use crate::space::Space;
 use crate::stages::Stages;
-use crate::stall::Stalls;
 use crate::virtual_volume::VirtualVolume;
 
 /// Pages read at once.
@@ -292,7 +291,6 @@ impl<T: LogTail> Shard<T> {
             read_half: 0,
             repairs: super::repair::Repairs::default(),
             operations_in_flight: 0,
-            stalls: Stalls::default(),
             held_answers: 0,
             answers: Vec::new(),
             events: Vec::new(),

@@ -1,0 +1,87 @@
+//! The devices of an open pool that do not answer, as its processors tell.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::{Pool, time_text};
+use crate::events::{EventKind, When};
+use crate::mailbox::{ProcessorIndex, Stall};
+use stillpoint_processor::ports::OperationKind;
+
+/// By place.
+#[derive(Debug, Default)]
+pub(super) struct Stalls(Mutex<BTreeMap<usize, Stalled>>);
+
+/// A device that does not answer.
+#[derive(Debug)]
+struct Stalled {
+    /// As it was when that was told: a side of a mirror may leave its place meanwhile.
+    path: String,
+    began_ns: u64,
+    /// Who waits for it.
+    processors: BTreeSet<ProcessorIndex>,
+}
+
+impl Stalls {
+    fn state(&self) -> MutexGuard<'_, BTreeMap<usize, Stalled>> {
+        // A panic elsewhere does not make a device answer.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pool {
+    /// What a processor tells of the device in a place. The first that waits for it is told of, and when the last one does not any more.
+    pub(crate) fn stall_told(&self, processor: ProcessorIndex, place: usize, stall: Stall) {
+        let mut state = self.stalls.state();
+        match stall {
+            Stall::Lasts { kind, began_wall_ns } => {
+                if let Some(known) = state.get_mut(&place) {
+                    known.processors.insert(processor);
+                    return;
+                }
+                let file = self.files.get(place);
+                let path = file.map_or_else(
+                    || format!("place {place}"),
+                    |file| file.path().display().to_string(),
+                );
+                let stalled = Stalled {
+                    path: path.clone(),
+                    began_ns: began_wall_ns,
+                    processors: BTreeSet::from([processor]),
+                };
+                state.insert(place, stalled);
+                let what = match kind {
+                    OperationKind::Read => "read",
+                    OperationKind::Write => "write",
+                    OperationKind::Flush => "flush",
+                    OperationKind::Discard => "discard",
+                    OperationKind::WriteZeroes => "write of zeros",
+                };
+                let since = time_text(began_wall_ns);
+                let text = format!("has not answered a {what} since {since}: requests that need it wait");
+                self.tell_of(EventKind::DeviceStalled, When::since(began_wall_ns), &path, text);
+            }
+            Stall::Ended => {
+                let Some(known) = state.get_mut(&place) else {
+                    return;
+                };
+                known.processors.remove(&processor);
+                if !known.processors.is_empty() {
+                    return;
+                }
+                let Some(Stalled { path, began_ns, .. }) = state.remove(&place) else {
+                    return;
+                };
+                let when = When::since(began_ns);
+                let took_s = when.time_ns.saturating_sub(began_ns) as f64 / 1e9;
+                let text = format!("nothing waits for it any more, after {took_s:.1} s");
+                self.tell_of(EventKind::DeviceStallEnded, when, &path, text);
+            }
+        }
+    }
+
+    /// Since when the device in a place has not answered, if it does not.
+    pub(super) fn stalled_since(&self, place: usize) -> Option<u64> {
+        self.stalls.state().get(&place).map(|stalled| stalled.began_ns)
+    }
+}

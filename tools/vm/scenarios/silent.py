@@ -1,0 +1,178 @@
+"""Devices that do not answer: for some seconds, until the kernel resets the controller, and until it gives the controller up."""
+
+import errno
+import tempfile
+from pathlib import Path
+
+from machine import devices
+from machine.appliance import InGuest
+from machine.ledger import BLOCK_BYTES, Ledger, Load
+
+from . import wait_for
+from .device_errors import Faults
+from .unplug import name_bays, state
+
+BLOCKS = 512
+IMAGE_BYTES = 256 << 20
+# What the kernel gives a device for a command; after as much again it resets the controller.
+TIMEOUT_SECONDS = 4
+KERNEL = f"nvme_core.io_timeout={TIMEOUT_SECONDS} nvme_core.admin_timeout={TIMEOUT_SECONDS}"
+
+
+RESETS = "dmesg | grep 'controller is down; will reset' | wc -l"
+
+
+class Deaf:
+    """A controller that fetches no command and ends none: it may not use the bus. A reset by the kernel gives it the bus back."""
+
+    def __init__(self, guest, serial):
+        self.guest, self.serial = guest, serial
+        self.address = guest.must(f"basename $(readlink -f /sys/class/nvme/$(basename $(readlink /dev/bay/{serial}))/device)").strip()
+        # Memory on, bus master off: PCI Local Bus Specification 3.0, section 6.2.2.
+        config = f"/sys/bus/pci/devices/{self.address}/config"
+        self.take_bus = f"printf '\\002\\004' | dd of={config} bs=1 seek=4 conv=notrunc 2>/dev/null"
+
+    def begin(self):
+        self.guest.must(self.take_bus)
+
+    def begin_for_good(self):
+        """Whatever the kernel does about it."""
+        self.guest.must(f"(while :; do {self.take_bus}; usleep 5000; done) & echo $! >/run/deaf.{self.serial}")
+
+    def come_back(self):
+        """The kernel begins anew with it, as with a drive that was put in."""
+        remove = f"echo 1 >/sys/bus/pci/devices/{self.address}/remove"
+        self.guest.must(f"kill $(cat /run/deaf.{self.serial}); {remove}; echo 1 >/sys/bus/pci/rescan")
+
+
+def silent(appliance, pool):
+    """The devices of a pool that do not answer, as it says."""
+    return [device["path"] for device in appliance.json(f"pool show {pool}")["devices"] if "stalled_since_ns" in device]
+
+
+def told(appliance, kind, pool):
+    return [event for event in appliance.events(kind) if event["pool"] == pool]
+
+
+def goes_on(load, what):
+    seen = load.flushes
+    wait_for(lambda: load.flushes > seen + 3 or load.errors or load.failure, what)
+    assert not load.errors and not load.failure, f"{what}: {load.errors[:5]} {load.failure}"
+
+
+def kernel_says(guest, words):
+    return words in guest.must("dmesg")
+
+
+def answers_late(context, guest, appliance, here, there):
+    """The kernel asks for an abort, in vain, and the device answers before it is reset."""
+    faults = Faults(guest, "B1")
+    faults.insert({"driver": "throttle", "throttle-group": "mute"})
+    wait_for(lambda: silent(appliance, "goes"), "that a device does not answer is told while it lasts")
+    (path,) = silent(appliance, "goes")
+    (event,) = told(appliance, "device_stalled", "goes")
+    assert event["subject"] == path and event["began_ns"] < event["time_ns"], event
+    assert not told(appliance, "device_stall_ended", "goes"), "it lasts"
+    status, findings = guest.run("stillpoint doctor")
+    assert status != 0 and f"device {path}".encode() in findings and b"has not answered" in findings, findings
+    seen = there.flushes
+    goes_on(here, "the other pool goes on")
+    wait_for(lambda: kernel_says(guest, "aborting"), "the kernel asks for an abort")
+    assert there.flushes == seen and not there.errors, "what waits for a device has no answer and no error"
+    faults.heal()
+    wait_for(lambda: not silent(appliance, "goes"), "the end is told")
+    (ended,) = told(appliance, "device_stall_ended", "goes")
+    assert (ended["subject"], ended["began_ns"]) == (path, event["began_ns"]), ended
+    goes_on(there, "all of it was answered")
+    context.say(f"silent while the kernel asked for an abort: {event['text']!r}, {ended['text']!r}; no error")
+
+
+def is_reset(context, guest, appliance, deaf, loads):
+    """Commands are lost; the kernel resets the controllers, and they are sent again: of a pool without mirrors, and of a side."""
+    for one in deaf:
+        one.begin()
+    wait_for(lambda: silent(appliance, "goes") and silent(appliance, "both"), "both are told")
+    goes_on(loads[0], "the other pool goes on")
+    wait_for(lambda: not silent(appliance, "goes") and not silent(appliance, "both"), "both answer when they were reset")
+    assert int(guest.must(RESETS)) == 2, "each was reset once"
+    for load in loads:
+        goes_on(load, "what was lost was sent again")
+    assert state(appliance, "both")["state"] == "open" and not appliance.events("mirror_side_out"), state(appliance, "both")
+    context.say("two controllers reset by the kernel: no request failed, and the side is still in sync")
+
+
+def is_given_up(context, guest, appliance, deaf, loads):
+    """The resets help nothing: the devices are lost, and come back."""
+    here, there, both = loads
+    for one in deaf:
+        one.begin_for_good()
+    goes_on(here, "the other pool goes on")
+    wait_for(lambda: state(appliance, "goes")["state"] == "device_lost", "the kernel gives it up, and it is lost")
+    wait_for(lambda: state(appliance, "both")["state"] == "degraded", "the side is out")
+    wait_for(lambda: there.errors, "what lies on it fails")
+    assert {number for number, _ in there.errors} == {errno.EIO}, there.errors[:5]
+    wait_for(lambda: not silent(appliance, "goes") and not silent(appliance, "both"), "nothing waits for them any more")
+    goes_on(here, "the other pool goes on without it")
+    goes_on(both, "the mirror goes on with one side")
+    (lost,) = appliance.events("device_lost")
+    (out,) = appliance.events("mirror_side_out")
+    assert (lost["pool"], out["pool"]) == ("goes", "both"), f"{lost} {out}"
+    for one in deaf:
+        one.come_back()
+    wait_for(lambda: state(appliance, "goes")["state"] == "open", "its pool is opened again by itself")
+    wait_for(lambda: state(appliance, "both")["state"] == "open", "the side is in sync again")
+    context.say(f"two controllers given up by the kernel: {lost['subject']} lost, {out['subject']} out; back by themselves")
+
+
+def is_silent_at_the_start(context, guest, appliance, deaf):
+    """The daemon is started while a device does not answer: it has everything when the device answers."""
+    appliance.stop()
+    deaf.begin()
+    before = int(guest.must(RESETS))
+    appliance.start()
+    assert int(guest.must(RESETS)) == before + 1, "it answered at once"
+    found = {info["name"]: info["state"] for info in appliance.json("pool list")}
+    assert found == {"stays": "open", "goes": "open", "both": "open"}, found
+    context.say("silent at the start of the daemon: everything is open when the kernel has reset it")
+
+
+def devices_that_do_not_answer(context):
+    with tempfile.TemporaryDirectory(prefix="stillpoint-vm.") as name:
+        controllers = []
+        for serial in "ABCD":
+            image = Path(name) / f"{serial}1.img"
+            devices.make_image(image, IMAGE_BYTES)
+            # A layer that does nothing, and under which another one can be put.
+            namespace = devices.Namespace(1, image, layers=[{"driver": "raw"}])
+            controllers.append(devices.Controller(serial, [namespace], subsystem=False))
+        mute = ["-object", "throttle-group,id=mute,x-bps-total=1"]
+        with context.guest(controllers=controllers, qemu=mute, kernel_arguments=KERNEL) as guest:
+            appliance = InGuest(guest)
+            appliance.start()
+            appliance.make("stays", "/dev/bay/A1", "here", f"{BLOCKS * BLOCK_BYTES}")
+            appliance.make("goes", "/dev/bay/B1", "there", f"{BLOCKS * BLOCK_BYTES}")
+            appliance.make("both", "--mirror /dev/bay/C1 /dev/bay/D1", "mirrored", f"{BLOCKS * BLOCK_BYTES}")
+            exports = ("here", "there", "mirrored")
+            loads = [Load(appliance.client(export), Ledger(BLOCKS), context.random(salt)) for salt, export in enumerate(exports)]
+            for load in loads:
+                load.start()
+            for load in loads:
+                goes_on(load, "the loads begin")
+            answers_late(context, guest, appliance, *loads[:2])
+            deaf = [Deaf(guest, serial) for serial in "BD"]
+            is_reset(context, guest, appliance, deaf, loads)
+            is_given_up(context, guest, appliance, deaf, loads)
+            for export, load in zip(exports, loads):
+                load.stop()
+                assert not load.errors or export == "there", f"{export}: {load.errors[:5]}"
+            name_bays(guest, controllers[1])
+            is_silent_at_the_start(context, guest, appliance, Deaf(guest, "B"))
+            for export, load in zip(exports, loads):
+                client = appliance.client(export)
+                load.ledger.alive(client)
+                client.close()
+            appliance.stop()
+            context.say("everything acknowledged is there")
+
+
+TESTS = [devices_that_do_not_answer]
