@@ -1,19 +1,22 @@
-"""A side of a mirror is pulled out under load, or cannot be read: clients see nothing of it, and it gets what it lacks."""
+"""A side of a mirror is pulled out under load, fails, rots or is replaced: clients see nothing of it, and it gets what it lacks."""
 
+import json
+import mmap
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from machine import devices
 from machine.appliance import InGuest, assert_sound
-from machine.ledger import BLOCK_BYTES, Ledger, Load
+from machine.ledger import BLOCK_BYTES, Ledger, Load, content
 
 from . import wait_for
 from .device_errors import Faults
 from .unplug import controller, name_bays, pull_out, put_back
 
 BLOCKS = 4096
-BLOCKS_UNREADABLE = 768
+BLOCKS_FAILING = 768
 DEVICE_BYTES = 1 << 30
+DEVICE_BYTES_FAILING = 128 << 20
 # What a side lacks after some seconds is a small part of it.
 COPIED_BYTES_MAX = DEVICE_BYTES // 8
 SIDES = ("A", "B")
@@ -143,57 +146,166 @@ def pulled_in_turn(context, guest, options):
     guest.must("stillpoint inspect --check /dev/bay/A1 /dev/bay/B1")
 
 
-def pair(directory, layers=()):
-    """Two controllers that can be pulled out, with a namespace each; A's has these layers."""
-    for serial in SIDES:
-        devices.make_image(directory / f"{serial}1.img", DEVICE_BYTES)
+def singles(directory, serials, size_bytes, layers=()):
+    """Controllers that can be pulled out, with a namespace each; A's has these layers."""
+    for serial in serials:
+        devices.make_image(directory / f"{serial}1.img", size_bytes)
     namespaces = [
         devices.Namespace(1, directory / f"{serial}1.img", layers=list(layers) if serial == "A" else [])
-        for serial in SIDES
+        for serial in serials
     ]
-    return [devices.Controller(serial, [one], subsystem=False) for serial, one in zip(SIDES, namespaces)]
+    return [devices.Controller(serial, [one], subsystem=False) for serial, one in zip(serials, namespaces)]
 
 
 def mirror_sides_are_pulled_out(context):
     for options in ("", "--nvme block") if context.long else ("",):
         with TemporaryDirectory(prefix="stillpoint-vm.") as name:
-            with context.guest(controllers=pair(Path(name))) as guest:
+            with context.guest(controllers=singles(Path(name), SIDES, DEVICE_BYTES)) as guest:
                 pulled_in_turn(context, guest, options)
             assert_sound(*(Path(name) / f"{serial}1.img" for serial in SIDES))
             context.say("inspect --check finds nothing, in the guest and on the images")
 
 
-def mirror_side_cannot_be_read(context):
-    """Every read of A fails for a while: B answers, and A has everything afterwards, or is out and gets it."""
+def reads_fail(context, appliance, load, faults):
+    """Every read of A fails for a while: B answers, and A stays in sync, or is out."""
+    faults.inject("read")
+    for _ in range(2):
+        everything_is_there(appliance, load.ledger)
+        load.run(200)
+    faults.heal()
+    assert not load.errors, f"clients see errors of one side: {load.errors[:5]}"
+    side, other = pool(appliance)["sides"]
+    assert side["repaired_reads"] > 0 or side["state"] != "in_sync", side
+    assert other["state"] == "in_sync" and other["repaired_reads"] == 0, other
+    context.say(f"A failed reads: {side['repaired_reads']} answered by B, {side['state']}; no request failed")
+    taken_back(appliance)
+
+
+def writes_fail(context, appliance, load, faults):
+    """Every write to A fails: it is out, the load goes on, and A is taken back when somebody says so."""
+    faults.inject("write")
+    load.start()
+    wait_for(lambda: states(appliance) == ["out", "in_sync"], "a side that fails writes is out")
+    goes_on(load, "the load goes on without A")
+    faults.heal()
+    why = pool(appliance)["sides"][0]["why"]
+    goes_on(load, "A is sound again")
+    assert states(appliance)[0] == "out", "a side that failed and did not go is not taken back by itself"
+    taken_back(appliance)
+    goes_on(load, "A has everything again")
+    load.stop()
+    context.say(f"A failed writes: out ({why}); taken back by pool resync; no request failed")
+
+
+def taken_back(appliance):
+    appliance.guest.must("stillpoint pool resync tank --wait >/dev/null")
+    assert is_whole(appliance), pool(appliance)
+
+
+class Rot:
+    """Blocks of an export, and where an image has them, of which the host makes something else."""
+
+    def __init__(self, image, ledger, blocks):
+        self.image, self.right = image, {}
+        with open(image, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as disk:
+            for block in blocks:
+                data = content(block, ledger.acknowledged[block])
+                place = disk.find(data)
+                assert place > 0, f"block {block} is not on {image}"
+                self.right[place] = data
+        with open(image, "r+b", buffering=0) as file:
+            for place in self.right:
+                file.seek(place + 1000)
+                file.write(b"rot")
+
+    def is_mended(self):
+        with open(self.image, "rb") as file:
+            return all(file.seek(place) == place and file.read(BLOCK_BYTES) == data for place, data in self.right.items())
+
+
+def scrub(appliance, options):
+    return json.loads(appliance.guest.must(f"stillpoint pool scrub tank {options} --output json"))
+
+
+def rots(context, appliance, image, ledger):
+    """Bytes of A change while nobody looks: B answers and A is mended, by who reads, and by a scrub that is paused and outlives the daemon."""
+    written = [block for block in range(BLOCKS_FAILING) if ledger.acknowledged[block]]
+    read, unread = written[:8], written[8:24]
+    client = appliance.client("data")
+    rot = Rot(image, ledger, read)
+
+    def is_mended_by_reads():
+        # Reads go to the sides in turn: an odd number, so that the next time each goes to the other one.
+        for block in (*read, read[0]):
+            found = client.read(block * BLOCK_BYTES, BLOCK_BYTES)
+            assert found == content(block, ledger.acknowledged[block]), f"block {block}"
+        return rot.is_mended()
+
+    wait_for(is_mended_by_reads, "what was read is right again on A")
+    client.close()
+    assert appliance.events("block_repaired") and not appliance.events("block_corrupt"), "it is told"
+    context.say(f"{len(read)} blocks rotted on A: answered from B, and written again on A when they were read")
+
+    rot = Rot(image, ledger, unread)
+    scrub(appliance, "--rate 64KiB/s")
+    wait_for(lambda: scrub(appliance, "--status")["checked_bytes"] > 0, "it reads")
+    scrub(appliance, "--pause")
+    paused = scrub(appliance, "--status")
+    assert paused["state"] == "paused" and paused["checked_bytes"] < paused["used_bytes"], paused
+    appliance.kill()
+    appliance.start()
+    after = scrub(appliance, "--status")
+    assert (after["state"], after["checked_bytes"]) == ("paused", paused["checked_bytes"]), f"{paused}, then {after}"
+    scrub(appliance, "--resume --rate 64MiB/s")
+    report = scrub(appliance, "--status --wait")
+    assert report["state"] == "done" and report["started_ns"] == paused["started_ns"], report
+    assert report["checked_bytes"] > paused["checked_bytes"] and report["damaged_blocks"] == 0, report
+    repaired = {side["side"]: side["repaired_blocks"] for side in report["sides"]}
+    assert repaired == {"first side": len(unread), "second side": 0}, report
+    assert rot.is_mended(), "what the scrub found is right again on A"
+    context.say(
+        f"{len(unread)} more: paused after {paused['checked_bytes']} bytes, still so after kill -9, resumed: {repaired} repaired"
+    )
+
+
+def replaced(context, appliance, load, before, new):
+    """Another device takes the place of B under load; everything on it comes from A."""
+    load.start()
+    goes_on(load, "the load is under way")
+    appliance.guest.must(f"stillpoint pool replace tank {before} {new} >/dev/null")
+    goes_on(load, "the load goes on while all is copied")
+    wait_for(lambda: is_whole(appliance), "the new device has everything")
+    load.stop()
+    assert not load.errors, load.errors[:5]
+    side = pool(appliance)["sides"][1]
+    assert side["path"] == new and side["copied_bytes"] > 0, side
+    context.say(f"{before} replaced by {new} under load: {side['copied_bytes'] >> 20} MiB copied, no request failed")
+
+
+def mirror_side_fails(context):
+    """Reads of A fail, then writes, then its bytes rot; then another device takes the place of B, and A goes."""
     with TemporaryDirectory(prefix="stillpoint-vm.") as name:
         # A layer that does nothing, and under which another one can be put.
-        controllers = pair(Path(name), layers=[{"driver": "raw"}])
+        controllers = singles(Path(name), (*SIDES, "C"), DEVICE_BYTES_FAILING, layers=[{"driver": "raw"}])
         # Without this the kernel asks five times before it believes an error.
         with context.guest(controllers=controllers, kernel_arguments="nvme_core.max_retries=0") as guest:
-            appliance, ledger = InGuest(guest), Ledger(BLOCKS_UNREADABLE)
-            started(appliance, "", BLOCKS_UNREADABLE)
+            appliance, ledger = InGuest(guest), Ledger(BLOCKS_FAILING)
+            _, b = started(appliance, "", BLOCKS_FAILING)
             load = Load(appliance.client("data"), ledger, context.random(1), fua_every=17)
             load.run(1500)
             faults = Faults(guest, "A1")
-            faults.inject("read")
-            for _ in range(2):
-                everything_is_there(appliance, ledger)
-                load.run(200)
-            faults.heal()
-            assert not load.errors, f"clients see errors of one side: {load.errors[:5]}"
-            side, other = pool(appliance)["sides"]
-            assert side["repaired_reads"] > 0 or side["state"] != "in_sync", side
-            assert other["state"] == "in_sync" and other["repaired_reads"] == 0, other
-            context.say(f"A failed reads: {side['repaired_reads']} answered by B, {side['state']}; no request failed")
-            guest.must("stillpoint pool resync tank --wait >/dev/null")
-            assert is_whole(appliance), pool(appliance)
-            # What A has now must be right by itself.
-            load.run(200)
-            pull_out(guest, "B")
-            wait_for(lambda: states(appliance) == ["in_sync", "out"], "B is out")
+            reads_fail(context, appliance, load, faults)
+            writes_fail(context, appliance, load, faults)
+            load.client.flush()
+            rots(context, appliance, Path(name) / "A1.img", ledger)
+            load = Load(appliance.client("data"), ledger, context.random(2), fua_every=17)
+            replaced(context, appliance, load, b, "/dev/bay/C1")
+            # What the others have now must be right by itself.
+            pull_out(guest, "A")
+            wait_for(lambda: states(appliance) == ["out", "in_sync"], "A is out")
             everything_is_there(appliance, ledger)
             appliance.stop()
-            context.say("resynchronised, B pulled out: everything is there on A")
+            context.say("A pulled out: everything is there on the new device alone")
 
 
-TESTS = [mirror_sides_are_pulled_out, mirror_side_cannot_be_read]
+TESTS = [mirror_sides_are_pulled_out, mirror_side_fails]
