@@ -17,11 +17,17 @@ from . import children, devices, initramfs, packages
 
 DEFAULT_KERNEL = "6.12"
 BOOT_SECONDS = 90
+# What a boot may take, from the start of QEMU to that of the first command.
+BOOT_SECONDS_MAX = 20
 NBD_PORT = 10809
 KERNEL_ARGUMENTS = (
     "console=ttyS0 quiet loglevel=5 panic=-1 oops=panic mitigations=off no_timer_check tsc=reliable random.trust_cpu=on "
     "rdinit=/init nvme.poll_queues=1 nvme_core.multipath=N"
 )
+
+
+# How long the boots of this process took, in seconds.
+boots = []
 
 
 class GuestDied(Exception):
@@ -139,6 +145,7 @@ class Guest:
         self.line = self.connect(self.directory / "line.sock")
         self.read_until(b"machine ready\n", time.monotonic() + BOOT_SECONDS, None)
         self.boot_seconds = time.monotonic() - began
+        boots.append(self.boot_seconds)
 
     def assemble(self, initrd):
         """Writes the root of this boot, and makes what is missing for it; returns the kernel's path."""
