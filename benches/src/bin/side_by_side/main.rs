@@ -72,7 +72,7 @@ impl Options {
         };
         Pace {
             rounds: self.rounds.unwrap_or(if self.short { 1 } else { 5 }),
-            run: seconds(self.seconds, 0.4, 3.0),
+            run: seconds(self.seconds, 0.25, 3.0),
             pause: seconds(self.pause, 0.02, 1.0),
         }
     }
