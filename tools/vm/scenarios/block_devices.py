@@ -39,11 +39,13 @@ def pool_on_512_and_4096_byte_lbas(context):
         for bay, size in (("A1", "512"), ("A2", "4096"), ("B1", "4096")):
             found = guest.must(f"cat /sys/block/$(basename $(readlink /dev/bay/{bay}))/queue/logical_block_size").strip()
             assert found == size, f"{bay} has an LBA size of {found}"
-        load_and_restart(context, guest, "A1", 512)
-        load_and_restart(context, guest, "A2", 4096)
+        # The others have pools on 4096 bytes.
+        bays = (("A1", 512), ("A2", 4096)) if context.long else (("A1", 512),)
+        for bay, volume_block in bays:
+            load_and_restart(context, guest, bay, volume_block)
         guest.end()
-        assert_sound(guest.directory / "A1.img")
-        assert_sound(guest.directory / "A2.img")
+        for bay, _ in bays:
+            assert_sound(guest.directory / f"{bay}.img")
 
 
 TESTS = [pool_on_512_and_4096_byte_lbas]

@@ -29,7 +29,7 @@ def load_until_cut(context, guest, ledger, cut, look):
     context.say(f"cut {cut}: {load.writes} writes and {load.flushes} flushes answered, {len(load.under_way)} under way")
 
 
-def kill_and_reopen(context, options="", begin=lambda guest: None, look=lambda guest: None, cuts=2):
+def kill_and_reopen(context, options="", begin=lambda guest: None, look=lambda guest: None, cuts=1):
     """Boots, runs a load, kills QEMU; several times. `begin` is called before the load, `look` just before the end."""
     ledger = Ledger(BLOCKS)
     cuts = 8 if context.long else cuts
