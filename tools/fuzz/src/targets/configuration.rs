@@ -1,6 +1,5 @@
 //! What people write: the configuration file, and sizes, durations and dates in it and on the command line.
 
-use stillpoint_bench::job::Idle;
 use stillpoint_bench::schedule::Requests;
 use stillpoint_bench::target::Name;
 
@@ -41,7 +40,7 @@ pub(super) fn bench_job(data: &[u8]) {
     if let Ok(name) = text.parse::<Name>() {
         let _ = name.to_string();
     }
-    let job = Words::of_file(text, None).and_then(|words| words.job(Idle::Spin, Some(1_000_000_000)));
+    let job = Words::of_file(text, None).and_then(|words| words.job(None, Some(1_000_000_000)));
     let Ok(job) = job else {
         return;
     };
