@@ -301,7 +301,8 @@ impl Polled {
     fn of(block: &Directory) -> Option<Self> {
         let is_partition = block.below("partition").exists();
         let queue = block.below(if is_partition { "../queue" } else { "queue" });
-        if queue.number("io_poll") != Some(1) {
+        // What device mapper cuts where its targets meet, or at stripes, stands nowhere here.
+        if queue.number("io_poll") != Some(1) || block.below("dm").exists() {
             return None;
         }
         let transfer_bytes = queue.number("max_sectors_kb")? << 10;

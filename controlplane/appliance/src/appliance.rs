@@ -197,6 +197,13 @@ impl Appliance {
         self.lock().open.iter().flatten().cloned().collect()
     }
 
+    /// The pool in a place, also while it is being closed.
+    pub(crate) fn pool_in_place(&self, index: PoolIndex) -> Option<Arc<Pool>> {
+        let pools = self.lock();
+        let mut known = pools.open.iter().flatten().chain(&pools.closing);
+        known.find(|pool| pool.index == index).cloned()
+    }
+
     /// The pools that could not be opened, or are on the way.
     #[must_use]
     pub fn failed_pools(&self) -> Vec<FailedPool> {

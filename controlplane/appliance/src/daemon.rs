@@ -423,7 +423,7 @@ async fn tell_notices(appliance: Arc<Appliance>, mut notices: mpsc::Receiver<Loo
                 stall,
             } => {
                 // Of a pool that is being opened it is told again.
-                if let Some(pool) = appliance.pools().iter().find(|open| open.index == pool) {
+                if let Some(pool) = appliance.pool_in_place(pool) {
                     pool.stall_told(processor, place, stall);
                 }
                 continue;

@@ -251,7 +251,9 @@ impl DeviceFile {
         }
         if self.passthrough.is_none() && self.direct {
             let polled = Machine::here().polled_at(&self.path);
-            self.polled = polled.filter(|_| reads_polled(&self.file));
+            // What would be cut is not even tried: it may never end.
+            let is_whole = |polled: &Polled| polled.takes(0, BLOCK_BYTES as u64);
+            self.polled = polled.filter(|polled| is_whole(polled) && reads_polled(&self.file));
         }
         self
     }

@@ -136,6 +136,8 @@ fn what_is_polled_for_is_told_by_the_disk_of_a_partition() {
     // Fewer pieces of memory than bytes.
     tree.file(&format!("{block}/queue/max_segments"), "5\n");
     assert_eq!(at(&block).map(|polled| polled.bytes_max), Some(16 << 10));
+    tree.file(&format!("{block}/dm/name"), "striped\n");
+    assert_eq!(at(&block), None, "it may cut anywhere");
     tree.file(&format!("{block}/queue/io_poll"), "0\n");
     assert_eq!([at(&block), at(&part)], [None, None]);
 }

@@ -338,6 +338,7 @@ impl Appliance {
             self.close_shards(pool.index).await;
         }
         self.lock().closing.retain(|closing| closing.index != pool.index);
+        pool.end_stalls();
         published?;
         pool.tell(EventKind::PoolClosed, "", "closed");
         Ok(())

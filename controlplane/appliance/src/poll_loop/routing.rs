@@ -150,7 +150,8 @@ impl Loop {
                 place,
                 stall,
             };
-            notices.try_send(told).is_ok()
+            // It is told again: room is left for what is told once.
+            notices.capacity() * 2 >= notices.max_capacity() && notices.try_send(told).is_ok()
         });
     }
 

@@ -37,6 +37,7 @@ impl Pool {
             Stall::Lasts { kind, began_wall_ns } => {
                 if let Some(known) = state.get_mut(&place) {
                     known.processors.insert(processor);
+                    known.began_ns = known.began_ns.min(began_wall_ns);
                     return;
                 }
                 let file = self.files.get(place);
@@ -69,15 +70,24 @@ impl Pool {
                 if !known.processors.is_empty() {
                     return;
                 }
-                let Some(Stalled { path, began_ns, .. }) = state.remove(&place) else {
-                    return;
-                };
-                let when = When::since(began_ns);
-                let took_s = when.time_ns.saturating_sub(began_ns) as f64 / 1e9;
-                let text = format!("nothing waits for it any more, after {took_s:.1} s");
-                self.tell_of(EventKind::DeviceStallEnded, when, &path, text);
+                if let Some(ended) = state.remove(&place) {
+                    self.tell_end(&ended);
+                }
             }
         }
+    }
+
+    /// Its processors have closed the pool: nothing of it waits for any device.
+    pub(crate) fn end_stalls(&self) {
+        let all = std::mem::take(&mut *self.stalls.state());
+        all.values().for_each(|ended| self.tell_end(ended));
+    }
+
+    fn tell_end(&self, ended: &Stalled) {
+        let when = When::since(ended.began_ns);
+        let took_s = when.time_ns.saturating_sub(ended.began_ns) as f64 / 1e9;
+        let text = format!("nothing waits for it any more, after {took_s:.1} s");
+        self.tell_of(EventKind::DeviceStallEnded, when, &ended.path, text);
     }
 
     /// Since when the device in a place has not answered, if it does not.

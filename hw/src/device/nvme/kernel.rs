@@ -43,7 +43,8 @@ fn polling_refusal_of(version: Option<Version>) -> Option<String> {
         |(major, minor, patch)| format!("Linux {major}.{minor}.{patch}"),
     );
     Some(format!(
-        "{kernel} panics when a device fails one of several polled commands; Linux 6.5 and newer do not"
+        "{kernel} panics when a device fails one of several polled commands; Linux 6.5 and newer do not (what is served as a \
+         block device is polled all the same)"
     ))
 }
 

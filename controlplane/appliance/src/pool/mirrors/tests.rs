@@ -613,4 +613,12 @@ async fn a_stall_is_told_once_and_its_end_when_nobody_waits_any_more() {
     tell(1, Stall::Ended);
     assert_eq!(told(), [event("device_stalled"), event("device_stall_ended")]);
     assert_eq!(pool.stalled_since(1), None);
+    // Whoever waits longest was there first, whoever tells first.
+    tell(1, lasts(9));
+    tell(0, lasts(7));
+    assert_eq!(pool.stalled_since(1), Some(7));
+    // When the pool is closed nobody is left to say that it ended.
+    pool.end_stalls();
+    assert_eq!(told().last(), Some(&event("device_stall_ended")));
+    assert_eq!((told().len(), pool.stalled_since(1)), (4, None));
 }
