@@ -82,8 +82,7 @@ pub struct BlockDeviceInfo {
     pub nvme: Option<Namespace>,
 }
 
-/// What the kernel polls for: what it need not cut into several requests. The others it completes by interrupts, and with io_uring
-/// before Linux 6.2 some of them never.
+/// What the kernel polls for: what it need not cut into several requests. The others it completes by interrupts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Polled {
     /// Bytes of a request at most.

@@ -1,5 +1,6 @@
 //! Opening one file or block device, for this process alone.
 
+use super::nvme::kernel;
 use super::nvme::passthrough::{DurableWrites, Passthrough};
 use super::queue::polled::reads_polled;
 use crate::discovery::{Machine, Polled};
@@ -249,7 +250,7 @@ impl DeviceFile {
             Some(Err(reason)) => self.refused = Some(reason),
             None => {}
         }
-        if self.passthrough.is_none() && self.direct {
+        if self.passthrough.is_none() && self.direct && kernel::may_poll() {
             let polled = Machine::here().polled_at(&self.path);
             // What would be cut is not even tried: it may never end.
             let is_whole = |polled: &Polled| polled.takes(0, BLOCK_BYTES as u64);

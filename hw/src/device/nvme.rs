@@ -16,7 +16,7 @@
 pub mod admin;
 pub mod command;
 pub mod identify;
-mod kernel;
+pub(super) mod kernel;
 pub mod passthrough;
 pub(crate) mod ring;
 pub mod smart;

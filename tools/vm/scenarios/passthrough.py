@@ -141,9 +141,10 @@ def what_has_no_commands_is_a_block_device(context):
         # A1 is in a subsystem, which may have more controllers than the one that is there; B1 is not.
         appliance.make("tank", "/dev/bay/A1 /dev/bay/B1", "data", "16MiB")
         # The driver has poll queues for block devices as well.
-        served(appliance, "tank", "block", True)
+        polled = kernel_polls(guest)
+        served(appliance, "tank", "block", polled)
         load(context, appliance, 1, Ledger(BLOCKS))
-        completions(context, guest, True)
+        completions(context, guest, polled)
         idle(context, guest)
         told = [finding for finding in appliance.json("doctor")["findings"] if "block device, not by NVMe" in finding["message"]]
         messages = [finding["message"] for finding in told]
@@ -153,7 +154,7 @@ def what_has_no_commands_is_a_block_device(context):
         appliance.stop()
         # Asked for, it is one too, and nothing is lacking.
         appliance.start("--nvme block")
-        served(appliance, "tank", "block", True)
+        served(appliance, "tank", "block", polled)
         assert not [finding for finding in appliance.json("doctor")["findings"] if "not by NVMe" in finding["message"]]
         guest.must("stillpoint pool close tank")
         appliance.stop()

@@ -24,8 +24,9 @@ pub(super) fn refusal() -> Option<String> {
     refusal_of(running())
 }
 
-/// Whether the kernel that runs may be asked to poll for commands.
-pub(super) fn may_poll() -> bool {
+/// Whether the kernel that runs may be asked to poll, for commands and for what is read and written through block devices: until 6.2 it loses
+/// what it has to cut (its commit 9cea62b2cbab, "block: don't allow splitting of a REQ_NOWAIT bio").
+pub(in crate::device) fn may_poll() -> bool {
     may_poll_on(running())
 }
 
@@ -43,8 +44,7 @@ fn polling_refusal_of(version: Option<Version>) -> Option<String> {
         |(major, minor, patch)| format!("Linux {major}.{minor}.{patch}"),
     );
     Some(format!(
-        "{kernel} panics when a device fails one of several polled commands; Linux 6.5 and newer do not (what is served as a \
-         block device is polled all the same)"
+        "{kernel} panics when a device fails one of several polled commands; Linux 6.5 and newer do not"
     ))
 }
 
