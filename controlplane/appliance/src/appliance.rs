@@ -5,11 +5,13 @@ mod labels;
 mod opening;
 mod pools;
 mod returned;
+mod start;
 #[cfg(test)]
 mod tests;
 
 pub use labels::Degraded;
 pub(crate) use pools::device_error;
+pub(crate) use returned::LOOK_LIMIT;
 #[cfg(test)]
 pub(crate) use returned::PERIOD;
 

@@ -16,15 +16,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::api;
-use crate::appliance::{Appliance, Degraded, ListenerUri, Options};
+use crate::appliance::{Appliance, LOOK_LIMIT, ListenerUri, Options};
 use crate::error::{Error, Result};
 use crate::events::{EventKind, When};
-use crate::label;
 use crate::mailbox::{
     Listener, LoopNotice, Mailbox, NOTICES_MAX, NoticeSender, PollLoopOptions, PollLoops, PoolOptions,
     ShardNotice, ToProcessor,
 };
-use crate::patience;
+use crate::patience::{self, Questions};
 use crate::poll_loop;
 use crate::state::{KnownPool, State};
 use stillpoint_export::Seats;
@@ -169,7 +168,7 @@ async fn serve(options: DaemonOptions) -> Result<()> {
     let tail_directory = tail_directory(&options.tail_directory)?;
     let (notices, notice_receiver) = mpsc::channel(NOTICES_MAX);
     let connections = connections(options.connection_limit);
-    let near = near(&Machine::here(), &state.pools(), &options.pools);
+    let near = near(&state.pools(), &options.pools).await;
     let processors = start_processors(&options, near, &connections, notices)?;
     let mailboxes = processors.mailboxes.clone();
     let pool = PoolOptions {
@@ -186,7 +185,7 @@ async fn serve(options: DaemonOptions) -> Result<()> {
     };
     let appliance = Arc::new(Appliance::new(options_of_appliance, state, mailboxes.clone()));
     tokio::spawn(tell_notices(appliance.clone(), notice_receiver));
-    open_pools(&appliance, &options.pools).await;
+    appliance.open_at_start(&options.pools).await;
     let (stopping, told) = watch::channel(false);
     let devices = tokio::spawn({
         let appliance = appliance.clone();
@@ -211,14 +210,21 @@ async fn serve(options: DaemonOptions) -> Result<()> {
 
 /// How many devices of pools lie near which NUMA node: of those that are remembered and given. If there are none yet, of the
 /// NVMe namespaces that nobody uses: a pool will be made of these.
-fn near(machine: &Machine, known: &[KnownPool], given: &[Vec<PathBuf>]) -> BTreeMap<u32, usize> {
+async fn near(known: &[KnownPool], given: &[Vec<PathBuf>]) -> BTreeMap<u32, usize> {
     let known = known.iter().flat_map(|pool| &pool.devices);
     // A pool that is given is often remembered too.
     let paths: BTreeSet<PathBuf> = known.chain(given.iter().flatten()).cloned().collect();
     if paths.is_empty() {
-        return machine.nodes_of_free_namespaces();
+        return Machine::here().nodes_of_free_namespaces();
     }
-    machine.nodes_of(&Vec::from_iter(paths))
+    // A file may be on a server that does not answer.
+    let questions = (paths.into_iter()).map(|path| (path.clone(), move || Machine::here().nodes_of(&[path])));
+    let answers = Questions::default().ask(questions.collect(), LOOK_LIMIT).await;
+    let mut nodes = BTreeMap::new();
+    for (node, count) in answers.into_values().flatten() {
+        *nodes.entry(node).or_default() += count;
+    }
+    nodes
 }
 
 fn start_processors(
@@ -239,30 +245,6 @@ fn start_processors(
         handshake_limit_ns: options.handshake_limit_ns,
     };
     poll_loop::start(&options, notices).map_err(|error| error.while_doing("cannot start the processors"))
-}
-
-/// Opens what is remembered and what is given; failures are logged and shown, and stop nothing. What cannot be opened is opened
-/// when its devices are there.
-async fn open_pools(appliance: &Appliance, given: &[Vec<PathBuf>]) {
-    appliance.open_known_pools().await;
-    for devices in given {
-        match appliance.open_pool(devices, Degraded::Refused).await {
-            Ok(_) => {}
-            Err(error) if error.kind == crate::ErrorKind::Conflict && is_open(appliance, devices) => {}
-            Err(error) => appliance.given_not_opened(devices, error).await,
-        }
-    }
-}
-
-/// Whether these devices make a pool that is open: it was remembered and given.
-fn is_open(appliance: &Appliance, devices: &[PathBuf]) -> bool {
-    let Ok(devices) = label::absolute(devices) else {
-        return false;
-    };
-    appliance.pools().iter().any(|pool| {
-        let known = pool.known().devices;
-        devices.iter().all(|device| known.contains(device))
-    })
 }
 
 async fn serve_until_told(

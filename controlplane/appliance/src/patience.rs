@@ -6,8 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -51,6 +55,74 @@ where
 pub async fn beside<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let done = tokio::task::spawn_blocking(work).await;
     done.unwrap_or_else(|error| Err(Error::failure(format!("waiting for devices: {error}"))))
+}
+
+/// The same, `limit` long. What is not done by then goes on alone, and what comes of it is dropped: it must change nothing.
+///
+/// # Errors
+/// Those of `work`; failure if that was not enough.
+pub async fn beside_for<T: Send + 'static>(
+    limit: Duration,
+    what: &str,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let done = tokio::time::timeout(limit, beside(work)).await;
+    done.unwrap_or_else(|_| {
+        let limit_s = limit.as_secs();
+        Err(Error::failure(format!(
+            "{what}: a device has not answered for {limit_s} s"
+        )))
+    })
+}
+
+/// Devices that are asked for a sign of life, each by one thread, however many want to know.
+#[derive(Debug, Default)]
+pub struct SignsOfLife {
+    /// What was asked and not answered yet; nobody sends anything: it ends.
+    asked: Mutex<BTreeMap<PathBuf, watch::Receiver<()>>>,
+}
+
+/// Signs of life that are waited for.
+#[derive(Debug)]
+pub struct Awaited(BTreeMap<PathBuf, watch::Receiver<()>>);
+
+impl SignsOfLife {
+    /// Asks all of these by `question`, which has nothing to say but that it ends.
+    pub fn ask<'a>(
+        &self,
+        paths: impl IntoIterator<Item = &'a PathBuf>,
+        question: impl Fn(&Path) + Copy + Send + 'static,
+    ) -> Awaited {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.retain(|_, answer| answer.has_changed().is_ok());
+        let one = |path: &PathBuf| {
+            let answer = asked.entry(path.clone()).or_insert_with(|| {
+                let (answer, awaited) = watch::channel(());
+                let path = path.clone();
+                tokio::task::spawn_blocking(move || {
+                    question(&path);
+                    drop(answer);
+                });
+                awaited
+            });
+            (path.clone(), answer.clone())
+        };
+        Awaited(paths.into_iter().map(one).collect())
+    }
+}
+
+impl Awaited {
+    /// The first of these that has not answered by then; all of them were asked.
+    pub async fn silent<'a>(&self, paths: &'a [PathBuf], until: Instant) -> Option<&'a Path> {
+        for path in paths {
+            let mut answer = self.0[path].clone();
+            let ended = async { while answer.changed().await.is_ok() {} };
+            if tokio::time::timeout_at(until, ended).await.is_err() {
+                return Some(path);
+            }
+        }
+        None
+    }
 }
 
 /// Questions that may never be answered, as those to a file system of a server that is gone.

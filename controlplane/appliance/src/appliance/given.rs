@@ -14,11 +14,7 @@ use crate::state::KnownPool;
 
 impl Appliance {
     /// A pool that was given could not be opened.
-    pub async fn given_not_opened(&self, devices: &[PathBuf], error: Error) {
-        let devices = match label::absolute(devices) {
-            Ok(devices) => devices,
-            Err(wrong) => return tracing::error!("a pool that was given cannot be opened: {wrong}"),
-        };
+    pub(super) async fn given_not_opened(&self, devices: Vec<PathBuf>, error: Error) {
         let paths: Vec<String> = devices.iter().map(|path| path.display().to_string()).collect();
         let text = format!(
             "a pool that was given cannot be opened: {error}; it is opened when its devices are there"

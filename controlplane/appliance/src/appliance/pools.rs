@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::labels::put_out;
+use super::returned::CLAIM_LIMIT;
 use super::{Appliance, Degraded, FailedPool};
 use crate::api::model::{CreatePool, PoolInfo};
 use crate::error::{Error, ErrorKind, Result};
@@ -25,23 +26,14 @@ use stillpoint_processor::mirror::SideFailed;
 const RESYNC_BYTES_PER_S_DEFAULT: u64 = 256 << 20;
 
 impl Appliance {
-    /// Opens the pools that were open when the appliance stopped. One that cannot be opened is logged, listed as
-    /// failed and tried again when its devices are there, or at the next start; it does not stop the others.
-    pub async fn open_known_pools(&self) {
-        for known in self.state.pools() {
-            let opened = self.open_pool(&known.devices, Degraded::AsNew).await;
-            if let Err(error) = opened {
-                self.not_opened(known, error);
-            }
-        }
-    }
-
     /// Makes a pool and opens it.
     ///
     /// # Errors
     /// Usage, conflict if the name is taken or a device in use or not empty, failure.
     pub async fn create_pool(&self, request: &CreatePool) -> Result<Arc<Pool>> {
         name::check_pool(&request.name)?;
+        let named: Vec<PathBuf> = request.devices.iter().map(PathBuf::from).collect();
+        self.check_answering(&named).await?;
         let structure = self.structure.lock().await;
         if self.knows(|known| known.name == request.name) {
             return Err(Error::conflict(format!("pool {} exists already", request.name)));
@@ -55,22 +47,11 @@ impl Appliance {
         Ok(pool)
     }
 
-    /// Opens a pool.
-    ///
-    /// # Errors
-    /// Conflict if it is open already or a device is in use; failure if it cannot be read.
-    pub async fn open_pool(&self, paths: &[PathBuf], degraded: Degraded) -> Result<Arc<Pool>> {
-        let structure = self.structure.lock().await;
-        let pool = self.open_in_structure(paths, degraded).await?;
-        drop(structure);
-        self.pools_changed().await?;
-        Ok(pool)
-    }
-
-    /// The same for who has the structure, and tells of the change.
+    /// Opens a pool for who has the structure, and tells of the change.
     pub(super) async fn open_in_structure(&self, paths: &[PathBuf], degraded: Degraded) -> Result<Arc<Pool>> {
         let paths = paths.to_vec();
-        let devices = patience::beside(move || label::read(&label::absolute(paths)?)).await?;
+        let read = move || label::read(&label::absolute(paths)?);
+        let devices = patience::beside_for(CLAIM_LIMIT, "reading labels", read).await?;
         let taken =
             |pool: &Arc<Pool>| pool.name() == devices.name || pool.devices.layout.pool == devices.layout.pool;
         if let Some(pool) = self.pools().iter().find(|pool| taken(pool)) {
@@ -83,7 +64,7 @@ impl Appliance {
         }
         let claim = || {
             let devices = devices.clone();
-            patience::beside(move || {
+            patience::beside_for(CLAIM_LIMIT, "opening devices", move || {
                 devices
                     .claim(DeviceFile::open)
                     .map_err(|error| device_error(&error))

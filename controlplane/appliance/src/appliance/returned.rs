@@ -23,7 +23,7 @@ use crate::api::model::ReplaceDevice;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::EventKind;
 use crate::label::{self, Found, id_text};
-use crate::patience::{self, Questions};
+use crate::patience::{self, Questions, SignsOfLife};
 use crate::pool::Pool;
 use crate::state::KnownPool;
 use stillpoint_hw::device::DeviceFile;
@@ -32,9 +32,9 @@ use stillpoint_hw::discovery::Machine;
 /// The pause between two looks.
 pub(crate) const PERIOD: Duration = Duration::from_secs(2);
 /// So long a look waits for a path: what has not answered by then is not there, until it has.
-pub(super) const LOOK_LIMIT: Duration = Duration::from_secs(5);
-/// So long what was found is waited for when it is opened.
-const CLAIM_LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const LOOK_LIMIT: Duration = Duration::from_secs(5);
+/// So long what was found, or named, is waited for when it is opened.
+pub(super) const CLAIM_LIMIT: Duration = Duration::from_secs(30);
 
 /// What paths are asked that may never answer.
 #[derive(Debug, Default)]
@@ -45,6 +45,8 @@ pub(super) struct Asking {
     claims: Questions<PathBuf, Result<()>>,
     /// Whether it leads anywhere.
     existence: Questions<PathBuf, bool>,
+    /// Whether it can be read or not is known.
+    pub signs: SignsOfLife,
 }
 
 /// A pool that waits for devices.

@@ -53,3 +53,47 @@ fn a_device_that_keeps_one_waiting_keeps_nobody_else() {
     assert_eq!(refused.kind, ErrorKind::Conflict, "{refused}");
     assert_eq!(*order.borrow(), ["somebody else", "a pool"]);
 }
+
+#[test]
+fn a_device_that_does_not_answer_is_waited_for_without_the_structure() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let appliance = appliance(directory.path());
+    // Nobody has opened it who writes: whoever opens it to read waits.
+    let silent = directory.path().join("silent");
+    let made = std::process::Command::new("mkfifo").arg(&silent).status();
+    assert!(made.expect("it is there").success());
+    let missing = directory.path().join("missing");
+    let order = RefCell::new(Vec::new());
+    let open = |path: PathBuf, what: &'static str| {
+        let (order, appliance) = (&order, &appliance);
+        async move {
+            let opened = appliance.open_pool(&[path], Degraded::Refused).await;
+            order.borrow_mut().push(what);
+            opened.expect_err("it is no pool")
+        }
+    };
+    let runtime = crate::patience::builder().enable_time().build();
+    let (first, again) = runtime.expect("a runtime").block_on(async {
+        let other = async {
+            let error = open(missing, "another pool").await;
+            // It answers from here on, and is no device.
+            let writer = File::options()
+                .read(true)
+                .write(true)
+                .open(&silent)
+                .expect("opened");
+            (error, writer)
+        };
+        let (first, again, (other, _writer)) = tokio::join!(
+            open(silent.clone(), "a pool"),
+            open(silent.clone(), "a pool"),
+            other
+        );
+        assert_eq!(other.kind, ErrorKind::NotFound, "{other}");
+        (first, again)
+    });
+    assert_eq!(*order.borrow(), ["another pool", "a pool", "a pool"]);
+    for error in [first, again] {
+        assert!(error.to_string().contains("cannot read"), "{error}");
+    }
+}

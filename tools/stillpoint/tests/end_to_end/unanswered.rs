@@ -55,3 +55,46 @@ fn a_server_that_does_not_answer_keeps_no_other_pool_from_coming_back() {
         },
     );
 }
+
+#[test]
+fn a_server_that_does_not_answer_at_the_start_keeps_no_other_pool_closed() {
+    contained(
+        "unanswered::a_server_that_does_not_answer_at_the_start_keeps_no_other_pool_closed",
+        || {
+            let appliance = Appliance::started(&PROCESSORS);
+            let served = appliance.path("served");
+            fs::create_dir(&served).expect("a directory of ours");
+            let remote = served.join("nbd");
+            let remote_text = remote.to_str().expect("a path in UTF-8");
+            // It is the first to be opened.
+            appliance.run(&["pool", "create", "remote", remote_text, "--size", "128MiB"]);
+            appliance.create_pool("p", 1, "128MiB", &[]);
+            appliance.stop();
+            let away = appliance.path("away");
+            fs::rename(&remote, &away).expect("taken out");
+            let server = Fuse::mount(&served, 1, &["[", "nbdkit", "memory", "128M", "]"]);
+            server.freeze();
+            appliance.start(&PROCESSORS);
+            assert_eq!(state(&appliance, "p"), "open");
+            assert_eq!(state(&appliance, "remote"), "failed");
+            let told = appliance.tell(&["pool", "show", "remote"]);
+            let reason = format!("{remote_text} has not answered");
+            assert!(told.json.to_string().contains(&reason), "{told:?}");
+            // By hand it is no different, and others are not kept waiting.
+            let by_hand = thread::scope(|threads| {
+                let by_hand = threads.spawn(|| appliance.tell(&["pool", "open", remote_text]));
+                appliance.run(&["pool", "close", "p"]);
+                appliance.run(&["pool", "open", &appliance.path_text("p-0")]);
+                server.thaw();
+                by_hand.join().expect("it does not panic")
+            });
+            assert_ne!(by_hand.code, 0, "no pool lies there: {by_hand:?}");
+            drop(server);
+            fs::rename(&away, &remote).expect("put back");
+            appliance.wait_until("it is opened by itself when it answers", || {
+                state(&appliance, "remote") == "open"
+            });
+            appliance.stop();
+        },
+    );
+}

@@ -129,6 +129,8 @@ impl Fuse {
 
 impl Drop for Fuse {
     fn drop(&mut self) {
+        // Who asks one that is frozen waits for ever, and so would who unmounts it: that is asked for, too.
+        let _ = run("kill", &["-CONT", &self.child.id().to_string()]);
         // What it serves may be dead, or still in use; then the process has to go first.
         let _ = unmount(&self.directory);
         let _ = self.child.kill();
