@@ -33,8 +33,14 @@ impl Buffer {
     /// A buffer with memory of its own; not necessarily aligned.
     #[must_use]
     pub fn owned(length_bytes: usize) -> Self {
+        Self::filled(0, length_bytes)
+    }
+
+    /// The same, full of this byte.
+    #[must_use]
+    pub fn filled(byte: u8, length_bytes: usize) -> Self {
         Self {
-            memory: Memory::Owned(vec![0; length_bytes].into_boxed_slice()),
+            memory: Memory::Owned(vec![byte; length_bytes].into_boxed_slice()),
             slot: u32::MAX,
         }
     }

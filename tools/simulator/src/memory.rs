@@ -33,10 +33,8 @@ impl BufferPool for SimulatedPool {
             return None;
         }
         self.bytes_left -= length_bytes;
-        let mut buffer = Buffer::owned(length_bytes);
         // The content is undefined: nobody may count on zeros.
-        buffer.bytes_mut().fill(0xD5);
-        Some(buffer)
+        Some(Buffer::filled(0xD5, length_bytes))
     }
 
     fn give(&mut self, buffer: Buffer) {

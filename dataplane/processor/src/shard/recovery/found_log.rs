@@ -55,7 +55,7 @@ impl<D: OpenDevice> Opening<'_, D> {
                     end.previous_crc32c,
                 );
                 let Some(next_lsn) = parsed.ok().and_then(|page| records_end(page, end.lsn)) else {
-                    self.check_nothing_is_lost(mark, &found)?;
+                    self.check_nothing_is_lost(mark, &found, bytes)?;
                     return Ok(found);
                 };
                 let sound = LogPage::ref_from_bytes(page).expect("parsed before");
@@ -72,12 +72,19 @@ impl<D: OpenDevice> Opening<'_, D> {
     /// Tells the end of the log from damage in its middle. Every page says which records were durable when it was
     /// written, and what was durable in one life is there in every later one: so no sound page of this shard, of whichever
     /// turn of the ring and whichever life, may say more than the log holds. A page that a crash tore or lost was not
-    /// durable, and no page says that it was.
-    fn check_nothing_is_lost(&mut self, mark: LogMark, found: &FoundLog) -> Result<(), OpenError> {
+    /// durable, and no page says that it was. `memory` is what it is read into.
+    fn check_nothing_is_lost(
+        &mut self,
+        mark: LogMark,
+        found: &FoundLog,
+        mut memory: Vec<u8>,
+    ) -> Result<(), OpenError> {
         let ring = u64::from(self.layout.log_pages);
         let start = self.layout.log_start_block(self.shard.0);
         let mut durable_lsn = 0;
-        let mut memory = vec![0; READ_AHEAD_PAGES * PAGE_BYTES];
+        // No more memory than what is left of the ring: to zero it took longer than all else of opening a small one.
+        let pages_left = (mark.sequence + ring - found.end.sequence) as usize;
+        memory.resize(pages_left.min(READ_AHEAD_PAGES) * PAGE_BYTES, 0);
         for first in (found.end.sequence..mark.sequence + ring).step_by(READ_AHEAD_PAGES) {
             let end = (mark.sequence + ring).min(first + READ_AHEAD_PAGES as u64);
             let until_wrap = ring - first % ring;
