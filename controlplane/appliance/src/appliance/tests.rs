@@ -40,7 +40,9 @@ fn a_device_that_keeps_one_waiting_keeps_nobody_else() {
         force_devices: Vec::new(),
     };
     let order = RefCell::new(Vec::new());
-    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build();
     let refused = runtime.expect("a runtime").block_on(async {
         let made = async {
             let made = appliance.create_pool(&request).await;
