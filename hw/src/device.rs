@@ -17,7 +17,7 @@ mod tests;
 pub use file::{DeviceFile, DeviceFileError, DeviceKind, Problem};
 pub use memory::MemoryDevice;
 pub use opener::Opener;
-pub use queue::{DeviceFigures, Devices, OPERATIONS_MAX, Unanswered};
+pub use queue::{DeviceFigures, Devices, OPERATIONS_MAX, Occupant, Unanswered};
 
 use nvme::passthrough::DurableWrites;
 use std::path::Path;

@@ -401,12 +401,12 @@ async fn tell_notices(appliance: Arc<Appliance>, mut notices: mpsc::Receiver<Loo
             LoopNotice::Stall {
                 pool,
                 processor,
-                place,
+                device,
                 stall,
             } => {
                 // Of a pool that is being opened it is told again.
                 if let Some(pool) = appliance.pool_in_place(pool) {
-                    pool.stall_told(processor, place, stall);
+                    pool.stall_told(processor, device, stall);
                 }
                 continue;
             }

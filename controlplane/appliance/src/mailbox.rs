@@ -27,7 +27,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 use stillpoint_coordinator::{OverallSnapshot, SnapshotError, SnapshotRequest};
 use stillpoint_export::Seats;
 pub use stillpoint_export::{Export, ExportTable, PoolIndex};
-use stillpoint_hw::device::PoolFiles;
+use stillpoint_hw::device::{Occupant, PoolFiles};
 use stillpoint_ondisk::layout::Layout;
 use stillpoint_processor::command::{EventKind, IntermediateSnapshotStatus, Notice, VolumeShareStatus};
 use stillpoint_processor::mirror::{MirrorNotice, MirrorStatus, SideAt, SideFailed, Sides};
@@ -387,8 +387,8 @@ pub enum LoopNotice {
         pool: PoolIndex,
         /// The processor that waits for it.
         processor: ProcessorIndex,
-        /// The device's place in the pool.
-        place: usize,
+        /// The device.
+        device: Occupant,
         /// What.
         stall: Stall,
     },

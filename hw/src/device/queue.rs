@@ -27,7 +27,7 @@ use super::parts::{Part, advance, cut, cut_range};
 use crate::buffers::Arenas;
 use crate::ring::{Completion, Owner, Ring};
 use io_uring::types::Timespec;
-pub use stalls::Unanswered;
+pub use stalls::{Occupant, Unanswered};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;

@@ -276,7 +276,7 @@ impl OpenPool {
         Self {
             processor,
             untold: None,
-            stalls: Stalls::default(),
+            stalls: Stalls::of_places(part.files.places()),
             passes: BTreeMap::new(),
             first_pass: part.first_pass,
             owners: part.owners.clone(),

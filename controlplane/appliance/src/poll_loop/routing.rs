@@ -142,12 +142,12 @@ impl Loop {
         };
         let devices = open.processor.device().inner();
         let (notices, processor) = (&self.notices, ProcessorIndex(self.index as u16));
-        let unanswered = || devices.unanswered();
-        open.stalls.turn(self.now, unanswered, |place, stall| {
+        let unanswered = |oldest: &mut _| devices.unanswered(oldest);
+        open.stalls.turn(self.now, unanswered, |device, stall| {
             let told = LoopNotice::Stall {
                 pool: PoolIndex(pool as u16),
                 processor,
-                place,
+                device,
                 stall,
             };
             // It is told again: room is left for what is told once.

@@ -1,6 +1,6 @@
 //! Devices that do not answer: noticed while it lasts, and when it has ended.
 
-use stillpoint_hw::device::Unanswered;
+use stillpoint_hw::device::{Occupant, Unanswered};
 use stillpoint_processor::Now;
 
 use crate::mailbox::Stall;
@@ -13,10 +13,12 @@ const AGAIN_NS: u64 = 100_000_000;
 const AWAY_NS: u64 = 750_000_000;
 
 /// What one loop knows of the devices of a pool.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Stalls {
-    /// By place: since when, on the wall clock, and what was asked.
-    told: Vec<Option<Stall>>,
+    /// Since when, on the wall clock, and what was asked.
+    told: Vec<(Occupant, Stall)>,
+    /// Memory for what is unanswered: none is asked for in a turn, unless more devices stall at once than ever had a place.
+    oldest: Vec<(Occupant, Unanswered)>,
     /// The last turn.
     turned_ns: u64,
     /// The loop was there to see all answers from then on.
@@ -25,13 +27,26 @@ pub struct Stalls {
 }
 
 impl Stalls {
-    /// A turn, after answers were taken in. `unanswered` is asked only if it is time; `tell` gives whether there was room for what it is
-    /// told.
+    /// Of a pool with so many places for devices.
+    pub fn of_places(places: usize) -> Self {
+        // Beside the device in a place one that has left it, mostly none.
+        let devices = 2 * places;
+        Self {
+            told: Vec::with_capacity(devices),
+            oldest: Vec::with_capacity(devices),
+            turned_ns: 0,
+            there_since_ns: 0,
+            next_look_ns: 0,
+        }
+    }
+
+    /// A turn, after answers were taken in. `unanswered` is asked only if it is time, and puts what it finds into a memory; `tell` gives
+    /// whether there was room for what it is told.
     pub fn turn(
         &mut self,
         now: Now,
-        unanswered: impl FnOnce() -> Vec<Option<Unanswered>>,
-        mut tell: impl FnMut(usize, Stall) -> bool,
+        unanswered: impl FnOnce(&mut Vec<(Occupant, Unanswered)>),
+        mut tell: impl FnMut(Occupant, Stall) -> bool,
     ) {
         if now.monotonic_ns - self.turned_ns > AWAY_NS {
             self.there_since_ns = now.monotonic_ns;
@@ -40,30 +55,37 @@ impl Stalls {
         if now.monotonic_ns < self.next_look_ns {
             return;
         }
+        unanswered(&mut self.oldest);
+        let Self { told, oldest, .. } = self;
         // What is asked from now on cannot be late before.
-        self.next_look_ns = now.monotonic_ns + STALL_NS;
-        let unanswered = unanswered();
-        self.told.resize(unanswered.len(), None);
-        for (place, (told, oldest)) in self.told.iter_mut().zip(unanswered).enumerate() {
-            let there_since_ns = if told.is_some() { 0 } else { self.there_since_ns };
-            let late_ns = |oldest: Unanswered| oldest.since_ns.max(there_since_ns) + STALL_NS;
-            if let Some(oldest) = oldest
-                && late_ns(oldest) <= now.monotonic_ns
-            {
-                let stall = told.get_or_insert(Stall::Lasts {
-                    kind: oldest.kind,
-                    began_wall_ns: now.wall_ns - (now.monotonic_ns - oldest.since_ns),
-                });
-                tell(place, *stall);
-            } else if told.is_some() && tell(place, Stall::Ended) {
-                *told = None;
+        let mut next_look_ns = now.monotonic_ns + STALL_NS;
+        told.retain(|(device, _)| {
+            let asked = oldest.iter().find(|(known, _)| known == device);
+            let lasts = asked.is_some_and(|(_, asked)| asked.since_ns + STALL_NS <= now.monotonic_ns);
+            lasts || !tell(*device, Stall::Ended)
+        });
+        for (device, asked) in oldest {
+            let known = told.iter().position(|(known, _)| known == device);
+            let there_since_ns = if known.is_some() { 0 } else { self.there_since_ns };
+            let late_ns = asked.since_ns.max(there_since_ns) + STALL_NS;
+            if late_ns > now.monotonic_ns {
+                next_look_ns = next_look_ns.min(late_ns);
+                continue;
             }
-            let look_ns = match told {
-                Some(_) => Some(now.monotonic_ns + AGAIN_NS),
-                None => oldest.map(late_ns),
-            };
-            self.next_look_ns = look_ns.map_or(self.next_look_ns, |look_ns| look_ns.min(self.next_look_ns));
+            let known = known.unwrap_or_else(|| {
+                let stall = Stall::Lasts {
+                    kind: asked.kind,
+                    began_wall_ns: now.wall_ns - (now.monotonic_ns - asked.since_ns),
+                };
+                told.push((*device, stall));
+                told.len() - 1
+            });
+            tell(*device, told[known].1);
         }
+        if !told.is_empty() {
+            next_look_ns = next_look_ns.min(now.monotonic_ns + AGAIN_NS);
+        }
+        self.next_look_ns = next_look_ns;
     }
 
     /// The monotonic time at which a turn is needed even if no device answers, if something is in flight.
@@ -81,7 +103,6 @@ mod tests {
     const EPOCH_NS: u64 = 1 << 60;
 
     /// A loop with two devices that turns each 100 ms, and what it told.
-    #[derive(Default)]
     struct Bench {
         stalls: Stalls,
         now_ms: u64,
@@ -90,23 +111,40 @@ mod tests {
         last: [Option<u64>; 2],
     }
 
+    impl Default for Bench {
+        fn default() -> Self {
+            Self {
+                stalls: Stalls::of_places(2),
+                now_ms: 0,
+                unanswered: [None; 2],
+                told: Vec::new(),
+                last: [None; 2],
+            }
+        }
+    }
+
     impl Bench {
         fn turn(&mut self, has_room: bool) {
             let now = Now {
                 monotonic_ns: self.now_ms * MS,
                 wall_ns: EPOCH_NS + self.now_ms * MS,
             };
-            let unanswered = self.unanswered.map(|since_ms| {
-                since_ms.map(|since_ms| Unanswered {
-                    since_ns: since_ms * MS,
+            let unanswered = self.unanswered;
+            let unanswered = (0..).zip(unanswered).filter_map(|(place, since_ms)| {
+                let asked = Unanswered {
+                    since_ns: since_ms? * MS,
                     kind: OperationKind::Write,
-                })
+                };
+                Some((Occupant { place, nth: 1 }, asked))
             });
             let (told, last, now_ms) = (&mut self.told, &mut self.last, self.now_ms);
             self.stalls.turn(
                 now,
-                || unanswered.to_vec(),
-                |place, stall| {
+                |oldest| {
+                    oldest.clear();
+                    oldest.extend(unanswered);
+                },
+                |Occupant { place, .. }, stall| {
                     let began_ms = match stall {
                         Stall::Lasts { began_wall_ns, .. } => Some((began_wall_ns - EPOCH_NS) / MS),
                         Stall::Ended => None,

@@ -78,7 +78,7 @@ impl Pool {
                         Some(Ok(())) => durable_writes.err().map(str::to_owned),
                         None => None,
                     },
-                    stalled_since_ns: self.stalled_since(device),
+                    stalled_since_ns: self.stalled_since(device, &file),
                     lost_since_ns: lost.get(&device).map(|lost| lost.since_ns),
                 })
                 .collect(),

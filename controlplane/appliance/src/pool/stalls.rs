@@ -6,11 +6,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::{Pool, time_text};
 use crate::events::{EventKind, When};
 use crate::mailbox::{ProcessorIndex, Stall};
+use stillpoint_hw::device::{DeviceFile, Occupant};
 use stillpoint_processor::ports::OperationKind;
 
-/// By place.
+/// By place, those that have left theirs too.
 #[derive(Debug, Default)]
-pub(super) struct Stalls(Mutex<BTreeMap<usize, Stalled>>);
+pub(super) struct Stalls(Mutex<BTreeMap<Occupant, Stalled>>);
 
 /// A device that does not answer.
 #[derive(Debug)]
@@ -23,34 +24,30 @@ struct Stalled {
 }
 
 impl Stalls {
-    fn state(&self) -> MutexGuard<'_, BTreeMap<usize, Stalled>> {
+    fn state(&self) -> MutexGuard<'_, BTreeMap<Occupant, Stalled>> {
         // A panic elsewhere does not make a device answer.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Pool {
-    /// What a processor tells of the device in a place. The first that waits for it is told of, and when the last one does not any more.
-    pub(crate) fn stall_told(&self, processor: ProcessorIndex, place: usize, stall: Stall) {
+    /// What a processor tells of a device. The first that waits for it is told of, and when the last one does not any more.
+    pub(crate) fn stall_told(&self, processor: ProcessorIndex, device: Occupant, stall: Stall) {
         let mut state = self.stalls.state();
         match stall {
             Stall::Lasts { kind, began_wall_ns } => {
-                if let Some(known) = state.get_mut(&place) {
+                if let Some(known) = state.get_mut(&device) {
                     known.processors.insert(processor);
                     known.began_ns = known.began_ns.min(began_wall_ns);
                     return;
                 }
-                let file = self.files.get(place);
-                let path = file.map_or_else(
-                    || format!("place {place}"),
-                    |file| file.path().display().to_string(),
-                );
+                let path = self.path_in_place(device.place);
                 let stalled = Stalled {
                     path: path.clone(),
                     began_ns: began_wall_ns,
                     processors: BTreeSet::from([processor]),
                 };
-                state.insert(place, stalled);
+                state.insert(device, stalled);
                 let what = match kind {
                     OperationKind::Read => "read",
                     OperationKind::Write => "write",
@@ -63,14 +60,14 @@ impl Pool {
                 self.tell_of(EventKind::DeviceStalled, When::since(began_wall_ns), &path, text);
             }
             Stall::Ended => {
-                let Some(known) = state.get_mut(&place) else {
+                let Some(known) = state.get_mut(&device) else {
                     return;
                 };
                 known.processors.remove(&processor);
                 if !known.processors.is_empty() {
                     return;
                 }
-                if let Some(ended) = state.remove(&place) {
+                if let Some(ended) = state.remove(&device) {
                     self.tell_end(&ended);
                 }
             }
@@ -90,8 +87,23 @@ impl Pool {
         self.tell_of(EventKind::DeviceStallEnded, when, &ended.path, text);
     }
 
-    /// Since when the device in a place has not answered, if it does not.
-    pub(super) fn stalled_since(&self, place: usize) -> Option<u64> {
-        self.stalls.state().get(&place).map(|stalled| stalled.began_ns)
+    /// The path of what is in a place, or was last.
+    fn path_in_place(&self, place: usize) -> String {
+        let path = self.files.get(place).map(|file| text_of(&file));
+        path.or_else(|| self.side_info(place).and_then(|side| side.path))
+            .unwrap_or_else(|| format!("place {place}"))
     }
+
+    /// Since when the device in a place has not answered, if it does not. One that has left the place is another matter.
+    pub(super) fn stalled_since(&self, place: usize, file: &DeviceFile) -> Option<u64> {
+        let (state, path) = (self.stalls.state(), text_of(file));
+        let of_it = state
+            .iter()
+            .filter(|(device, stalled)| device.place == place && stalled.path == path);
+        of_it.map(|(_, stalled)| stalled.began_ns).min()
+    }
+}
+
+fn text_of(file: &DeviceFile) -> String {
+    file.path().display().to_string()
 }

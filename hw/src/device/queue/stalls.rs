@@ -3,6 +3,15 @@
 use super::Devices;
 use stillpoint_processor::ports::OperationKind;
 
+/// A device that is in a place of a pool, or was and still has to answer something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Occupant {
+    /// The place.
+    pub place: usize,
+    /// The how-manieth device there, so that one that has left is not taken for the one in its place.
+    pub nth: u32,
+}
+
 /// The oldest of what a device was asked and has not answered; a part that is tried again counts from its first try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unanswered {
@@ -18,27 +27,28 @@ impl Devices {
         self.now_ns = now_ns;
     }
 
-    /// By place, of each device of which there is something. To be asked now and then: it looks at all that is in flight.
+    /// Puts here, in no order, each device of which there is something, those that have left their place too: whoever asked them
+    /// waits. Nobody waits for the end of a discard that is advice. To be asked now and then: it looks at all that is in flight.
     /// True only where [`Self::set_now`] is called before each [`Self::start`].
-    #[must_use]
-    pub fn unanswered(&self) -> Vec<Option<Unanswered>> {
-        let mut oldest: Vec<Option<Unanswered>> = vec![None; self.targets.places().len()];
+    pub fn unanswered(&self, oldest: &mut Vec<(Occupant, Unanswered)>) {
+        oldest.clear();
         for slot in &self.slots {
             let (Some(operation), Some(since_ns)) = (&slot.operation, slot.started_ns) else {
                 continue;
             };
+            let kind = operation.kind;
+            if kind == OperationKind::Discard && self.advice {
+                continue;
+            }
+            let asked = Unanswered { since_ns, kind };
             for part in slot.parts.iter().filter(|part| !part.ended) {
-                let mut places = self.targets.places().iter();
-                let place = places.position(|&number| number == Some(part.target));
-                let Some(place) = place else {
-                    continue; // it has left, and nobody waits for its answers but the slot
-                };
-                if oldest[place].is_none_or(|known| since_ns < known.since_ns) {
-                    let kind = operation.kind;
-                    oldest[place] = Some(Unanswered { since_ns, kind });
+                let device = self.targets.at(part.target).occupant;
+                match oldest.iter_mut().find(|(known, _)| *known == device) {
+                    Some((_, known)) if known.since_ns <= since_ns => {}
+                    Some((_, known)) => *known = asked,
+                    None => oldest.push((device, asked)),
                 }
             }
         }
-        oldest
     }
 }

@@ -6,6 +6,7 @@
 //! A place may be filled again while the device that was in it before still leaves.
 
 use super::Devices;
+use super::Occupant;
 use super::commands::Namespace;
 use crate::device::DeviceFile;
 use crate::device::parts::Limits;
@@ -30,6 +31,8 @@ pub(in crate::device) struct Target {
     pub polled: Option<Polled>,
     /// Entries, commands and pauses that have not ended.
     pub in_kernel: usize,
+    /// The place that it is in, or was in before it left.
+    pub occupant: Occupant,
     /// It is in no place any more, and gets nothing further.
     leaves: bool,
 }
@@ -39,6 +42,8 @@ pub(in crate::device) struct Target {
 pub(in crate::device) struct Targets {
     /// The number of what is in each place.
     places: Vec<Option<usize>>,
+    /// How many devices were in each place, with the one that is there.
+    occupants: Vec<u32>,
     all: Vec<Option<Target>>,
     /// One that leaves has nothing in the kernel any more.
     someone_left: bool,
@@ -49,14 +54,10 @@ impl Targets {
     pub fn of_places(places: usize) -> Self {
         Self {
             places: vec![None; places],
+            occupants: vec![0; places],
             all: Vec::with_capacity(places),
             someone_left: false,
         }
-    }
-
-    /// The number of what is in each place.
-    pub fn places(&self) -> &[Option<usize>] {
-        &self.places
     }
 
     /// The number of what is in a place, which is one of this pool.
@@ -104,6 +105,12 @@ impl Targets {
             self.all.push(None);
             self.all.len() - 1
         })
+    }
+
+    fn next_occupant(&mut self, place: usize) -> Occupant {
+        let nth = &mut self.occupants[place];
+        *nth = nth.wrapping_add(1);
+        Occupant { place, nth: *nth }
     }
 
     /// Takes a device out of its place; gives its number.
@@ -187,6 +194,7 @@ impl Devices {
             namespace,
             polled,
             in_kernel: 0,
+            occupant: self.targets.next_occupant(device),
             leaves: false,
             file,
         });

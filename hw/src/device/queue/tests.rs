@@ -263,21 +263,44 @@ fn a_durable_write_does_not_count_where_a_flush_has_failed() {
     }
 }
 
-#[test]
-fn what_a_device_has_not_answered_is_known_with_its_place_and_since_when() {
+/// What the devices in two places, and the first one's successor, have not answered.
+fn unanswered(devices: &Devices) -> [Option<(u64, OperationKind)>; 3] {
+    let mut found = Vec::new();
+    devices.unanswered(&mut found);
+    [(0, 1), (1, 1), (0, 2)].map(|(place, nth)| {
+        let of = found
+            .iter()
+            .position(|(device, _)| *device == Occupant { place, nth });
+        of.map(|at| found.swap_remove(at).1)
+            .map(|asked| (asked.since_ns, asked.kind))
+    })
+}
+
+/// A pool of two files.
+fn two_files() -> (Devices, Ring, tempfile::TempDir) {
     let directory = tempfile::tempdir().expect("a directory");
     let file = |name| DeviceFile::create(&directory.path().join(name), 1 << 20).expect("made");
     let mut ring = Ring::new(RingOptions::default()).expect("io_uring");
     let arenas = Arenas::map(1, CHUNK_BYTES).expect("memory");
     let files = PoolFiles::new(vec![file("first"), file("second")]);
-    let mut devices = Devices::new(files, arenas, 0, &mut ring);
-    let unanswered = |since_ns, kind| Some(Unanswered { since_ns, kind });
-    assert_eq!(devices.unanswered(), [None, None]);
-    // A read of the first, and later a flush of both. The kernel gets none of them: the answers come from here.
-    assert!(devices.submit(read()).is_ok());
-    let (read_slot, _) = devices.ready[0];
-    devices.set_now(5);
-    devices.start(&mut ring);
+    (Devices::new(files, arenas, 0, &mut ring), ring, directory)
+}
+
+/// Has this operation started at a time; gives its slot. The kernel gets nothing of it: the answers come from the test.
+fn started(devices: &mut Devices, ring: &mut Ring, operation: Box<Operation>, now_ns: u64) -> u32 {
+    assert!(devices.submit(operation).is_ok());
+    let (slot, _) = devices.ready[0];
+    devices.set_now(now_ns);
+    devices.start(ring);
+    slot
+}
+
+#[test]
+fn what_a_device_has_not_answered_is_known_with_its_place_and_since_when() {
+    let (mut devices, mut ring, _directory) = two_files();
+    assert_eq!(unanswered(&devices), [None; 3]);
+    // A read of the first, and later a flush of both.
+    let read_slot = started(&mut devices, &mut ring, read(), 5);
     let mut flush = Operation::new();
     let of = |device| Transfer {
         device: DeviceIndex(device),
@@ -286,29 +309,77 @@ fn what_a_device_has_not_answered_is_known_with_its_place_and_since_when() {
     flush.transfers = vec![of(0), of(1)];
     assert!(devices.submit(flush).is_ok());
     let (flush_slot, _) = devices.ready[0];
-    let read = unanswered(5, OperationKind::Read);
-    assert_eq!(devices.unanswered(), [read, None], "the flush was not started");
+    let read = Some((5, OperationKind::Read));
+    assert_eq!(
+        unanswered(&devices),
+        [read, None, None],
+        "the flush was not started"
+    );
     devices.set_now(7);
     devices.start(&mut ring);
-    let flush = unanswered(7, OperationKind::Flush);
-    assert_eq!(devices.unanswered(), [read, flush]);
+    let flush = Some((7, OperationKind::Flush));
+    assert_eq!(unanswered(&devices), [read, flush, None]);
     // What is tried again is not asked anew.
     devices.came_back(read_slot, 0);
     devices.moved(read_slot, 0, -libc::EAGAIN);
     devices.set_now(9);
     devices.start(&mut ring);
-    assert_eq!(devices.unanswered(), [read, flush]);
+    assert_eq!(unanswered(&devices), [read, flush, None]);
     devices.came_back(read_slot, 0);
     devices.moved(read_slot, 0, 4096);
-    assert_eq!(devices.unanswered(), [flush, flush]);
+    assert_eq!(unanswered(&devices), [flush, flush, None]);
     devices.came_back(flush_slot, 0);
     devices.flushed(flush_slot, 0, None);
     assert_eq!(
-        devices.unanswered(),
-        [None, flush],
+        unanswered(&devices),
+        [None, flush, None],
         "one of two devices has answered"
     );
     devices.came_back(flush_slot, 1);
     devices.flushed(flush_slot, 1, Some(DeviceError::Gone));
-    assert_eq!(devices.unanswered(), [None, None], "an error is an answer");
+    assert_eq!(unanswered(&devices), [None; 3], "an error is an answer");
+}
+
+#[test]
+fn what_a_device_that_has_left_its_place_has_not_answered_is_waited_for_all_the_same() {
+    let (mut devices, mut ring, directory) = two_files();
+    let first = started(&mut devices, &mut ring, read(), 5);
+    devices.detach(0, &mut ring);
+    let asked = |since_ns| Some((since_ns, OperationKind::Read));
+    assert_eq!(
+        unanswered(&devices),
+        [asked(5), None, None],
+        "who asked it still waits"
+    );
+    // It is not the one that takes its place.
+    let other = DeviceFile::create(&directory.path().join("other"), 1 << 20).expect("made");
+    drop(devices.files.take(0));
+    devices.files.put(0, other);
+    devices.attach(0, &mut ring);
+    assert_eq!(unanswered(&devices), [asked(5), None, None]);
+    let second = started(&mut devices, &mut ring, read(), 8);
+    assert_eq!(unanswered(&devices), [asked(5), None, asked(8)]);
+    devices.came_back(first, 0);
+    devices.moved(first, 0, 4096);
+    assert_eq!(unanswered(&devices), [None, None, asked(8)]);
+    devices.came_back(second, 0);
+    devices.moved(second, 0, 4096);
+    assert_eq!(unanswered(&devices), [None; 3]);
+}
+
+#[test]
+fn nobody_waits_for_advice() {
+    for (advice, expected) in [(true, None), (false, Some((5, OperationKind::Discard)))] {
+        let (mut devices, mut ring, _directory) = two_files();
+        devices.advice = advice;
+        let mut discard = Operation::new();
+        discard.kind = OperationKind::Discard;
+        discard.transfers.push(transfer(4096));
+        discard.transfers[0].segment_count = 0;
+        let slot = started(&mut devices, &mut ring, discard, 5);
+        assert_eq!(unanswered(&devices), [expected, None, None]);
+        devices.came_back(slot, 0);
+        devices.discarded(slot, 0, None);
+        assert_eq!(unanswered(&devices), [None; 3]);
+    }
 }

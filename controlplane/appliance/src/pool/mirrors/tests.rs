@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::Receiver;
-use stillpoint_hw::device::{DeviceFile, PoolFiles};
+use stillpoint_hw::device::{DeviceFile, Occupant, PoolFiles};
 use stillpoint_processor::ShardIndex;
 use stillpoint_processor::command::EventKind as ShardEventKind;
 use stillpoint_processor::ports::OperationKind;
@@ -590,7 +590,12 @@ async fn a_stall_is_told_once_and_its_end_when_nobody_waits_any_more() {
         kind: OperationKind::Write,
         began_wall_ns,
     };
-    let tell = |processor, stall| pool.stall_told(ProcessorIndex(processor), 1, stall);
+    let device = Occupant { place: 1, nth: 1 };
+    let tell = |processor, stall| pool.stall_told(ProcessorIndex(processor), device, stall);
+    let stalled_since = |place| {
+        let file = pool.files.get(place).expect("in its place");
+        pool.stalled_since(place, &file)
+    };
     let told = || {
         let events = pool.events.list(None, 100, false).events;
         let about = events
@@ -606,19 +611,60 @@ async fn a_stall_is_told_once_and_its_end_when_nobody_waits_any_more() {
     tell(1, lasts(9));
     tell(0, lasts(7));
     assert_eq!(told(), [event("device_stalled")]);
-    assert_eq!([0, 1].map(|place| pool.stalled_since(place)), [None, Some(7)]);
+    assert_eq!([0, 1].map(stalled_since), [None, Some(7)]);
     tell(0, Stall::Ended);
-    assert_eq!(pool.stalled_since(1), Some(7), "the other processor waits");
+    assert_eq!(stalled_since(1), Some(7), "the other processor waits");
     tell(1, Stall::Ended);
     tell(1, Stall::Ended);
     assert_eq!(told(), [event("device_stalled"), event("device_stall_ended")]);
-    assert_eq!(pool.stalled_since(1), None);
+    assert_eq!(stalled_since(1), None);
     // Whoever waits longest was there first, whoever tells first.
     tell(1, lasts(9));
     tell(0, lasts(7));
-    assert_eq!(pool.stalled_since(1), Some(7));
+    assert_eq!(stalled_since(1), Some(7));
     // When the pool is closed nobody is left to say that it ended.
     pool.end_stalls();
     assert_eq!(told().last(), Some(&event("device_stall_ended")));
-    assert_eq!((told().len(), pool.stalled_since(1)), (4, None));
+    assert_eq!((told().len(), stalled_since(1)), (4, None));
+}
+
+/// A side that is put out may have to answer what clients wait for.
+#[tokio::test]
+async fn the_stall_of_a_side_that_is_out_goes_on_and_is_not_that_of_another_in_its_place() {
+    let bench = Bench::new().await;
+    let pool = &bench.pool;
+    let lasts = Stall::Lasts {
+        kind: OperationKind::Write,
+        began_wall_ns: 7,
+    };
+    let tell = |nth, stall| pool.stall_told(ProcessorIndex(0), Occupant { place: 1, nth }, stall);
+    let told = || {
+        let events = pool.events.list(None, 100, false).events;
+        let about = events.into_iter();
+        about
+            .filter(|event| event.kind.starts_with("device_stall"))
+            .map(|event| (event.kind, event.subject))
+            .collect::<Vec<_>>()
+    };
+    let path = |name: &str| bench.directory.path().join(name).display().to_string();
+    let event = |kind: &str, name| (kind.to_owned(), path(name));
+    bench.fails(0, 0, SECOND).await;
+    bench.fails(1, 0, SECOND).await;
+    assert!(pool.files.get(1).is_none(), "it is out");
+    tell(1, lasts);
+    assert_eq!(told(), [event("device_stalled", "p-1")], "and yet it has a name");
+    let other = bench.directory.path().join("other");
+    pool.files
+        .put(1, DeviceFile::create(&other, 1 << 20).expect("made"));
+    let stalled_since = || pool.stalled_since(1, &pool.files.get(1).expect("in its place"));
+    assert_eq!(stalled_since(), None, "it answers");
+    tell(2, lasts);
+    assert_eq!(told()[1..], [event("device_stalled", "other")]);
+    assert_eq!(stalled_since(), Some(7));
+    tell(1, Stall::Ended);
+    assert_eq!(told()[2..], [event("device_stall_ended", "p-1")]);
+    assert_eq!(stalled_since(), Some(7));
+    tell(2, Stall::Ended);
+    assert_eq!(told()[3..], [event("device_stall_ended", "other")]);
+    assert_eq!(stalled_since(), None);
 }
