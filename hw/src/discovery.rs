@@ -206,15 +206,20 @@ impl Machine {
         if !metadata.file_type().is_block_device() {
             return None;
         }
-        let number = usage::number_text(metadata.rdev());
-        Some(self.sys("dev/block").below(&number).resolved())
+        Some(self.block_directory(metadata.rdev()))
     }
 
-    /// What the kernel polls for of all that is read and written through the block device at a path, which may be a partition; `None`:
-    /// nothing. Asks nothing of the device.
+    /// The same for the block device of this number.
+    fn block_directory(&self, number: u64) -> PathBuf {
+        let number = usage::number_text(number);
+        self.sys("dev/block").below(&number).resolved()
+    }
+
+    /// What the kernel polls for of all that is read and written through the block device of this number, which may be a partition;
+    /// `None`: nothing. Asks nothing of the device. (A path may lead to another one by now than to the one that was opened.)
     #[must_use]
-    pub fn polled_at(&self, path: &Path) -> Option<Polled> {
-        Polled::of(&Directory::new(self.block_directory_at(path)?))
+    pub fn polled_of(&self, number: u64) -> Option<Polled> {
+        Polled::of(&Directory::new(self.block_directory(number)))
     }
 
     /// What can be opened as a block device and has a size: disks and their partitions. Asks no device.

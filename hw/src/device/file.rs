@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use stillpoint_processor::BLOCK_BYTES;
 use stillpoint_processor::ports::DeviceError;
 
@@ -50,6 +50,8 @@ pub struct DeviceFile {
     passthrough: Option<Passthrough>,
     refused: Option<String>,
     polled: Option<Polled>,
+    /// See [`Self::note_not_polled`].
+    not_polled: AtomicBool,
     /// The first flush that failed, on any processor.
     failed_flush: OnceLock<DeviceError>,
     /// How it refused to make zeros by itself, on any processor.
@@ -251,7 +253,9 @@ impl DeviceFile {
             None => {}
         }
         if self.passthrough.is_none() && self.direct && kernel::may_poll() {
-            let polled = Machine::here().polled_at(&self.path);
+            let opened = self.file.metadata().ok();
+            let number = opened.filter(|opened| opened.file_type().is_block_device());
+            let polled = number.and_then(|opened| Machine::here().polled_of(opened.rdev()));
             // What would be cut is not even tried: it may never end.
             let is_whole = |polled: &Polled| polled.takes(0, BLOCK_BYTES as u64);
             self.polled = polled.filter(|polled| is_whole(polled) && reads_polled(&self.file));
@@ -259,13 +263,26 @@ impl DeviceFile {
         self
     }
 
-    /// Whether completions of its reads and writes are polled for.
+    /// Whether completions of its reads and writes are polled for, on all processors that have it.
     #[must_use]
     pub fn is_polled(&self) -> bool {
-        match &self.passthrough {
+        let can = match &self.passthrough {
             Some(passthrough) => passthrough.is_polled(),
             None => self.polled.is_some(),
-        }
+        };
+        can && !self.not_polled.load(Ordering::Relaxed)
+    }
+
+    /// Some processor could not make a ring that polls for them, or the kernel does not poll after all.
+    pub(super) fn note_not_polled(&self) {
+        self.not_polled.store(true, Ordering::Relaxed);
+    }
+
+    /// The same, polled for in this way, whether the kernel can or not.
+    #[cfg(test)]
+    pub(super) fn with_polled(mut self, polled: Polled) -> Self {
+        self.polled = Some(polled);
+        self
     }
 
     /// Of what is served as a block device: what is polled for, if anything is.
@@ -431,6 +448,7 @@ fn open(path: &Path, access: Access) -> Result<DeviceFile, Problem> {
         passthrough: None,
         refused: None,
         polled: None,
+        not_polled: AtomicBool::new(false),
         failed_flush: OnceLock::new(),
         refused_zeroes: OnceLock::new(),
     })

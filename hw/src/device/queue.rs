@@ -550,6 +550,16 @@ impl Part {
     }
 }
 
+/// The mark of a part's entry in a ring of [`CommandRings`].
+fn command_mark(slot: u32, part: u32) -> u64 {
+    u64::from(slot) << 32 | u64::from(part)
+}
+
+/// Slot and part of such an entry.
+fn of_command_mark(mark: u64) -> (u32, u32) {
+    ((mark >> 32) as u32, mark as u32)
+}
+
 /// How long what the kernel did not do waits, after so many tries.
 fn busy_pause(tries: u8) -> Duration {
     let longer = 4u32.saturating_pow(tries.into());

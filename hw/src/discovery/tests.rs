@@ -133,6 +133,9 @@ fn what_is_polled_for_is_told_by_the_disk_of_a_partition() {
     assert_eq!(at(&block), Some(disk));
     let start_bytes = 1 << 20;
     assert_eq!(at(&part), Some(Polled { start_bytes, ..disk }));
+    tree.link("sys/dev/block/259:2", &part);
+    let of = |minor| tree.machine().polled_of(libc::makedev(259, minor));
+    assert_eq!([of(1), of(2)], [None, at(&part)]);
     // Fewer pieces of memory than bytes.
     tree.file(&format!("{block}/queue/max_segments"), "5\n");
     assert_eq!(at(&block).map(|polled| polled.bytes_max), Some(16 << 10));

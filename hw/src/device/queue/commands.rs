@@ -1,6 +1,6 @@
 //! Operations on namespaces that take our own commands.
 
-use super::{Devices, Slot, zeroes};
+use super::{Devices, Slot, command_mark, of_command_mark, zeroes};
 use crate::device::DeviceFile;
 use crate::device::nvme::command::{Command, DatasetRange};
 use crate::device::nvme::passthrough::{Passthrough, RetryDelays};
@@ -104,11 +104,16 @@ impl Devices {
     pub(super) fn namespace_of(&mut self, number: usize, file: &DeviceFile) -> Option<Namespace> {
         let passthrough = file.passthrough()?;
         let rings = self.rings.get_or_insert_with(CommandRings::new);
-        rings.make(false, &self.arenas).ok()?;
-        if passthrough.is_polled() {
-            rings.make(true, &self.arenas).ok()?;
+        let made = rings.make(false, &self.arenas).and_then(|()| {
+            if passthrough.is_polled() {
+                rings.make(true, &self.arenas)?;
+            }
+            rings.claim(number, file.as_raw_fd())
+        });
+        if made.is_err() {
+            file.note_not_polled();
+            return None;
         }
-        rings.claim(number, file.as_raw_fd()).ok()?;
         Some(Namespace::of(passthrough))
     }
 
@@ -180,14 +185,7 @@ impl Devices {
         // SAFETY: the command points to zeros that are never freed, or to the slot's vectors or ranges and, through them, to the
         // operation's buffers. The slot keeps all of these untouched until the last of its parts has ended, and is leaked (`drop`)
         // rather than freed before.
-        unsafe {
-            ring.push(
-                namespace.file,
-                &command,
-                data,
-                u64::from(slot) << 32 | u64::from(part),
-            )
-        };
+        unsafe { ring.push(namespace.file, &command, data, command_mark(slot, part)) };
         self.figures.count(sent, durable);
     }
 
@@ -203,7 +201,7 @@ impl Devices {
     }
 
     pub(super) fn part_ended(&mut self, ended: Ended) {
-        let (slot, part) = ((ended.mark >> 32) as u32, ended.mark as u32);
+        let (slot, part) = of_command_mark(ended.mark);
         let target = self.slots[slot as usize].parts[part as usize].target;
         let namespace = self.targets.at(target).namespace;
         self.came_back(slot, part);

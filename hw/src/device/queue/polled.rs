@@ -1,8 +1,8 @@
 //! Reads and writes of block devices that have poll queues: through a ring whose completions somebody has to look for (IOPOLL),
 //! beside the processor's own, which is for everything else. Such a ring takes nothing but reads and writes.
 
-use super::Devices;
 use super::entries::{holding, transfer_entry};
+use super::{Devices, command_mark};
 use crate::device::DeviceFile;
 use crate::device::file::AlignedBlock;
 use crate::device::nvme::ring::{CommandRing, CommandRings};
@@ -34,7 +34,11 @@ impl Devices {
     /// Makes the ring for a block device whose completions are polled for; whether there is one.
     pub(super) fn make_polled(&mut self, number: usize, file: &DeviceFile) -> bool {
         let rings = self.rings.get_or_insert_with(CommandRings::new);
-        rings.make(true, &self.arenas).is_ok() && rings.claim(number, file.as_raw_fd()).is_ok()
+        let made = rings.make(true, &self.arenas).is_ok() && rings.claim(number, file.as_raw_fd()).is_ok();
+        if !made {
+            file.note_not_polled();
+        }
+        made
     }
 
     /// Whether the completion of a part is polled for. A durable write may need a flush, which cannot be polled for.
@@ -63,20 +67,23 @@ impl Devices {
             .flatten();
         let file = FileSlot::Registered(piece.target as u32);
         let entry = transfer_entry(kind, file, vectors, piece.offset_bytes, registered, 0);
-        let entry = entry.user_data(u64::from(slot) << 32 | u64::from(part));
+        let entry = entry.user_data(command_mark(slot, part));
         // SAFETY: the entry points to the slot's vectors and, through them, to the operation's buffers. The slot keeps all of these
         // untouched until the last of its parts has ended, and is leaked (`drop`) rather than freed before.
         unsafe { ring.push_entry(&entry.into()) };
-        self.figures.count(kind, false);
     }
 
-    /// The kernel's answer to such an entry. If it does not poll after all, that one and all that follow go the other way.
+    /// The kernel's answer to such an entry. If it does not poll after all, that one and all that follow go the other way, and are
+    /// counted there.
     pub(super) fn polled_ended(&mut self, slot: u32, part: u32, result: i32) {
         if result != -libc::EOPNOTSUPP {
+            self.figures.count(self.slots[slot as usize].kind(), false);
             return self.moved(slot, part, result);
         }
-        let target = self.slots[slot as usize].parts[part as usize].target;
-        self.targets.at_mut(target).polled = None;
+        let number = self.slots[slot as usize].parts[part as usize].target;
+        let target = self.targets.at_mut(number);
+        target.polled = None;
+        target.file.note_not_polled();
         self.again(slot, part);
     }
 }

@@ -21,8 +21,17 @@ fn one_file() -> (Devices, Ring, tempfile::TempDir) {
 
 /// The same, on the file system there.
 fn one_file_in(place: &Path) -> (Devices, Ring, tempfile::TempDir) {
+    one_file_as(place, |file| file)
+}
+
+/// The same, served in this way.
+fn one_file_as(
+    place: &Path,
+    served: impl FnOnce(DeviceFile) -> DeviceFile,
+) -> (Devices, Ring, tempfile::TempDir) {
     let directory = tempfile::tempdir_in(place).expect("a directory");
     let file = DeviceFile::create(&directory.path().join("device"), 1 << 20).expect("made");
+    let file = served(file);
     let mut ring = Ring::new(RingOptions::default()).expect("io_uring");
     let arenas = Arenas::map(1, CHUNK_BYTES).expect("memory");
     let devices = Devices::new(PoolFiles::new(vec![file]), arenas, 0, &mut ring);
@@ -244,7 +253,7 @@ fn a_durable_write_does_not_count_where_a_flush_has_failed() {
             if namespace.is_some() {
                 devices.in_kernel += 1;
                 devices.targets.at_mut(0).in_kernel += 1;
-                let mark = u64::from(slot) << 32 | u64::from(part);
+                let mark = command_mark(slot, part);
                 devices.part_ended(Ended { mark, result: 0 });
             } else {
                 devices.moved(slot, part, 4096);

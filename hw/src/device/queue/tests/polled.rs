@@ -4,10 +4,8 @@ use crate::discovery::Polled;
 
 /// The devices of a pool of one file whose completions are polled for, whether its file system can that or not.
 fn polled_in(place: &Path) -> (Devices, Ring, tempfile::TempDir) {
-    let (mut devices, ring, directory) = one_file_in(place);
-    let file = devices.files.get(0).expect("in its place");
-    assert!(devices.make_polled(0, &file), "a ring that is polled");
-    devices.targets.at_mut(0).polled = Some(Polled::up_to(4096));
+    let (devices, ring, directory) = one_file_as(place, |file| file.with_polled(Polled::up_to(4096)));
+    assert!(devices.targets.at(0).polled.is_some(), "a ring that is polled");
     (devices, ring, directory)
 }
 
@@ -55,8 +53,11 @@ fn reads_and_writes_are_polled_for_and_go_the_other_way_where_the_kernel_does_no
             can,
             "{place:?}: it was tried once"
         );
+        assert_eq!(file.is_polled(), can, "{place:?}: and everybody can see it");
         let (back, polled) = done(&mut devices, &mut ring, read());
         assert_eq!((back.result, polled), (Ok(()), can), "{place:?}");
+        let DeviceFigures { reads, writes, .. } = devices.figures();
+        assert_eq!((reads, writes), (1, 1), "{place:?}: each was done once");
         assert!(back.buffers[0].bytes().iter().all(|&byte| byte == 7));
         drop(file);
         devices.close(&mut ring);
@@ -99,4 +100,16 @@ fn what_may_need_a_flush_or_is_long_or_is_no_transfer_is_not_polled_for() {
 fn what_cannot_be_read_is_not_polled_for() {
     let (reader, _writer) = std::io::pipe().expect("a pipe");
     assert!(!reads_polled(&reader));
+}
+
+#[test]
+fn a_device_whose_ring_cannot_be_made_is_not_called_polled() {
+    let (mut devices, mut ring, _directory) = polled_in(&std::env::temp_dir());
+    let file = devices.files.get(0).expect("in its place");
+    assert!(file.is_polled());
+    // There is no room in the ring for so many.
+    assert!(!devices.make_polled(usize::MAX, &file));
+    assert!(!file.is_polled());
+    drop(file);
+    devices.close(&mut ring);
 }
