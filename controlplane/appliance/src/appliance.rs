@@ -14,6 +14,8 @@ pub(crate) use pools::device_error;
 pub(crate) use returned::LOOK_LIMIT;
 #[cfg(test)]
 pub(crate) use returned::PERIOD;
+#[cfg(test)]
+pub(crate) use tests::without_processors;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -204,6 +206,18 @@ impl Appliance {
         let pools = self.lock();
         let mut known = pools.open.iter().flatten().chain(&pools.closing);
         known.find(|pool| pool.index == index).cloned()
+    }
+
+    /// The name of the pool in a place, also while it is being opened or closed.
+    pub(crate) fn name_in_place(&self, index: PoolIndex) -> Option<String> {
+        let pool = self.pool_in_place(index).map(|pool| pool.name().to_owned());
+        let opening = || {
+            self.lock()
+                .opening
+                .get(&index)
+                .map(|opening| opening.name.clone())
+        };
+        pool.or_else(opening)
     }
 
     /// The pools that could not be opened, or are on the way.

@@ -18,11 +18,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::api;
 use crate::appliance::{Appliance, LOOK_LIMIT, ListenerUri, Options};
 use crate::error::{Error, Result};
-use crate::events::{EventKind, When};
 use crate::mailbox::{
-    Listener, LoopNotice, Mailbox, NOTICES_MAX, NoticeSender, PollLoopOptions, PollLoops, PoolOptions,
-    ShardNotice, ToProcessor,
+    Listener, Mailbox, NOTICES_MAX, NoticeSender, PollLoopOptions, PollLoops, PoolOptions, ToProcessor,
 };
+use crate::notices;
 use crate::patience::{self, Questions};
 use crate::poll_loop;
 use crate::state::{KnownPool, State};
@@ -31,7 +30,6 @@ pub use stillpoint_hw::device::nvme::passthrough::DurableWrites;
 use stillpoint_hw::discovery::Machine;
 use stillpoint_hw::socket::{listen_tcp, listen_unix};
 use stillpoint_hw::{files, tail, topology};
-use stillpoint_processor::command::Notice;
 
 /// How many processors there are, if nothing is said: one per allowed physical core, less one for the control plane and
 /// the rest of the machine; at least 1.
@@ -184,7 +182,7 @@ async fn serve(options: DaemonOptions) -> Result<()> {
         export_connection_limit: options.export_connection_limit,
     };
     let appliance = Arc::new(Appliance::new(options_of_appliance, state, mailboxes.clone()));
-    tokio::spawn(tell_notices(appliance.clone(), notice_receiver));
+    tokio::spawn(notices::tell_all(appliance.clone(), notice_receiver));
     appliance.open_at_start(&options.pools).await;
     let (stopping, told) = watch::channel(false);
     let devices = tokio::spawn({
@@ -381,122 +379,6 @@ fn tail_directory(wanted: &TailDirectory) -> Result<Option<PathBuf>> {
                 Ok(None)
             }
         },
-    }
-}
-
-async fn tell_notices(appliance: Arc<Appliance>, mut notices: mpsc::Receiver<LoopNotice>) {
-    while let Some(notice) = notices.recv().await {
-        let ShardNotice { pool, shard, notice } = match notice {
-            LoopNotice::Shard(notice) => notice,
-            LoopNotice::Mirror {
-                pool,
-                processor,
-                pass,
-                notice,
-            } => {
-                let appliance = appliance.clone();
-                tokio::spawn(async move { appliance.mirror_told(pool, processor, pass, notice).await });
-                continue;
-            }
-            LoopNotice::Stall {
-                pool,
-                processor,
-                device,
-                stall,
-            } => {
-                // Of a pool that is being opened it is told again.
-                if let Some(pool) = appliance.pool_in_place(pool) {
-                    pool.stall_told(processor, device, stall);
-                }
-                continue;
-            }
-        };
-        let pools = appliance.pools();
-        let found = pools.iter().find(|open| open.index == pool);
-        if found.is_none() && notice.is_background() {
-            continue; // of a pool that is being opened or closed: its name is not known here
-        }
-        let pool = found.map_or("?", |pool| pool.name());
-        let index = shard;
-        let shard = shard.0;
-        let subject = format!("shard {shard}");
-        let tell = |kind, text: String| appliance.events().tell(kind, pool, &subject, text);
-        match notice {
-            Notice::Corrupt { address } => {
-                tell(EventKind::BlockCorrupt, format!("checksum mismatch at {address}"));
-            }
-            Notice::Repaired {
-                address,
-                blocks,
-                side,
-            } => tell(
-                EventKind::BlockRepaired,
-                format!(
-                    "{address}, {side}: {blocks} damaged blocks written again from the {}",
-                    side.other()
-                ),
-            ),
-            Notice::NotRepaired {
-                address,
-                blocks,
-                side,
-                error,
-            } => {
-                let why = error.map_or_else(
-                    || "no memory at present, they are repaired when they are read again".to_owned(),
-                    |error| error.to_string(),
-                );
-                tell(
-                    EventKind::BlockNotRepaired,
-                    format!(
-                        "{address}, {side}: {blocks} damaged blocks answered from the {}, not written again: {why}",
-                        side.other()
-                    ),
-                );
-            }
-            Notice::Scrub(damage) => {
-                let what = found.map_or_else(
-                    || damage.address.to_string(),
-                    |pool| pool.describe_scrub_damage(index, &damage),
-                );
-                tell(EventKind::ScrubDamage, what);
-            }
-            Notice::Stopped { operation, error } => {
-                tell(
-                    EventKind::ShardStopped,
-                    format!("stopped writing: {operation}: {error}"),
-                );
-                if let Some(pool) = found {
-                    pool.shard_stopped(index, operation, error);
-                }
-            }
-            Notice::ChangeLogFull { .. } | Notice::ChangeLogHigh { .. } => {
-                if let Some(pool) = found {
-                    pool.change_log_notice(index, &notice);
-                }
-            }
-            Notice::Checkpointed {
-                began_wall_ns,
-                ended_wall_ns,
-            } => {
-                let when = When {
-                    began_ns: Some(began_wall_ns),
-                    time_ns: ended_wall_ns,
-                };
-                let text = "a checkpoint is durable";
-                (appliance.events()).tell_of(EventKind::Checkpointed, when, pool, &subject, text);
-            }
-            Notice::SnapshotFreed { volume, snapshot } => {
-                let (volume, snapshot) = (volume.0, snapshot.0);
-                tell(
-                    EventKind::SnapshotFreed,
-                    format!("freed what only snapshot number {snapshot} of volume number {volume} had"),
-                );
-            }
-            Notice::VolumeFreed { volume } => {
-                tracing::debug!(pool, shard, volume = volume.0, "volume freed");
-            }
-        }
     }
 }
 

@@ -219,6 +219,15 @@ pub struct When {
 }
 
 impl When {
+    /// It has just happened, at once.
+    #[must_use]
+    pub fn now() -> Self {
+        Self {
+            began_ns: None,
+            time_ns: wall_ns(),
+        }
+    }
+
     /// It has just ended, and took from then on; no longer, if the clock was set back.
     #[must_use]
     pub fn since(began_ns: u64) -> Self {
@@ -263,11 +272,7 @@ impl Events {
     /// Remembers an event, logs it, and wakes those who wait for one. `pool` is the pool's name, `subject` what it is
     /// about within the pool, as the command line writes it (`vol`, `vol@snap`, `shard 3`), empty for the pool itself.
     pub fn tell(&self, kind: EventKind, pool: &str, subject: &str, text: impl Into<String>) {
-        let when = When {
-            began_ns: None,
-            time_ns: wall_ns(),
-        };
-        self.tell_of(kind, when, pool, subject, text);
+        self.tell_of(kind, When::now(), pool, subject, text);
     }
 
     /// The same, of something whose time is known better.

@@ -15,6 +15,7 @@ pub mod label;
 pub mod mailbox;
 mod make;
 pub mod name;
+mod notices;
 mod patience;
 pub mod poll_loop;
 pub mod pool;

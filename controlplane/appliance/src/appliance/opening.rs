@@ -29,6 +29,8 @@ const PASSES_OF_A_TRY: u64 = 1 << 32;
 /// A try to open a pool.
 #[derive(Debug)]
 pub(super) struct Opening {
+    /// Of the pool.
+    pub name: String,
     first_pass: u64,
     failed: Vec<SideFailed>,
     /// For the pool, when it is open.
@@ -62,11 +64,12 @@ impl Opening {
 
 impl Appliance {
     /// Begins a try to open a pool in this place; gives the number that what its mirrors tell carries at least.
-    pub(super) fn begin_try(&self, index: PoolIndex) -> u64 {
+    pub(crate) fn begin_try(&self, index: PoolIndex, name: &str) -> u64 {
         let mut pools = self.lock();
         pools.tries += 1;
         let first_pass = pools.tries * PASSES_OF_A_TRY;
         let opening = Opening {
+            name: name.to_owned(),
             first_pass,
             failed: Vec::new(),
             untold: Vec::new(),

@@ -159,7 +159,7 @@ impl Appliance {
         devices: &PoolDevices,
         files: &Arc<PoolFiles>,
     ) -> std::result::Result<Arc<Pool>, NotOpened> {
-        let first_pass = self.begin_try(index);
+        let first_pass = self.begin_try(index, &devices.name);
         let processors = self.mailboxes.len() as u16;
         let owners: Vec<ProcessorIndex> = (0..devices.layout.shard_count)
             .map(|shard| ProcessorIndex(shard % processors))

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::fs::File;
 
 /// An appliance without processors, with its state in this directory.
-fn appliance(directory: &std::path::Path) -> Appliance {
+pub(crate) fn without_processors(directory: &std::path::Path) -> Appliance {
     let options = Options {
         pool: PoolOptions {
             map_cache_bytes: 1 << 20,
@@ -24,7 +24,7 @@ fn appliance(directory: &std::path::Path) -> Appliance {
 #[test]
 fn a_device_that_keeps_one_waiting_keeps_nobody_else() {
     let directory = tempfile::tempdir().expect("a directory");
-    let appliance = appliance(directory.path());
+    let appliance = without_processors(directory.path());
     let path = directory.path().join("disk");
     let held = File::create(&path).expect("made");
     held.set_len(64 << 20).expect("it grows");
@@ -59,7 +59,7 @@ fn a_device_that_keeps_one_waiting_keeps_nobody_else() {
 #[test]
 fn a_device_that_does_not_answer_is_waited_for_without_the_structure() {
     let directory = tempfile::tempdir().expect("a directory");
-    let appliance = appliance(directory.path());
+    let appliance = without_processors(directory.path());
     // Nobody has opened it who writes: whoever opens it to read waits.
     let silent = directory.path().join("silent");
     let made = std::process::Command::new("mkfifo").arg(&silent).status();

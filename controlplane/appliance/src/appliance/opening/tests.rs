@@ -370,7 +370,7 @@ async fn a_side_that_fails_while_another_shard_recovers_is_done_without_however_
 #[tokio::test]
 async fn what_fails_while_an_opening_is_given_up_keeps_nothing_back() {
     let bench = Bench::new(Plan::default());
-    let pass = bench.appliance.begin_try(PLACE);
+    let pass = bench.appliance.begin_try(PLACE, "p");
     bench.appliance.end_try(PLACE).await;
     bench.fails(pass - 1, SECOND).await;
     assert!(bench.did().is_empty(), "of another try");
