@@ -30,7 +30,7 @@ struct Options {
     /// Directory for side_by_side.md and side_by_side.json
     #[arg(long)]
     out: Option<PathBuf>,
-    /// A minute or a little more in all, without what needs large pools: for a first look, not for a README
+    /// Just under a minute in all, without what needs large pools: for a first look, not for a README
     #[arg(long)]
     short: bool,
     /// Rounds of each case
@@ -72,7 +72,7 @@ impl Options {
         };
         Pace {
             rounds: self.rounds.unwrap_or(if self.short { 1 } else { 5 }),
-            run: seconds(self.seconds, 0.25, 3.0),
+            run: seconds(self.seconds, 0.15, 3.0),
             pause: seconds(self.pause, 0.02, 1.0),
         }
     }

@@ -158,11 +158,8 @@ pub fn each_second(options: &Options, scratch: &Scratch) -> Result<Row, Failure>
         oldest: 0,
     };
     bench.used_bytes = bench.appliance.api()?.used_bytes(POOL)? + slack_bytes(options.volume_bytes());
-    let full_load = bench.stretch(
-        Arrivals::Depth(DEPTH),
-        INTERVAL * if options.short { 1 } else { 2 },
-        false,
-    )?;
+    let time = if options.short { INTERVAL / 2 } else { INTERVAL * 2 };
+    let full_load = bench.stretch(Arrivals::Depth(DEPTH), time, false)?;
     let arrivals = Arrivals::Rate(full_load.per_second * LOAD);
     // What the first snapshots make the process take counts for neither end.
     let warming = if options.short { 1 } else { KEPT as u32 + 2 };

@@ -28,8 +28,7 @@ use crate::{Options, nbd};
 
 /// Connections, and requests in flight on each.
 const SHAPES: [(usize, usize); 4] = [(1, 1), (1, 32), (4, 1), (4, 32)];
-/// With `--short` so many of them, for so long.
-const SHORT_RUN: Duration = Duration::from_millis(200);
+/// With `--short` so many of them.
 const SHORT: [(usize, usize); 2] = [(1, 1), (4, 32)];
 /// The shards write what they need of it.
 const POOL_IMAGE: &str = "pool.img";
@@ -225,14 +224,7 @@ impl Arena {
             nbdkit,
             raw,
             size_bytes,
-            pace: Pace {
-                run: if options.short && options.seconds.is_none() {
-                    SHORT_RUN
-                } else {
-                    options.pace().run
-                },
-                ..options.pace()
-            },
+            pace: options.pace(),
             cores,
             _zrams: zrams,
         })
