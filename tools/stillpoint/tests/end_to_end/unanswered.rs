@@ -67,7 +67,18 @@ fn a_server_that_does_not_answer_at_the_start_keeps_no_other_pool_closed() {
             let remote = served.join("nbd");
             let remote_text = remote.to_str().expect("a path in UTF-8");
             // It is the first to be opened.
-            appliance.run(&["pool", "create", "remote", remote_text, "--size", "128MiB"]);
+            let here = appliance.path_text("here");
+            let mirror = [
+                "pool",
+                "create",
+                "both",
+                "--mirror",
+                remote_text,
+                &here,
+                "--size",
+                "128MiB",
+            ];
+            appliance.run(&mirror);
             appliance.create_pool("p", 1, "128MiB", &[]);
             appliance.stop();
             let away = appliance.path("away");
@@ -76,10 +87,13 @@ fn a_server_that_does_not_answer_at_the_start_keeps_no_other_pool_closed() {
             server.freeze();
             appliance.start(&PROCESSORS);
             assert_eq!(state(&appliance, "p"), "open");
-            assert_eq!(state(&appliance, "remote"), "failed");
-            let told = appliance.tell(&["pool", "show", "remote"]);
+            assert_eq!(state(&appliance, "both"), "failed");
+            let told = appliance.tell(&["pool", "show", "both"]);
             let reason = format!("{remote_text} has not answered");
             assert!(told.json.to_string().contains(&reason), "{told:?}");
+            appliance.wait_until("the mirror is opened with the side that answers", || {
+                state(&appliance, "both") == "degraded"
+            });
             // By hand it is no different, and others are not kept waiting.
             let by_hand = thread::scope(|threads| {
                 let by_hand = threads.spawn(|| appliance.tell(&["pool", "open", remote_text]));
@@ -91,8 +105,8 @@ fn a_server_that_does_not_answer_at_the_start_keeps_no_other_pool_closed() {
             assert_ne!(by_hand.code, 0, "no pool lies there: {by_hand:?}");
             drop(server);
             fs::rename(&away, &remote).expect("put back");
-            appliance.wait_until("it is opened by itself when it answers", || {
-                state(&appliance, "remote") == "open"
+            appliance.wait_until("the side is taken back when it answers", || {
+                state(&appliance, "both") == "open"
             });
             appliance.stop();
         },
