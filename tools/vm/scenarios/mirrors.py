@@ -247,7 +247,7 @@ def rots(context, appliance, image, ledger):
     context.say(f"{len(read)} blocks rotted on A: answered from B, and written again on A when they were read")
 
     rot = Rot(image, ledger, unread)
-    scrub(appliance, "--rate 64KiB/s")
+    scrub(appliance, "--rate 128KiB/s")
     wait_for(lambda: scrub(appliance, "--status")["checked_bytes"] > 0, "it reads")
     scrub(appliance, "--pause")
     paused = scrub(appliance, "--status")
