@@ -73,11 +73,14 @@ class Ledger:
 class Load:
     """Writes and flushes with several requests in flight; what fails is kept in `errors` as (errno, kind).
 
-    on_durable is called after each flush or FUA write that was answered, with the ledger up to date.
+    on_durable is called after each flush or FUA write that was answered, with the ledger up to date. rest_seconds: between
+    requests, where a load is to be under way for long and others want the processors.
     """
 
-    def __init__(self, client, ledger, random, depth=8, flush_every=24, fua_every=0, on_durable=lambda: None):
+    def __init__(self, client, ledger, random, depth=8, flush_every=24, fua_every=0, on_durable=lambda: None,
+                 rest_seconds=0):
         self.client, self.ledger, self.random = client, ledger, random
+        self.rest_seconds = rest_seconds
         self.depth, self.flush_every, self.fua_every, self.on_durable = depth, flush_every, fua_every, on_durable
         self.under_way = {}
         self.busy = set()
@@ -136,6 +139,8 @@ class Load:
                 while len(self.under_way) < self.depth:
                     self.send()
                 self.receive()
+                if self.rest_seconds:
+                    self.stopping.wait(self.rest_seconds)
             self.run(0)
         except nbd.Lost:
             pass
