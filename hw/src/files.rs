@@ -1,4 +1,7 @@
-//! How many descriptors this process may have.
+//! How many descriptors this process may have, and what the kernel keeps of files.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
 
 /// Raises the limit on open descriptors as far as this process may; gives what it is then.
 ///
@@ -22,9 +25,64 @@ pub fn raise_descriptor_limit() -> u64 {
     limit.rlim_max
 }
 
+/// Drops what the page cache holds of `length_bytes` of a file from `offset_bytes` on; 0: to its end. What is read next comes from the
+/// device, and not before it has answered. The cache keeps folios of up to some MiB, and forgets only whole ones.
+pub fn forget_cached(file: &File, offset_bytes: u64, length_bytes: u64) {
+    let (offset, length) = (offset_bytes.cast_signed(), length_bytes.cast_signed());
+    // SAFETY: touches no memory of ours.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), offset, length, libc::POSIX_FADV_DONTNEED) };
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::FileExt;
+
+    const PAGE_BYTES: usize = 4096;
+    /// The cache forgets no less than a folio.
+    const UNIT_BYTES: usize = 4 << 20;
+
+    /// Whether a page of a file can be read without asking a device.
+    fn is_cached(file: &File, offset_bytes: usize) -> bool {
+        let mut bytes = [0; PAGE_BYTES];
+        let piece = libc::iovec {
+            iov_base: bytes.as_mut_ptr().cast(),
+            iov_len: PAGE_BYTES,
+        };
+        let offset = offset_bytes as i64;
+        // SAFETY: the piece is memory of this function.
+        let read = unsafe { libc::preadv2(file.as_raw_fd(), &raw const piece, 1, offset, libc::RWF_NOWAIT) };
+        read == PAGE_BYTES as isize
+    }
+
+    fn is_on_tmpfs(file: &File) -> bool {
+        let mut found = core::mem::MaybeUninit::<libc::statfs>::uninit();
+        // SAFETY: fills in the structure if it succeeds.
+        let found = unsafe {
+            assert_eq!(libc::fstatfs(file.as_raw_fd(), found.as_mut_ptr()), 0);
+            found.assume_init()
+        };
+        found.f_type == libc::TMPFS_MAGIC
+    }
+
+    #[test]
+    fn what_is_forgotten_is_read_from_the_device_and_nothing_else() {
+        let file = tempfile::tempfile().expect("a file");
+        if is_on_tmpfs(&file) {
+            eprintln!("SKIPPED: a tmpfs is nothing but a cache");
+            return;
+        }
+        file.write_all_at(&vec![7; 4 * UNIT_BYTES], 0).expect("room");
+        file.sync_all().expect("written");
+        let all =
+            || [0, 1, 4].map(|quarter| is_cached(&file, (quarter * UNIT_BYTES).saturating_sub(PAGE_BYTES)));
+        assert_eq!(all(), [true; 3]);
+        forget_cached(&file, UNIT_BYTES as u64, 0);
+        assert_eq!(all(), [true, true, false]);
+        forget_cached(&file, 0, UNIT_BYTES as u64);
+        // (What is asked for and not there the kernel begins to read.)
+        assert_eq!(all()[..2], [false; 2]);
+    }
 
     #[test]
     fn the_limit_is_raised_once_and_for_all() {

@@ -11,7 +11,6 @@ mod tests;
 
 pub use labels::Degraded;
 pub(crate) use pools::device_error;
-pub(crate) use returned::LOOK_LIMIT;
 #[cfg(test)]
 pub(crate) use returned::PERIOD;
 #[cfg(test)]

@@ -10,13 +10,14 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::api;
-use crate::appliance::{Appliance, LOOK_LIMIT, ListenerUri, Options};
+use crate::appliance::{Appliance, ListenerUri, Options};
 use crate::error::{Error, Result};
 use crate::mailbox::{
     Listener, Mailbox, NOTICES_MAX, NoticeSender, PollLoopOptions, PollLoops, PoolOptions, ToProcessor,
@@ -183,13 +184,16 @@ async fn serve(options: DaemonOptions) -> Result<()> {
     };
     let appliance = Arc::new(Appliance::new(options_of_appliance, state, mailboxes.clone()));
     tokio::spawn(notices::tell_all(appliance.clone(), notice_receiver));
-    appliance.open_at_start(&options.pools).await;
+    let is_told_to_stop = open_pools(&appliance, &options.pools, &mut signals).await;
     let (stopping, told) = watch::channel(false);
     let devices = tokio::spawn({
         let appliance = appliance.clone();
         async move { appliance.look_after_devices(told).await }
     });
-    let result = serve_until_told(&appliance, sockets, &mailboxes, &mut signals).await;
+    let result = match is_told_to_stop {
+        true => Ok(()),
+        false => serve_until_told(&appliance, sockets, &mailboxes, &mut signals).await,
+    };
     stopping.send_replace(true);
     tell(&mailboxes, || ToProcessor::Unlisten);
     if let Err(error) = devices.await {
@@ -206,6 +210,9 @@ async fn serve(options: DaemonOptions) -> Result<()> {
     result
 }
 
+/// So long the start waits for where devices lie.
+const NEAR_LIMIT: Duration = Duration::from_secs(1);
+
 /// How many devices of pools lie near which NUMA node: of those that are remembered and given. If there are none yet, of the
 /// NVMe namespaces that nobody uses: a pool will be made of these.
 async fn near(known: &[KnownPool], given: &[Vec<PathBuf>]) -> BTreeMap<u32, usize> {
@@ -215,9 +222,9 @@ async fn near(known: &[KnownPool], given: &[Vec<PathBuf>]) -> BTreeMap<u32, usiz
     if paths.is_empty() {
         return Machine::here().nodes_of_free_namespaces();
     }
-    // A file may be on a server that does not answer.
+    // A file may be on a server that does not answer: then it is near nobody.
     let questions = (paths.into_iter()).map(|path| (path.clone(), move || Machine::here().nodes_of(&[path])));
-    let answers = Questions::default().ask(questions.collect(), LOOK_LIMIT).await;
+    let answers = Questions::default().ask(questions.collect(), NEAR_LIMIT).await;
     let mut nodes = BTreeMap::new();
     for (node, count) in answers.into_values().flatten() {
         *nodes.entry(node).or_default() += count;
@@ -245,6 +252,17 @@ fn start_processors(
     poll_loop::start(&options, notices).map_err(|error| error.while_doing("cannot start the processors"))
 }
 
+/// Opens the pools that are known and given; gives whether somebody wants it to stop since. What has begun ends first.
+async fn open_pools(appliance: &Appliance, given: &[Vec<PathBuf>], signals: &mut Signals) -> bool {
+    let mut opening = std::pin::pin!(appliance.open_at_start(given));
+    tokio::select! {
+        () = &mut opening => return false,
+        () = signals.told_to_stop() => {}
+    }
+    opening.await;
+    true
+}
+
 async fn serve_until_told(
     appliance: &Arc<Appliance>,
     sockets: Sockets,
@@ -265,9 +283,7 @@ async fn serve_until_told(
         tracing::info!("NBD clients: {}", uri.of("EXPORT"));
     }
     tracing::info!("ready");
-    signals.recv().await;
-    tracing::info!("stopping; a second signal stops at once");
-    signals.exit_at_the_next();
+    signals.told_to_stop().await;
     appliance.events().end_waiting();
     drop(stop);
     match server.await {
@@ -403,6 +419,13 @@ impl Signals {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
+    }
+
+    /// Waits for one of them; from then on the next one ends the process.
+    async fn told_to_stop(&mut self) {
+        self.recv().await;
+        tracing::info!("stopping; a second signal stops at once");
+        self.exit_at_the_next();
     }
 
     /// From now on the next signal ends the process.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use crate::error::{Error, ErrorKind, Result};
 use stillpoint_hw::device::{DeviceFile, DeviceFileError, Opener, PoolFiles};
 use stillpoint_hw::discovery::nvme::block_path;
+use stillpoint_hw::files::forget_cached;
 use stillpoint_ondisk::label::PoolLabel;
 use stillpoint_ondisk::layout::Layout;
 use stillpoint_ondisk::{BLOCK_BYTES, Damage, PAGE_BYTES};
@@ -152,6 +153,9 @@ pub enum Found {
     Damaged(Damage),
 }
 
+/// So much around a label is forgotten before it is read: no folio of the page cache is larger.
+const FORGOTTEN_BYTES: u64 = 4 << 20;
+
 /// Looks at the labels of a device: the first, or its copy in the last block if the first is damaged. If either says that
 /// a newer program is needed, that counts.
 ///
@@ -159,6 +163,12 @@ pub enum Found {
 /// If the device cannot be read.
 pub fn look(path: &Path) -> Result<Found> {
     let file = File::open(path).map_err(|error| unreadable(path, &error))?;
+    let size_bytes = (&file).seek(SeekFrom::End(0));
+    let size_bytes = size_bytes.map_err(|error| unreadable(path, &error))?;
+    // It is the device that is to answer, and not the memory of what it said before.
+    forget_cached(&file, 0, FORGOTTEN_BYTES);
+    let last_piece = size_bytes.saturating_sub(1) / FORGOTTEN_BYTES;
+    forget_cached(&file, last_piece * FORGOTTEN_BYTES, 0);
     look_in(&file, path)
 }
 

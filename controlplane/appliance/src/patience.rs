@@ -60,7 +60,7 @@ pub async fn beside<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send +
 /// The same, `limit` long. What is not done by then goes on alone, and what comes of it is dropped: it must change nothing.
 ///
 /// # Errors
-/// Those of `work`; failure if that was not enough.
+/// Those of `work`; unavailable if that was not enough.
 pub async fn beside_for<T: Send + 'static>(
     limit: Duration,
     what: &str,
@@ -69,9 +69,8 @@ pub async fn beside_for<T: Send + 'static>(
     let done = tokio::time::timeout(limit, beside(work)).await;
     done.unwrap_or_else(|_| {
         let limit_s = limit.as_secs();
-        Err(Error::failure(format!(
-            "{what}: a device has not answered for {limit_s} s"
-        )))
+        let text = format!("{what}: no answer for {limit_s} s");
+        Err(Error::new(ErrorKind::Unavailable, text).hint("the kernel's log may say why"))
     })
 }
 

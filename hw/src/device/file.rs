@@ -4,6 +4,7 @@ use super::nvme::kernel;
 use super::nvme::passthrough::{DurableWrites, Passthrough};
 use super::queue::polled::reads_polled;
 use crate::discovery::{Machine, Polled};
+use crate::files::forget_cached;
 use core::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -309,7 +310,8 @@ impl DeviceFile {
     pub fn read_anywhere<T>(&self, read: impl FnOnce(&File) -> T) -> io::Result<T> {
         let file = open_again(&self.file, false, Access::Read)?;
         let result = read(&file);
-        forget_cached(&file);
+        // NVMe commands of our own pass the cache by, and it would keep showing others what lay there before.
+        forget_cached(&file, 0, 0);
         Ok(result)
     }
 
@@ -324,7 +326,7 @@ impl DeviceFile {
             file.write_all_at(&vec![0; length_bytes], offset_bytes)?;
         }
         file.sync_data()?;
-        forget_cached(&file);
+        forget_cached(&file, 0, 0);
         Ok(())
     }
 
@@ -468,13 +470,6 @@ fn open_again(file: &File, direct: bool, access: Access) -> io::Result<File> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => file.try_clone(),
         opened => opened,
     }
-}
-
-/// Drops what the page cache holds of a file: NVMe commands of our own pass the cache by, and it would keep showing others what
-/// lay there before.
-fn forget_cached(file: &File) {
-    // SAFETY: touches no memory of ours.
-    unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
 }
 
 /// Opens with O_DIRECT where that works with blocks of 4096 bytes, else without.

@@ -14,7 +14,7 @@ use crate::state::KnownPool;
 
 impl Appliance {
     /// A pool that was given could not be opened.
-    pub(super) async fn given_not_opened(&self, devices: Vec<PathBuf>, error: Error) {
+    pub(super) fn given_not_opened(&self, devices: Vec<PathBuf>, error: Error) {
         let paths: Vec<String> = devices.iter().map(|path| path.display().to_string()).collect();
         let text = format!(
             "a pool that was given cannot be opened: {error}; it is opened when its devices are there"
@@ -22,7 +22,6 @@ impl Appliance {
         self.events
             .tell(EventKind::PoolNotOpened, "", &paths.join(","), text);
         self.lock().given.push(GivenPool { devices, error });
-        self.look_for_given().await;
     }
 
     /// Looks whether one of the devices is there by now of pools of which nothing was known.

@@ -4,9 +4,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::labels::put_out;
 use super::returned::CLAIM_LIMIT;
+use super::start::silence;
 use super::{Appliance, Degraded, FailedPool};
 use crate::api::model::{CreatePool, PoolInfo};
 use crate::error::{Error, ErrorKind, Result};
@@ -50,8 +52,10 @@ impl Appliance {
     /// Opens a pool for who has the structure, and tells of the change.
     pub(super) async fn open_in_structure(&self, paths: &[PathBuf], degraded: Degraded) -> Result<Arc<Pool>> {
         let paths = paths.to_vec();
+        let shown = paths.iter().map(|path| path.display().to_string());
+        let what = format!("reading the labels of {}", shown.collect::<Vec<_>>().join(", "));
         let read = move || label::read(&label::absolute(paths)?);
-        let devices = patience::beside_for(CLAIM_LIMIT, "reading labels", read).await?;
+        let devices = patience::beside_for(CLAIM_LIMIT, &what, read).await?;
         let taken =
             |pool: &Arc<Pool>| pool.name() == devices.name || pool.devices.layout.pool == devices.layout.pool;
         if let Some(pool) = self.pools().iter().find(|pool| taken(pool)) {
@@ -62,15 +66,7 @@ impl Appliance {
                     .hint("close that one first: stillpoint pool close NAME")
             });
         }
-        let claim = || {
-            let devices = devices.clone();
-            patience::beside_for(CLAIM_LIMIT, "opening devices", move || {
-                devices
-                    .claim(DeviceFile::open)
-                    .map_err(|error| device_error(&error))
-            })
-        };
-        let files = patience::unless_in_use(claim).await?;
+        let files = patience::unless_in_use(|| claim(&devices)).await?;
         label::check_sizes(&devices, &files)?;
         let is_newest = self.is_newest(&devices);
         self.check_degraded(&devices, degraded)?;
@@ -382,6 +378,31 @@ impl Appliance {
             scrub: None,
         }
     }
+}
+
+/// Opens and claims the devices of a pool that are there, each by itself: one that does not answer goes on holding no other.
+async fn claim(devices: &PoolDevices) -> Result<Arc<PoolFiles>> {
+    let until = Instant::now() + CLAIM_LIMIT;
+    let claims = devices.paths.iter().map(|path| {
+        let is_there = !path.as_os_str().is_empty();
+        let path = path.clone();
+        is_there.then(|| tokio::task::spawn_blocking(move || DeviceFile::open(&path)))
+    });
+    // All have begun before one is waited for, and all have ended before another try begins.
+    let claims: Vec<_> = claims.collect();
+    let mut files = Vec::with_capacity(claims.len());
+    for (claim, path) in claims.into_iter().zip(&devices.paths) {
+        files.push(match claim {
+            None => Ok(None),
+            Some(claim) => match tokio::time::timeout_at(until, claim).await {
+                Err(_) => Err(silence(path, CLAIM_LIMIT)),
+                Ok(Err(error)) => Err(Error::failure(format!("opening {}: {error}", path.display()))),
+                Ok(Ok(opened)) => opened.map(Some).map_err(|error| device_error(&error)),
+            },
+        });
+    }
+    let files = files.into_iter().collect::<Result<_>>()?;
+    Ok(PoolFiles::with_missing(files))
 }
 
 /// Why the shards of a pool were not opened.

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::start::silence;
 use super::{Appliance, Degraded, FailedPool, device_error};
 use crate::api::model::ReplaceDevice;
 use crate::error::{Error, ErrorKind, Result};
@@ -82,6 +83,16 @@ struct Seen {
     too_small: Option<String>,
     /// Somebody was told of that.
     is_told: bool,
+}
+
+impl Seen {
+    /// Whether it lies where one of this pool's devices was, and nobody knows what of that is left.
+    fn is_unusable(&self, id: &str) -> bool {
+        match &self.of {
+            Some(of) => of.pool == id && self.too_small.is_some(),
+            None => true,
+        }
+    }
 }
 
 /// What a label says of its device.
@@ -236,7 +247,7 @@ impl Appliance {
                 let returned = returned.map(|(path, _)| path.clone()).collect();
                 self.reopen(waiting, &paths, returned).await
             }
-            None => self.open_failed(&waiting.known.id, &paths).await,
+            None => self.open_failed(&waiting.known.id, &paths, search).await,
         };
         match result {
             Ok(()) => {
@@ -246,6 +257,13 @@ impl Appliance {
             // Somebody looks at it, or has it for now.
             Err(error) if error.kind == ErrorKind::Conflict => {
                 tracing::debug!("pool {name} waits: {error}");
+            }
+            // Something fell silent that had just answered: it is not there until it answers again.
+            Err(error) if error.kind == ErrorKind::Unavailable => {
+                tracing::debug!("pool {name} waits: {error}");
+                for (path, _) in found {
+                    search.seen.remove(&path);
+                }
             }
             Err(error) => {
                 tracing::warn!("pool {name} cannot be opened with the devices that are there now: {error}");
@@ -356,17 +374,13 @@ impl Appliance {
         });
         let mut answers = self.asking.claims.ask(claims.collect(), CLAIM_LIMIT).await;
         paths.into_iter().try_for_each(|path| {
-            answers.remove(&path).unwrap_or_else(|| {
-                let (path, limit_s) = (path.display(), CLAIM_LIMIT.as_secs());
-                Err(Error::conflict(format!(
-                    "{path} was not opened within {limit_s} s"
-                )))
-            })
+            let silent = || Err(silence(&path, CLAIM_LIMIT));
+            answers.remove(&path).unwrap_or_else(silent)
         })
     }
 
     /// Opens a pool that could not be opened before.
-    async fn open_failed(&self, id: &str, paths: &[PathBuf]) -> Result<()> {
+    async fn open_failed(&self, id: &str, paths: &[PathBuf], search: &Search) -> Result<()> {
         self.claimable(paths.to_vec()).await?;
         // A pool with mirrors may do without some; where they were is not forgotten.
         let mut all = paths.to_vec();
@@ -386,7 +400,13 @@ impl Appliance {
             let exist = self.asking.existence.ask(exist.collect(), LOOK_LIMIT).await;
             for path in others {
                 match exist.get(&path) {
-                    Some(true) => {}
+                    Some(true) => match search.seen.get(&path) {
+                        // It has not said what it is.
+                        None => silent.push(path),
+                        Some(seen) if seen.is_unusable(id) => all.push(path),
+                        // A device of others, or one that is used by another name.
+                        Some(_) => {}
+                    },
                     Some(false) => all.push(path),
                     None => silent.push(path),
                 }

@@ -89,6 +89,8 @@ impl Pool {
                 format!("stillpoint pool scrub {name} --resume lets it go on, --stop ends it"),
             )),
             Some(Stands::Stopped | Stands::Done) | None => {
+                // The end of the one before may not have been told yet.
+                self.scrub_changed().await;
                 self.run_all(self.every_shard(|_| ShardCommand::Scrub { rate_bytes_per_s }))
                     .await?;
                 self.tell(EventKind::ScrubStarted, "", "a scrub begins");
