@@ -395,7 +395,8 @@ async fn claim(devices: &PoolDevices) -> Result<Arc<PoolFiles>> {
         files.push(match claim {
             None => Ok(None),
             Some(claim) => match tokio::time::timeout_at(until, claim).await {
-                Err(_) => Err(silence(path, CLAIM_LIMIT)),
+                // Whatever the others say: it is not tried again at once.
+                Err(_) => return Err(silence(path, CLAIM_LIMIT)),
                 Ok(Err(error)) => Err(Error::failure(format!("opening {}: {error}", path.display()))),
                 Ok(Ok(opened)) => opened.map(Some).map_err(|error| device_error(&error)),
             },
