@@ -31,7 +31,7 @@ impl Appliance {
     /// Makes a pool and opens it.
     ///
     /// # Errors
-    /// Usage, conflict if the name is taken or a device in use or not empty, failure.
+    /// Usage, conflict if the name is taken or a device in use or not empty, failure; unavailable if a device does not answer.
     pub async fn create_pool(&self, request: &CreatePool) -> Result<Arc<Pool>> {
         name::check_pool(&request.name)?;
         let named: Vec<PathBuf> = request.devices.iter().map(PathBuf::from).collect();

@@ -33,7 +33,7 @@ use stillpoint_hw::discovery::Machine;
 /// The pause between two looks.
 pub(crate) const PERIOD: Duration = Duration::from_secs(2);
 /// So long a look waits for a path: what has not answered by then is not there, until it has.
-pub(crate) const LOOK_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const LOOK_LIMIT: Duration = Duration::from_secs(5);
 /// So long what was found, or named, is waited for when it is opened.
 pub(super) const CLAIM_LIMIT: Duration = Duration::from_secs(30);
 

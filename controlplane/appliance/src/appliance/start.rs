@@ -79,7 +79,7 @@ impl Appliance {
     /// Opens a pool.
     ///
     /// # Errors
-    /// Conflict if it is open already or a device is in use; failure if it cannot be read.
+    /// Conflict if it is open already or a device is in use; failure if it cannot be read; unavailable if a device does not answer.
     pub async fn open_pool(&self, paths: &[PathBuf], degraded: Degraded) -> Result<Arc<Pool>> {
         self.check_answering(paths).await?;
         self.open_answering(paths, degraded).await
